@@ -1,0 +1,172 @@
+"""The values that travel between cores, daemons and clients: members, needs, run lists, stories.
+
+All are frozen msgspec structs, so one definition serves the cores, the wire and `--json`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+# A run list stands for task indices compactly: [(start, count), ...], ascending and disjoint.
+Runs = list[tuple[int, int]]
+
+
+def runs_of(indices: Iterable[int]) -> Runs:
+    """Compress ascending indices: `runs_of([0, 1, 2, 7]) == [(0, 3), (7, 1)]`."""
+    runs: Runs = []
+    for index in indices:
+        if runs and runs[-1][0] + runs[-1][1] == index:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((index, 1))
+    return runs
+
+
+def indices_of(runs: Runs) -> Iterator[int]:
+    """The indices that a run list stands for, in order."""
+    for start, count in runs:
+        yield from range(start, start + count)
+
+
+def count_of(runs: Runs) -> int:
+    """How many indices a run list stands for."""
+    return sum(count for _, count in runs)
+
+
+class MemberState(enum.StrEnum):
+    """What the cluster believes of a node."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """What must agree, or be known, before code can travel between two machines. Empty string: not installed."""
+
+    kos: str
+    wire: int
+    python: str  # "3.11.7"
+    numpy: str
+    cloudpickle: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """A node's gossiped load. Counts are of slots and tasks; percentages are of the whole machine."""
+
+    running: int = 0
+    queued: int = 0
+    cpu_percent: float = 0.0
+    memory_percent: float = 0.0
+    memory_available_bytes: int = 0
+    dropped_frames: int = 0  # malformed, oversized or unauthenticated frames since the start
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One node of the cluster. The control port is `port`; the bulk port is always the next one."""
+
+    id: str
+    name: str
+    host: str
+    port: int
+    slots: int
+    versions: Versions
+    incarnation: int  # grows with each start of the daemon; an older one's messages are stale
+    state: MemberState = MemberState.ALIVE
+    founder: bool = False
+    pid: int = 0
+    boot_id: str = ""  # the machine's boot, to tell whether `pid` is on this machine
+    memory_bytes: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def bulk_port(self) -> int:
+        return self.port + 1
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What one task needs of a node."""
+
+    cpus: int = 1
+    memory_bytes: int = 0
+    on: str = ""  # a node's name; empty: any
+    modules: tuple[str, ...] = ()  # top-level installed packages that its code imports; preferred, not required
+
+
+class TaskState(enum.StrEnum):
+    """Where a task is in its life. The last three are final."""
+
+    WAITING = "waiting"
+    SENT = "sent"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class AttemptEnd(enum.StrEnum):
+    """How one attempt at a task ended."""
+
+    OPEN = "open"
+    DONE = "done"
+    FAILED = "failed"  # the task raised
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    WORKER_LOST = "worker-lost"
+    NODE_LOST = "node-lost"
+    OUT_OF_MEMORY = "out-of-memory"
+    RETURNED = "returned"  # came back without having started
+
+
+class Cause(enum.StrEnum):
+    """Why a node lost or stopped a task."""
+
+    WORKER_DIED = "worker-died"
+    OUT_OF_MEMORY = "out-of-memory"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    STOPPING = "stopping"  # the node is being shut down
+    SET_UP = "set-up"  # the worker could not be set up for it; not retried
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One try at one task. `started_s` is None when it is not known to have started. Times are Unix seconds."""
+
+    number: int
+    node: str
+    sent_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    end: AttemptEnd = AttemptEnd.OPEN
+    cause: str = ""
+
+
+class Story(msgspec.Struct, frozen=True):
+    """A task's history: every attempt, in order."""
+
+    task: str  # "JOB.INDEX"
+    name: str
+    state: TaskState
+    attempts: tuple[Attempt, ...]
+
+
+class JobSummary(msgspec.Struct, frozen=True):
+    """One job as `kos ps` lists it."""
+
+    job: str
+    name: str
+    user: str
+    total: int
+    done: int
+    failed: int
+    running: int
+    since_s: float
+    nodes: tuple[str, ...] = ()
+    parent: str = ""  # the task that submitted it, or empty

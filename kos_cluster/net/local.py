@@ -1,0 +1,153 @@
+"""Messages between a daemon and its own processes: the fork server (a socket pair) and the workers (`ipc://`).
+
+Rules: these never leave the machine. Payload frames are opaque to the daemon. All structs are tagged, so each direction
+is one union and one decoder.
+
+Fork server: a SOCK_SEQPACKET pair, one MessagePack struct a packet. `Spawn` carries three descriptors (SCM_RIGHTS):
+the worker's stdout, its stderr and its progress memfd. A worker's progress memfd is 16 bytes: little-endian u64 batch,
+u64 position, written before each task starts, so that the daemon knows after a SIGKILL which tasks may have run.
+
+Workers: a DEALER whose routing id is the random secret it was spawned with; the daemon drops any other. Frame 0 is
+the struct, further frames are payloads as each struct says.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from kos_cluster.core.records import Runs
+
+# ---- daemon -> fork server
+
+
+class Spawn(msgspec.Struct, frozen=True, tag=True):
+    """Fork a worker. It connects to `socket` (an ipc:// address) with `secret` (hex) as its routing id."""
+
+    worker: int
+    secret: str
+    socket: str
+    spool: str  # the folder where it writes results of 1 MiB and more
+    environ: dict[str, str]  # set on top of the fork server's own
+    cwd: str
+
+
+class Preload(msgspec.Struct, frozen=True, tag=True):
+    """Import these modules in the fork server, when idle, so that later workers have them warm. Failure is reported."""
+
+    modules: list[str]
+
+
+# ---- fork server -> daemon
+
+
+class Forked(msgspec.Struct, frozen=True, tag=True):
+    worker: int
+    pid: int
+
+
+class Exited(msgspec.Struct, frozen=True, tag=True):
+    """A worker ended. `status` is that of os.waitpid; `out_of_memory` is true only where the kernel's counters moved."""
+
+    worker: int
+    status: int
+    out_of_memory: bool
+
+
+class Warm(msgspec.Struct, frozen=True, tag=True):
+    """The fork server is ready (no modules), or has tried these; `failed` maps a module to why it did not import."""
+
+    modules: list[str]
+    failed: dict[str, str]
+
+
+# ---- daemon -> worker
+
+
+class Part(msgspec.Struct, frozen=True, tag=True):
+    """A content-addressed part (function, environment, module, workspace, large argument).
+
+    Its bytes are frame 1, or the file at `path`, which stays for the worker's life, when `path` is not empty.
+    """
+
+    hash: str
+    path: str = ""
+
+
+class Run(msgspec.Struct, frozen=True, tag=True):
+    """Run tasks. Frame 1 is a MessagePack list of pickled `(args, kwargs)`, one a task, in the order of `runs`.
+
+    A task whose index is in `large` has an empty entry there; its pickle is the part of that hash.
+    """
+
+    batch: int
+    job: str
+    runs: Runs
+    attempt: int
+    fn: str  # part hash: cloudpickled callable
+    env: str  # part hash: msgpack `Environment`, or empty for the plain one
+    node: str  # this node's name, for KOS_NODE
+    large: dict[int, str] = {}
+    seed: int | None = None
+
+
+class Displayed(msgspec.Struct, frozen=True, tag=True):
+    """The daemon has taken a `Display`, and all output before it; the worker may go on."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End: no more work will come."""
+
+
+# ---- worker -> daemon
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    pid: int
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """Outcomes of some tasks of the batch. Frame 1: MessagePack list of pickles, in the order of `runs`.
+
+    An index in `failed` has a pickled `tasks.failures.Failure` as its outcome. An index in `large` has an empty entry; its
+    outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in user code on these.
+    `last` is true when the batch is finished and the worker is idle again. `retire`: the worker must not be used again.
+    """
+
+    batch: int
+    runs: Runs
+    failed: list[int]
+    large: dict[int, tuple[str, int]]
+    elapsed_s: float
+    last: bool
+    retire: bool = False
+
+
+class Display(msgspec.Struct, frozen=True, tag=True):
+    """A rich display made by the running task. Frame 1: JSON of the sink's `display` call. Wait for `Displayed`."""
+
+    batch: int
+    index: int
+
+
+ToForkServer = Spawn | Preload
+FromForkServer = Forked | Exited | Warm
+ToWorker = Part | Run | Displayed | Stop
+FromWorker = Ready | Done | Display
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """How a worker must be set up before it may run a task; part of the worker's identity, by content hash.
+
+    A worker takes one environment in its life; work for another goes to another worker.
+    """
+
+    modules: dict[str, str] = {}  # local module name -> part hash of msgpack [relative path, is_package, source]
+    main: str = ""  # path, relative to the workspace, of the script to load once as __mp_main__
+    workspace: str = ""  # part hash of a workspace archive to unpack and work in
+    environ: dict[str, str] = {}
+    threads: int = 1  # OMP_NUM_THREADS and its kin
+    initializer: str = ""  # part hash: cloudpickled (callable, args)
+    cwd: str = ""  # used when there is no workspace and the folder exists on the node
+    sys_path: list[str] = []  # put in front of sys.path
+    fresh: bool = False  # the worker serves one batch and retires
+    token: str = ""  # makes two otherwise equal environments distinct (one executor's workers from another's)

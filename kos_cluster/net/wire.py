@@ -1,0 +1,322 @@
+"""The control wire format: what daemons and clients say to each other over CURVE.
+
+Theory of operation. A message is one header frame and any number of opaque payload frames. The header is two bytes, `K` and
+the wire version, then one MessagePack struct tagged with its kind. A daemon never unpickles a payload frame.
+
+Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing here relies on a message arriving:
+an owner repeats what it holds to be outstanding in `OwnerBeat`, and the node answers what it does not know and
+sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
+
+Limits: `MESSAGE_LIMIT_BYTES` for all frames of a message together; payloads of `BULK_BYTES` and more travel over TLS streams.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kos_cluster.core.records import Cause, JobSummary, Load, Member, Needs, Runs, Versions
+from kos_cluster.errors import ProtocolError
+
+WIRE_VERSION = 1
+BULK_BYTES = 1 << 20  # payloads of this size and more go over the bulk port
+MESSAGE_LIMIT_BYTES = 16 << 20  # of one message on a control socket
+FRAMES_LIMIT = 16  # frames of one message
+_MAGIC = bytes((ord("K"), WIRE_VERSION))
+
+
+class Hello(msgspec.Struct, frozen=True, tag="HELLO"):
+    """A peer's first message on a link. `instance` is random per process; an owner is (authenticated identity, instance).
+
+    `pid` with `boot_id` and `pid_namespace` lets a node on the same machine watch the client's process.
+    """
+
+    instance: str
+    versions: Versions
+    pid: int
+    boot_id: str
+    pid_namespace: int
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="WELCOME"):
+    """A node's answer: who it is, what it has installed (top-level package -> version)."""
+
+    member: Member
+    packages: dict[str, str]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
+    """A node to the registry's keeper, each `HEARTBEAT_S`: alive, with its load and the view it has."""
+
+    member: Member
+    load: Load
+    view: int
+
+
+class SyncRequest(msgspec.Struct, frozen=True, tag="SYNC_REQUEST"):
+    """Ask for the membership view if it differs from version `view`."""
+
+    view: int
+
+
+class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
+    """The membership view. `members` is None when the receiver's version is current; loads always come, with ages."""
+
+    view: int
+    members: list[Member] | None
+    loads: dict[str, tuple[Load, float]]  # node id -> (load, age in seconds)
+
+
+class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
+    """Run tasks of one job. Frame 1: MessagePack list of pickled (args, kwargs), in the order of `runs`.
+
+    `parts` are the hashes (fn, env, and what they name, large arguments) that the node must hold before it starts; it
+    answers `Missing` for those it lacks. `history` gives earlier attempts' stories of these tasks for `kos story`.
+    """
+
+    batch: int
+    job: str
+    job_name: str
+    runs: Runs
+    attempt: int
+    fn: str
+    env: str
+    parts: list[str]
+    needs: Needs
+    large: dict[int, str] = {}
+    threads: int = 1
+    fresh: bool = False
+    timeout_s: float | None = None
+    seed: int | None = None
+    parent: str = ""
+    history: dict[int, list[str]] = {}
+
+
+class Missing(msgspec.Struct, frozen=True, tag="MISSING"):
+    """The node lacks these parts for a batch that it holds back until they come."""
+
+    batch: int
+    hashes: list[str]
+
+
+class PutPart(msgspec.Struct, frozen=True, tag="PART"):
+    """A part under `BULK_BYTES`; frame 1 is its bytes. Larger ones are put over the bulk port."""
+
+    hash: str
+
+
+class Refused(msgspec.Struct, frozen=True, tag="REFUSED"):
+    """The node will not take the batch (queue full, stopping). The owner places it elsewhere or later."""
+
+    batch: int
+    reason: str
+
+
+class Started(msgspec.Struct, frozen=True, tag="STARTED"):
+    """A batch is with a worker. Sent only when it has been for `STARTED_AFTER_S`, so small tasks cost no message."""
+
+    batches: list[int]
+
+
+class Result(msgspec.Struct, frozen=True, tag="RESULT"):
+    """Outcomes of some tasks of a batch; see `net.local.Done`. Repeated until the owner releases `serial`."""
+
+    batch: int
+    serial: int  # of this result among all of this node to this owner
+    runs: Runs
+    failed: list[int]
+    large: dict[int, tuple[str, int]]
+    elapsed_s: float
+    last: bool
+
+
+class Lost(msgspec.Struct, frozen=True, tag="LOST"):
+    """The rest of a batch will bring no outcome. `ran` may have run; `untouched` certainly did not. Repeated as Result is."""
+
+    batch: int
+    serial: int
+    ran: Runs
+    untouched: Runs
+    cause: Cause
+    detail: str
+    log_tail: str
+
+
+class Release(msgspec.Struct, frozen=True, tag="RELEASE"):
+    """The owner has these results and losses (by serial), and has fetched or dropped their large outcomes."""
+
+    serials: list[int]
+
+
+class Output(msgspec.Struct, frozen=True, tag="OUTPUT"):
+    """Bytes that a task wrote; frame 1. `stream` is "stdout" or "stderr"."""
+
+    batch: int
+    job: str
+    index: int
+    attempt: int
+    stream: str
+
+
+class Displays(msgspec.Struct, frozen=True, tag="DISPLAY"):
+    """A rich display that a task made; frame 1 is JSON."""
+
+    batch: int
+    job: str
+    index: int
+    attempt: int
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="CANCEL"):
+    """Stop these batches of the sender: queued ones are dropped, running ones interrupted, then killed."""
+
+    batches: list[int]
+
+
+class CancelWanted(msgspec.Struct, frozen=True, tag="CANCEL_WANTED"):
+    """A node tells the owner that somebody entitled asked to cancel its job (or one task of it)."""
+
+    job: str
+    index: int | None
+    by: str
+
+
+class OwnerBeat(msgspec.Struct, frozen=True, tag="OWNER_BEAT"):
+    """An owner to each node that holds work of it, each second: what it holds to be outstanding there, and its jobs."""
+
+    view: int
+    outstanding: list[int]
+    jobs: list[JobSummary]
+
+
+class NodeBeat(msgspec.Struct, frozen=True, tag="NODE_BEAT"):
+    """The answer: which incarnation speaks, and which of the batches it does not know (send them again)."""
+
+    incarnation: int
+    load: Load
+    unknown: list[int]
+
+
+class Waits(msgspec.Struct, frozen=True, tag="WAITS"):
+    """From code inside a task: it waits for other tasks (its slot may be lent), or no longer does."""
+
+    task: str
+    attempt: int
+    waiting: bool
+
+
+class Goodbye(msgspec.Struct, frozen=True, tag="GOODBYE"):
+    """The owner ends cleanly: its work may be dropped at once."""
+
+
+class Leaving(msgspec.Struct, frozen=True, tag="LEAVING"):
+    """A node to the registry's keeper: it stops; for good when `left` is true."""
+
+    left: bool
+
+
+# ---- requests and replies
+
+
+class Nodes(msgspec.Struct, frozen=True, tag=True):
+    """The members with their loads and ages. Reply: SyncData."""
+
+
+class Jobs(msgspec.Struct, frozen=True, tag=True):
+    """Jobs known to this node. Reply: list[JobSummary]."""
+
+
+class Logs(msgspec.Struct, frozen=True, tag=True):
+    """The last output kept here of a job or task. Reply: list[tuple[str task, bytes]]."""
+
+    id: str
+
+
+class Stories(msgspec.Struct, frozen=True, tag=True):
+    """What this node knows of a job's or task's attempts. Reply: list[Story]."""
+
+    id: str
+
+
+class CancelWork(msgspec.Struct, frozen=True, tag=True):
+    """Cancel a job or task wherever it is known. Reply: bool, whether it was known here."""
+
+    id: str
+
+
+class MintToken(msgspec.Struct, frozen=True, tag=True):
+    """Make a join token. Reply: str. Only the registry's keeper can; others answer with an error that names it."""
+
+    role: str
+    ttl_s: float
+
+
+class StopNode(msgspec.Struct, frozen=True, tag=True):
+    """Stop the daemon. Reply: bool."""
+
+
+Asked = Nodes | Jobs | Logs | Stories | CancelWork | MintToken | StopNode
+
+
+class Request(msgspec.Struct, frozen=True, tag="REQUEST"):
+    id: int
+    ask: Asked
+
+
+class Reply(msgspec.Struct, frozen=True, tag="REPLY"):
+    """`value` is MessagePack as the request's docstring says; `error` is (class name in kos_cluster.errors, message, hint)."""
+
+    id: int
+    value: msgspec.Raw = msgspec.Raw(b"\xc0")
+    error: tuple[str, str, str] | None = None
+
+
+Message = (
+    Hello
+    | Welcome
+    | Heartbeat
+    | SyncRequest
+    | SyncData
+    | Exec
+    | Missing
+    | PutPart
+    | Refused
+    | Started
+    | Result
+    | Lost
+    | Release
+    | Output
+    | Displays
+    | Cancel
+    | CancelWanted
+    | OwnerBeat
+    | NodeBeat
+    | Waits
+    | Goodbye
+    | Leaving
+    | Request
+    | Reply
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The header frame of a message."""
+    return _MAGIC + _encoder.encode(message)
+
+
+def decode(header: bytes | memoryview) -> Message:
+    """The message of a header frame. Raises ProtocolError for anything that is not one."""
+    view = memoryview(header)
+    if len(view) < 2 or view[0] != _MAGIC[0]:
+        raise ProtocolError("A frame arrived that is not KOS's wire format.")
+    if view[1] != WIRE_VERSION:
+        raise ProtocolError(f"A peer speaks wire version {view[1]}, this side {WIRE_VERSION}.")
+    try:
+        message: Message = _decoder.decode(view[2:])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"A malformed message arrived: {error}.") from error
+    return message

@@ -1,0 +1,1 @@
+"""Services built on the mesh: benchmarks today; engines, metrics and reports later."""

@@ -1,0 +1,1 @@
+"""Tasks: the owner's side (clusters, futures, executors) and the worker's side (fork server, worker, scripts)."""

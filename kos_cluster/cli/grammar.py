@@ -1,0 +1,209 @@
+"""The one grammar of KOS: what `kos` and the `%kos` magics understand.
+
+Rules: building and parsing have no effect. A parser never prints and never ends the process: a mistake raises UsageError,
+`--help` and `--version` raise `Shown` with the text to print. Parsed arguments carry `action`, the command's one
+name whichever form was typed (`kos cluster nodes` and `kos nodes` are both "nodes").
+Everything from the first word of a command to run onwards belongs to that command, options included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from kos_cluster.cli.quantities import address, count, count_or_zero, duration, size, variable
+from kos_cluster.errors import UsageError
+
+TOKEN_TTL_LIMIT_S = 24 * 3600.0
+ROLES = ("node", "client", "observer", "admin")
+PEERS = ("dask", "ray", "ipyparallel", "loky")
+
+
+class Shown(Exception):
+    """`--help` or `--version` was asked; `text` is the answer."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class _ShowHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        raise Shown(parser.format_help())
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        from kos_cluster.net.wire import WIRE_VERSION
+
+        raise Shown(f"kos {version('kos-cluster')} (wire {WIRE_VERSION}, Python {platform.python_version()})\n")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises instead of printing and exiting."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, add_help=False, allow_abbrev=False, **kwargs)
+        self.add_argument("-h", "--help", action=_ShowHelp, nargs=0, default=argparse.SUPPRESS, help="show this help")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"Type '{self.prog} --help'.")
+
+
+class _Commands:
+    """Adds sub-commands that all take `--cluster`, and gives each its action."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._sub: argparse._SubParsersAction[Parser] = parser.add_subparsers(
+            metavar="COMMAND", required=True, dest="_command"
+        )
+
+    def add(self, name: str, summary: str, action: str = "") -> Parser:
+        parser = self._sub.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
+        if action:
+            _add_cluster(parser, argparse.SUPPRESS)
+            parser.set_defaults(action=action)
+        return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole grammar."""
+    parser = Parser(prog="kos", description="Turns the machines on a desk, in a lab or in a rack into one computer.")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, default=argparse.SUPPRESS, help="show the version")
+    _add_cluster(parser, None)
+    commands = _Commands(parser)
+    _add_local(commands)
+    _add_cluster_commands(_Commands(commands.add("cluster", "form, join and look at a cluster, and run on it")))
+    _add_run(commands)
+    _add_looking(commands)
+    _add_work(commands)
+    _add_bench(commands)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line without the leading `kos`. Raises UsageError, or Shown for `--help` and `--version`."""
+    parsed = build_parser().parse_args(argv)
+    if getattr(parsed, "argv", None) and parsed.argv[0] == "--":
+        del parsed.argv[0]
+    return parsed
+
+
+def _add_cluster(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--cluster",
+        metavar="NAME",
+        default=default,
+        help="the cluster to use, when this machine is in several (also: KOS_CLUSTER)",
+    )
+
+
+def _add_json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
+def _add_local(commands: _Commands) -> None:
+    up = commands.add("up", "start a cluster on this machine, or this machine's part of one that it is in", "up")
+    up.add_argument("-n", dest="count", type=count, metavar="N", help="how many nodes (default: one a core, at most 4)")
+    commands.add("down", "stop this machine's nodes and leave nothing of them behind", "down")
+    node = commands.add("node", "run this machine's node in the foreground, for a service manager", "node")
+    node.add_argument("--name", metavar="NODE", help="which one, when this machine has several")
+
+
+def _add_cluster_commands(commands: _Commands) -> None:
+    create = commands.add("create", "found a cluster; this machine is its first node", "create")
+    create.add_argument("name", metavar="NAME", help="the cluster's name")
+    _add_placement(create)
+    token = commands.add("token", "make a token with which one machine or user can join", "token")
+    token.add_argument("--role", choices=ROLES, default="node", help="what the joiner may do (default: node)")
+    token.add_argument("--ttl", type=_ttl, default=TOKEN_TTL_LIMIT_S, metavar="TIME", help="how long it is good (24h)")
+    _add_json(token)
+    join = commands.add("join", "join a cluster with a token", "join")
+    join.add_argument("name", metavar="NAME", help="the cluster's name")
+    join.add_argument("host", metavar="HOST[:PORT]", type=address, nargs="?", help="a node of it (default: by beacon)")
+    join.add_argument("--token", metavar="TOKEN", help="the token (default: KOS_TOKEN, else asked for)")
+    _add_placement(join)
+    commands.add("leave", "leave the cluster for good", "leave")
+    _add_looking(commands)
+    execute = commands.add("exec", "run a shell command on one node", "exec")
+    execute.add_argument("node", metavar="NODE", help="the node's name")
+    execute.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command")
+    _add_run(commands)
+
+
+def _add_placement(parser: Parser) -> None:
+    parser.add_argument("--listen", metavar="HOST[:PORT]", type=address, help="where to listen (default: 0.0.0.0:7567)")
+    parser.add_argument("--name", dest="node", metavar="NODE", help="this node's name (default: the host's)")
+
+
+def _add_looking(commands: _Commands) -> None:
+    _add_json(commands.add("status", "show the cluster's state, and what a loss would mean", "status"))
+    _add_json(commands.add("nodes", "list the cluster's nodes", "nodes"))
+
+
+def _add_run(commands: _Commands) -> None:
+    run = commands.add("run", "run a command on the cluster, or with --distribute a Python script across it", "run")
+    run.add_argument("--distribute", action="store_true", help="run a Python script (or a cell) across the cluster")
+    run.add_argument("--on", default="", metavar="NODE", help="run on this node")
+    run.add_argument("--cpus", type=count, default=1, metavar="C", help="cores that it needs (default: 1)")
+    run.add_argument("--memory", type=size, default=0, metavar="M", help="memory that it needs, for example 8G")
+    run.add_argument("--timeout", type=duration, metavar="TIME", help="stop it after this time, for example 15m")
+    run.add_argument("--retries", type=count_or_zero, metavar="N", help="run it again after a lost node or worker")
+    run.add_argument(
+        "--env",
+        type=variable,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take this environment variable along (NAME=VALUE sets it); may be repeated",
+    )
+    run.add_argument("--no-redirect", action="store_true", help="leave the script's ProcessPoolExecutor on its node")
+    run.add_argument("--over", metavar="NAME", help="in %%%%kos run: run the cell once for each element of NAME")
+    run.add_argument("--out", metavar="NAME", help="in %%%%kos run: the list of the cell's last expressions")
+    run.add_argument("--seed", type=count_or_zero, metavar="N", help="in %%%%kos run: make random numbers repeatable")
+    run.add_argument(
+        "argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command, or [python] script.py args"
+    )
+
+
+def _add_work(commands: _Commands) -> None:
+    _add_json(commands.add("ps", "list the jobs that run", "ps"))
+    cancel = commands.add("cancel", "stop a job or a task everywhere", "cancel")
+    _add_id(cancel)
+    logs = commands.add("logs", "print the last output of a job or a task", "logs")
+    _add_id(logs)
+    _add_json(logs)
+    story = commands.add("story", "tell what happened to a job's tasks: attempts, nodes, causes", "story")
+    _add_id(story)
+    _add_json(story)
+
+
+def _add_id(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="a job, or one task of it as JOB.INDEX")
+
+
+def _add_bench(commands: _Commands) -> None:
+    bench = commands.add("bench", "measure KOS and its peers on this machine, on the same work", "bench")
+    bench.add_argument("--peers", type=_peers, default=PEERS, metavar="LIST", help=f"any of {','.join(PEERS)}; or none")
+    bench.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
+    bench.add_argument("--quick", action="store_true", help="less work, for a first look")
+
+
+def _ttl(text: str) -> float:
+    seconds = duration(text)
+    if seconds > TOKEN_TTL_LIMIT_S:
+        raise argparse.ArgumentTypeError(f"a token is good for at most 24h, not {text}")
+    return seconds
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name and name != "none")
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a known peer; choose from {', '.join(PEERS)}")
+    return names

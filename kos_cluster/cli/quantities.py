@@ -1,0 +1,63 @@
+"""Durations, sizes, counts and addresses as people type them, turned into numbers.
+
+Rules: pure functions of a string. What is wrong is said in one sentence, as ArgumentTypeError, which argparse names the
+option for.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+PORT_LIMIT = 65534  # the bulk port is the next one
+
+
+def duration(text: str) -> float:
+    """Seconds of "90", "90s", "15m", "24h" or "1d"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if match is None or float(match[1]) == 0:
+        raise ArgumentTypeError(f"{text!r} is not a duration; write for example 90s, 15m or 24h")
+    return float(match[1]) * SECONDS[match[2] or "s"]
+
+
+def size(text: str) -> int:
+    """Bytes of "512M", "8G", "8GiB" or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise ArgumentTypeError(f"{text!r} is not a size; write for example 512M or 8G")
+    return int(float(match[1]) * BYTES[match[2]])
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def count_or_zero(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isascii() or not text.isdigit():
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def address(text: str) -> tuple[str, int | None]:
+    """Host and port of "HOST", "HOST:PORT" or "[IPV6]:PORT"; the port is None when it is not given."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%]+)\]|([^:\[\]\s/]+))(?::(\d+))?", text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r} is not an address; write HOST or HOST:PORT")
+    port = int(match[3]) if match[3] else None
+    if port is not None and not 1 <= port <= PORT_LIMIT:
+        raise ArgumentTypeError(f"{port} cannot be a node's port; use one of 1 to {PORT_LIMIT}")
+    return match[1] or match[2], port
+
+
+def variable(text: str) -> tuple[str, str | None]:
+    """Name and value of an environment variable: "NAME" (the value is taken from here) or "NAME=VALUE"."""
+    name, equals, value = text.partition("=")
+    if not name.isidentifier():
+        raise ArgumentTypeError(f"{name!r} is not the name of an environment variable")
+    return name, value if equals else None

@@ -1,0 +1,37 @@
+"""KOS: the machines on a desk, in a lab or in a rack as one computer for a notebook.
+
+    import kos_cluster as kos
+
+    cluster = kos.connect()
+    squares = list(cluster.map(lambda x: x * x, range(10)))
+
+What is named in `__all__` is the public interface; it is loaded when it is first used, so that importing the package is
+cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.cluster import Cluster, MapResult, connect
+    from kos_cluster.tasks.executor import Executor
+    from kos_cluster.tasks.futures import Future
+
+__version__ = "0.1.0"
+__all__ = ["Cluster", "Executor", "Future", "MapResult", "__version__", "connect"]
+
+_HOMES = {
+    "Cluster": "kos_cluster.tasks.cluster",
+    "MapResult": "kos_cluster.tasks.cluster",
+    "connect": "kos_cluster.tasks.cluster",
+    "Executor": "kos_cluster.tasks.executor",
+    "Future": "kos_cluster.tasks.futures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

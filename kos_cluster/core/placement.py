@@ -1,0 +1,99 @@
+"""Where a batch goes: a pure function of what the tasks need and what is known of the nodes. It tells its reasons.
+
+Rules. A node that can never run the task (wrong name, too few slots, too little memory) is told apart from one that
+cannot now. Among those that can, nodes with a free slot come before nodes that would queue, nodes with the needed packages
+before those without; the rest is decided by two random choices (M. Mitzenmacher, "The Power of Two Choices in
+Randomized Load Balancing", IEEE TPDS 12(10), 2001), because the knowledge may be old and owners place independently.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kos_cluster.core.records import Needs
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node as one owner sees it now. `in_flight` counts slots that this owner's own batches hold there."""
+
+    id: str
+    name: str
+    slots: int
+    in_flight: int
+    busy: int  # slots in use or waited for by anyone, as last gossiped
+    memory_bytes: int
+    memory_available_bytes: int
+    lacks: tuple[str, ...] = ()  # needed packages that are not installed there
+    refused: str = ""  # why it takes nothing at present; empty when it does
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """`node` is None when no node can take the batch now; `possible` is False when none ever can."""
+
+    node: str | None
+    possible: bool
+    reasons: tuple[str, ...]
+
+
+def place(needs: Needs, candidates: Sequence[Candidate], rng: random.Random, *, prefetch: bool) -> Placement:
+    """Choose a node for one batch. With `prefetch` a node whose slots are all in use may take one more batch a slot."""
+    reasons: list[str] = []
+    possible = False
+    best: list[Candidate] = []
+    best_rank: tuple[bool, bool] | None = None
+    for node in candidates:
+        never = why_never(needs, node)
+        if never:
+            reasons.append(f"{node.name}: {never}")
+            continue
+        possible = True
+        wait = _why_not_now(needs, node, prefetch)
+        if wait:
+            reasons.append(f"{node.name}: {wait}")
+            continue
+        rank = (node.in_flight + needs.cpus > node.slots, bool(node.lacks))
+        if best_rank is None or rank < best_rank:
+            best, best_rank = [node], rank
+        elif rank == best_rank:
+            best.append(node)
+    if not best:
+        return Placement(None, possible, tuple(reasons) or ("the cluster has no node that is alive",))
+    choices = best if len(best) <= 2 else rng.sample(best, 2)
+    chosen = min(choices, key=lambda node: (max(node.in_flight, node.busy) / node.slots, rng.random()))
+    return Placement(chosen.id, True, (f"{chosen.name}: {max(node_free(chosen), 0)} of {chosen.slots} slots free",))
+
+
+def node_free(node: Candidate) -> int:
+    """Slots that nobody is known to use."""
+    return node.slots - max(node.in_flight, node.busy)
+
+
+def why_never(needs: Needs, node: Candidate) -> str:
+    """Why a node can never run the task, or an empty string."""
+    if needs.on and needs.on not in (node.name, node.id):
+        return f"the task asks for {needs.on}"
+    if needs.cpus > node.slots:
+        return f"needs {needs.cpus} slots, it has {node.slots}"
+    if needs.memory_bytes and needs.memory_bytes > node.memory_bytes:
+        return f"needs {gib(needs.memory_bytes)}, it has {gib(node.memory_bytes)}"
+    return ""
+
+
+def _why_not_now(needs: Needs, node: Candidate, prefetch: bool) -> str:
+    if node.refused:
+        return node.refused
+    room = node.slots * (2 if prefetch else 1) - node.in_flight
+    if needs.cpus > room:
+        return f"all {node.slots} slots hold work of this owner"
+    if needs.memory_bytes and needs.memory_bytes > node.memory_available_bytes:
+        return f"needs {gib(needs.memory_bytes)}, {gib(node.memory_available_bytes)} is free"
+    return ""
+
+
+def gib(size_bytes: int) -> str:
+    """A size for people, in GiB with one decimal."""
+    return f"{size_bytes / 2**30:.1f} GiB"

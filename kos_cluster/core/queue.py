@@ -1,0 +1,483 @@
+"""A node's queue: batches in fair turns, slots, and the workers that serve them.
+
+Theory of operation. Batches wait in one line per (user, job); the lines take turns, so that a job of a million tasks
+does not starve another's single one. A batch leaves its line when slots are free and goes to an idle worker that is
+set up for its environment, to a blank one, or to a new one. A task that waits for other tasks lends its slots
+meanwhile, so that tasks may submit tasks without deadlock; when it goes on, the node is over its slots for a while.
+
+    batch     event                      next
+    -         Arrived, parts missing     held
+    -, held   parts complete             queued
+    queued    slots free, worker found   running
+    running   BatchDone                  gone
+    running   WorkerExited               gone, the owner is told (Lose)
+    queued    Cancel, OwnerGone          gone
+    running   Cancel, OwnerGone, late    stopping: interrupted, killed `GRACE_S` later
+
+Rules: workers are numbered by this machine; the runtime forks and ends them as told. A worker keeps one environment for
+life. Limits are named below; what is over them is refused, never dropped.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from kos_cluster.core.records import Cause
+
+QUEUE_LIMIT = 4096  # batches held, queued and running on one node
+OWNER_LIMIT = 256  # of them of one owner
+WORKERS_LIMIT = 128  # workers of one node, those whose slots are lent included
+GRACE_S = 0.4  # between interrupting a task and killing its worker
+
+Owner = tuple[str, str]  # (authenticated identity, instance of the client)
+Key = tuple[Owner, int]  # an owner's batch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpec:
+    """What the queue needs to know of a batch."""
+
+    key: Key
+    job: str
+    env: str  # hash of the environment that its worker must have
+    cpus: int = 1
+    fresh: bool = False  # its worker serves nothing else
+    timeout_s: float | None = None
+
+
+# ---- events
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A batch came; `held` while parts of it are missing."""
+
+    batch: BatchSpec
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PartsComplete:
+    """A held batch may start."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A forked worker has reported."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """A worker has finished its batch; it is idle again unless it retires."""
+
+    worker: int
+    retire: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """A worker's process ended."""
+
+    worker: int
+    out_of_memory: bool
+    detail: str  # "SIGKILL", "exit code 1"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelBatches:
+    """An owner wants its batches stopped."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerGone:
+    """An owner has ended; its work is of no use."""
+
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWaits:
+    """The running batch waits for tasks that it submitted, or goes on."""
+
+    key: Key
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The node stops: nothing more is taken, everything is given back."""
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Start a worker of this number."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Give a batch to a worker that is ready."""
+
+    worker: int
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Send SIGINT to a worker's process group."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Send SIGKILL to a worker's process group."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Tell an idle worker to end."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Tell the owner that its batch is not taken."""
+
+    key: Key
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """Tell the owner that the rest of its batch brings no outcome. `worker` is None when it never had one."""
+
+    key: Key
+    worker: int | None
+    cause: Cause
+    detail: str
+
+
+Event = (
+    Arrived
+    | PartsComplete
+    | WorkerReady
+    | BatchDone
+    | WorkerExited
+    | CancelBatches
+    | OwnerGone
+    | TaskWaits
+    | Stopping
+)
+Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | Lose
+
+
+# ---- state
+
+
+@dataclass(slots=True)
+class _Entry:
+    spec: BatchSpec
+    line: tuple[str, str]  # (user, job)
+    worker: int | None = None
+    waits: bool = False
+    deadline_s: float | None = None
+    stop: Cause | None = None  # why it is being stopped
+    kill_at_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    ready: bool = False
+    env: str | None = None  # None: blank
+    entry: _Entry | None = None
+    used: int = 0  # batches served
+    ending: bool = False
+
+
+@dataclass(slots=True)
+class _Lines:
+    """The waiting batches, one line per (user, job), in turn."""
+
+    lines: OrderedDict[tuple[str, str], deque[_Entry]] = field(default_factory=OrderedDict)
+
+    def add(self, entry: _Entry) -> None:
+        self.lines.setdefault(entry.line, deque()).append(entry)
+
+    def remove(self, entry: _Entry) -> None:
+        line = self.lines.get(entry.line)
+        if line is not None:
+            line.remove(entry)
+            if not line:
+                del self.lines[entry.line]
+
+    def next(self, room: int) -> _Entry | None:
+        """The first batch in turn that fits `room` slots; its line goes to the end."""
+        for key, line in self.lines.items():
+            if line[0].spec.cpus <= room:
+                entry = line.popleft()
+                if line:
+                    self.lines.move_to_end(key)
+                else:
+                    del self.lines[key]
+                return entry
+        return None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.lines.values()))
+
+
+class NodeQueue:
+    """The machine of one node with `slots` slots."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._entries: dict[Key, _Entry] = {}
+        self._by_owner: dict[Owner, set[Key]] = {}
+        self._lines = _Lines()
+        self._workers: dict[int, _Worker] = {}
+        self._next_worker = 1
+        self._in_use = 0
+        self._timed: dict[Key, _Entry] = {}  # entries with a deadline or a pending kill
+        self._stopping = False
+
+    def start(self) -> list[Effect]:
+        """Fork the first blank workers, so that the first task finds one."""
+        return [self._fork()[1] for _ in range(self.slots)]
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        match event:
+            case BatchDone(worker, retire):
+                self._done(worker, retire, effects)
+            case Arrived(batch, held):
+                self._arrive(batch, held, effects)
+            case PartsComplete(key):
+                if key in self._entries:
+                    self._lines.add(self._entries[key])
+            case WorkerReady(worker):
+                self._ready(worker, now, effects)
+            case WorkerExited():
+                self._exited(event, effects)
+            case CancelBatches(keys):
+                for key in keys:
+                    self._stop(key, Cause.CANCELLED, now, effects)
+            case OwnerGone(owner):
+                for key in sorted(self._by_owner.get(owner, ())):
+                    self._stop(key, Cause.CANCELLED, now, effects)
+            case TaskWaits(key, waiting):
+                self._task_waits(key, waiting)
+            case Stopping():
+                self._stopping = True
+                for key in sorted(self._entries):
+                    self._stop(key, Cause.STOPPING, now, effects)
+        self._schedule(now, effects)
+        return effects
+
+    def tick(self, now: float) -> list[Effect]:
+        """Stop what ran out of time, kill what did not stop."""
+        effects: list[Effect] = []
+        for key, entry in list(self._timed.items()):
+            if entry.kill_at_s is not None and now >= entry.kill_at_s and entry.worker is not None:
+                entry.kill_at_s = None
+                effects.append(Kill(entry.worker))
+            elif entry.deadline_s is not None and now >= entry.deadline_s:
+                entry.deadline_s = None
+                self._stop(key, Cause.TIMEOUT, now, effects)
+        return effects
+
+    # ---- what others may ask
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return self._in_use
+
+    @property
+    def queued(self) -> int:
+        """Batches that wait for a slot."""
+        return len(self._lines)
+
+    def knows(self, key: Key) -> bool:
+        return key in self._entries
+
+    def batch_of(self, worker: int) -> Key | None:
+        """The batch that a worker is serving."""
+        known = self._workers.get(worker)
+        return known.entry.spec.key if known and known.entry else None
+
+    def stopping(self, key: Key) -> Cause | None:
+        """Why a batch is being stopped, or None."""
+        entry = self._entries.get(key)
+        return entry.stop if entry else None
+
+    def next_timer_s(self) -> float | None:
+        """When `tick` has something to do, at the earliest."""
+        times = [t for e in self._timed.values() for t in (e.kill_at_s, e.deadline_s) if t is not None]
+        return min(times, default=None)
+
+    # ---- transitions
+
+    def _arrive(self, spec: BatchSpec, held: bool, effects: list[Effect]) -> None:
+        if spec.key in self._entries:
+            return
+        reason = self._why_refuse(spec)
+        if reason:
+            effects.append(Refuse(spec.key, reason))
+            return
+        owner = spec.key[0]
+        entry = _Entry(spec, (owner[0], spec.job))
+        self._entries[spec.key] = entry
+        self._by_owner.setdefault(owner, set()).add(spec.key)
+        if not held:
+            self._lines.add(entry)
+
+    def _why_refuse(self, spec: BatchSpec) -> str:
+        if self._stopping:
+            return "the node is stopping"
+        if spec.cpus > self.slots:
+            return f"it needs {spec.cpus} slots, the node has {self.slots}"
+        if len(self._entries) >= QUEUE_LIMIT:
+            return f"the node's queue is full ({QUEUE_LIMIT} batches)"
+        if len(self._by_owner.get(spec.key[0], ())) >= OWNER_LIMIT:
+            return f"the owner has {OWNER_LIMIT} batches here already"
+        return ""
+
+    def _ready(self, number: int, now: float, effects: list[Effect]) -> None:
+        worker = self._workers.get(number)
+        if worker is None:
+            return
+        worker.ready = True
+        if worker.entry is not None:
+            self._assign(worker, worker.entry, now, effects)
+
+    def _done(self, number: int, retire: bool, effects: list[Effect]) -> None:
+        worker = self._workers.get(number)
+        if worker is None or worker.entry is None:
+            return
+        entry, worker.entry = worker.entry, None
+        self._forget(entry)
+        if retire or entry.spec.fresh:
+            worker.ending = True
+            effects.append(Retire(number))
+
+    def _exited(self, event: WorkerExited, effects: list[Effect]) -> None:
+        worker = self._workers.pop(event.worker, None)
+        if worker is None or worker.entry is None:
+            return
+        entry = worker.entry
+        cause = entry.stop or (Cause.OUT_OF_MEMORY if event.out_of_memory else Cause.WORKER_DIED)
+        self._forget(entry)
+        effects.append(Lose(entry.spec.key, event.worker, cause, event.detail))
+
+    def _stop(self, key: Key, cause: Cause, now: float, effects: list[Effect]) -> None:
+        entry = self._entries.get(key)
+        if entry is None or entry.stop is not None:
+            return
+        worker = self._workers.get(entry.worker) if entry.worker is not None else None
+        if worker is None or not worker.ready:
+            if worker is not None:  # forked for it, not yet set up
+                worker.entry = worker.env = None
+            else:
+                self._unqueue(entry)
+            self._forget(entry)
+            effects.append(Lose(key, None, cause, ""))
+            return
+        entry.stop = cause
+        entry.kill_at_s = now + GRACE_S
+        self._timed[key] = entry
+        effects.append(Interrupt(worker.number))
+
+    def _unqueue(self, entry: _Entry) -> None:
+        if entry in self._lines.lines.get(entry.line, ()):
+            self._lines.remove(entry)
+
+    def _task_waits(self, key: Key, waiting: bool) -> None:
+        entry = self._entries.get(key)
+        if entry is None or entry.worker is None or entry.waits == waiting:
+            return
+        entry.waits = waiting
+        self._in_use += -entry.spec.cpus if waiting else entry.spec.cpus
+
+    def _forget(self, entry: _Entry) -> None:
+        key = entry.spec.key
+        self._entries.pop(key, None)
+        self._timed.pop(key, None)
+        mine = self._by_owner.get(key[0])
+        if mine is not None:
+            mine.discard(key)
+            if not mine:
+                del self._by_owner[key[0]]
+        if entry.worker is not None and not entry.waits:
+            self._in_use -= entry.spec.cpus
+
+    # ---- scheduling
+
+    def _schedule(self, now: float, effects: list[Effect]) -> None:
+        while self._lines.lines and not self._stopping:
+            entry = self._lines.next(self.slots - self._in_use)
+            if entry is None:
+                return
+            worker = self._worker_for(entry, effects)
+            if worker is None:
+                self._lines.lines.setdefault(entry.line, deque()).appendleft(entry)
+                return
+            worker.env, worker.entry, entry.worker = entry.spec.env, entry, worker.number
+            self._in_use += entry.spec.cpus
+            if worker.ready:
+                self._assign(worker, entry, now, effects)
+            self._keep_spare(effects)
+
+    def _assign(self, worker: _Worker, entry: _Entry, now: float, effects: list[Effect]) -> None:
+        worker.used += 1
+        if entry.spec.timeout_s is not None:
+            entry.deadline_s = now + entry.spec.timeout_s
+            self._timed[entry.spec.key] = entry
+        effects.append(Assign(worker.number, entry.spec.key))
+
+    def _worker_for(self, entry: _Entry, effects: list[Effect]) -> _Worker | None:
+        blank = None
+        for worker in self._workers.values():
+            if worker.entry is not None or worker.ending:
+                continue
+            if worker.env == entry.spec.env and not entry.spec.fresh:
+                return worker
+            if worker.env is None and (blank is None or (worker.ready and not blank.ready)):
+                blank = worker
+        if blank is not None:
+            return blank
+        if len(self._workers) >= WORKERS_LIMIT:
+            return None
+        worker, fork = self._fork()
+        effects.append(fork)
+        return worker
+
+    def _keep_spare(self, effects: list[Effect]) -> None:
+        """Keep one blank worker at hand; end idle ones beyond two a slot, so that environments don't fill the memory."""
+        if len(self._workers) < 2 * self.slots + 2 and not any(w.env is None for w in self._workers.values()):
+            effects.append(self._fork()[1])
+        idle = [w for w in self._workers.values() if w.entry is None and not w.ending and w.env is not None]
+        for worker in idle[: max(0, len(idle) - 2 * self.slots)]:
+            worker.ending = True
+            effects.append(Retire(worker.number))
+
+    def _fork(self) -> tuple[_Worker, Fork]:
+        worker = _Worker(self._next_worker)
+        self._next_worker += 1
+        self._workers[worker.number] = worker
+        return worker, Fork(worker.number)

@@ -1,0 +1,61 @@
+# Every target does its own set-up; it needs Python 3.11 or newer, pip, make and, to fetch packages, an index or a mirror.
+#   make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+DEV    := $(VENV)/.installed-dev
+BENCH  := $(VENV)/.installed-bench
+INPUTS := pyproject.toml constraints.txt
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.NOTPARALLEL:
+.PHONY: help demo test lint check bench clean system-packages
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(DEV)  ## run the first notebook on a local cluster of 3 nodes, beside a serial run
+	@$(BIN)/python -m kos_cluster.services.demo
+
+test: system-packages demo lint check  ## the demo, then every check and every test
+
+lint: $(DEV)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+check: $(DEV)  ## the test suite alone
+	$(BIN)/python -m pytest
+
+bench: $(BENCH)  ## measure KOS and its peers on this machine
+	$(BIN)/kos bench
+
+clean:  ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made again only when what it was made from changes.
+$(DEV): $(INPUTS) | $(VENV)/bin/python
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(BENCH): $(INPUTS) | $(DEV)
+	$(PIP) --no-build-isolation --editable '.[dev,bench]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "KOS needs Python 3.11 or newer; name one, for example: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools
+
+# The tests that put two hosts into network namespaces need `ip`; they are skipped, and listed, where it is missing.
+system-packages:
+	@if command -v ip >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends iproute2 >/dev/null \
+	    || echo "iproute2 could not be installed: the tests in network namespaces will be skipped." >&2; \
+	else echo "iproute2 is not installed, and only root can: the tests in network namespaces will be skipped." >&2; fi

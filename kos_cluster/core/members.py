@@ -136,8 +136,8 @@ class Registry:
         if not gone:
             return False
         oldest = min(gone, key=lambda m: self._heard[m.id])
-        for table in (self._members, self._heard, self._loads):
-            table.pop(oldest.id, None)  # type: ignore[attr-defined]
+        del self._members[oldest.id], self._heard[oldest.id]
+        self._loads.pop(oldest.id, None)
         return True
 
     def _depart(self, id_: str, left: bool) -> list[Effect]:

@@ -522,7 +522,8 @@ class Ownership:
             return
         job = batch.job
         effects.append(AttemptOver(job.spec.job, ran, batch.attempt))
-        again, over = [], []
+        again: list[int] = []
+        over: list[int] = []
         for start, count in ran:
             for index in range(start, start + count):
                 (again if self._may_retry(job, index, batch.attempt, end) else over).append(index)
@@ -740,7 +741,7 @@ def _mark(job: _Job, runs: Runs, state: int) -> None:
 
 def _still_open(job: _Job, runs: Runs, left: set[int]) -> Runs:
     """Those of `runs` that this batch still owes and that are not final."""
-    if all(job.state.count(_SENT, start, start + count) == count for start, count in runs) and count_of(runs) <= len(left):
+    if all(job.state.count(_SENT, start, start + count) == count for start, count in runs):
         wanted = {i for start, count in runs for i in range(start, start + count)}
         if wanted <= left:
             return list(runs)

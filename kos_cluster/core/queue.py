@@ -468,7 +468,7 @@ class NodeQueue:
         return worker
 
     def _keep_spare(self, effects: list[Effect]) -> None:
-        """Keep one blank worker at hand; end idle ones beyond two a slot, so that environments don't fill the memory."""
+        """Keep one blank worker at hand; end idle ones beyond two a slot, so that memory does not fill up."""
         if len(self._workers) < 2 * self.slots + 2 and not any(w.env is None for w in self._workers.values()):
             effects.append(self._fork()[1])
         idle = [w for w in self._workers.values() if w.entry is None and not w.ending and w.env is not None]

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster.core.records import Cause, JobSummary, Load, Member, Needs, Runs, Versions
+from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, Needs, Runs, Versions
 from kos_cluster.errors import ProtocolError
 
 WIRE_VERSION = 1
@@ -89,8 +89,8 @@ class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
     fresh: bool = False
     timeout_s: float | None = None
     seed: int | None = None
-    parent: str = ""
-    history: dict[int, list[str]] = {}
+    parent: str = ""  # "JOB.INDEX#ATTEMPT" of the task that submits it, or empty
+    history: dict[int, list[Attempt]] = {}
 
 
 class Missing(msgspec.Struct, frozen=True, tag="MISSING"):
@@ -206,6 +206,20 @@ class Waits(msgspec.Struct, frozen=True, tag="WAITS"):
     waiting: bool
 
 
+class AttemptEnded(msgspec.Struct, frozen=True, tag="ATTEMPT_ENDED"):
+    """An owner to all nodes: this attempt brings no outcome, so whatever it had submitted itself must stop."""
+
+    task: str
+    attempt: int
+
+
+class OwnerEnded(msgspec.Struct, frozen=True, tag="OWNER_ENDED"):
+    """A node to the registry's keeper, and on to all nodes: this client's process has ended on my machine."""
+
+    identity: str
+    instance: str
+
+
 class Goodbye(msgspec.Struct, frozen=True, tag="GOODBYE"):
     """The owner ends cleanly: its work may be dropped at once."""
 
@@ -293,6 +307,8 @@ Message = (
     | OwnerBeat
     | NodeBeat
     | Waits
+    | AttemptEnded
+    | OwnerEnded
     | Goodbye
     | Leaving
     | Request

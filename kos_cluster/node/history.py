@@ -1,0 +1,113 @@
+"""What this node remembers of the tasks it ran: attempts for `kos story`, the last output for `kos logs`.
+
+Limits: `BATCHES_LIMIT` batches, `LOGS_LIMIT` tasks' output of `LOG_TAIL_BYTES` each; the oldest go first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from kos_cluster.core.records import Attempt, AttemptEnd, Runs, Story, TaskState, indices_of
+
+BATCHES_LIMIT = 8192
+LOGS_LIMIT = 2048
+LOG_TAIL_BYTES = 16 << 10
+STORIES_LIMIT = 10_000  # told in one answer
+
+
+@dataclass(slots=True)
+class BatchRecord:
+    """One batch that was here. Times are Unix seconds."""
+
+    job: str
+    name: str
+    runs: Runs
+    attempt: int
+    arrived_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    ends: dict[int, AttemptEnd] = field(default_factory=dict)  # of tasks that did not end DONE
+    done: bool = False
+    cause: str = ""
+    earlier: dict[int, list[Attempt]] = field(default_factory=dict)  # attempts on other nodes, told by the owner
+
+    def attempt_of(self, index: int, node: str) -> Attempt:
+        end = self.ends.get(index, AttemptEnd.DONE if self.done else AttemptEnd.OPEN)
+        failed = end not in (AttemptEnd.DONE, AttemptEnd.OPEN)
+        return Attempt(
+            self.attempt, node, self.arrived_s, self.started_s, self.ended_s, end, self.cause if failed else ""
+        )
+
+
+_STATE_OF_END = {
+    AttemptEnd.OPEN: TaskState.SENT,
+    AttemptEnd.DONE: TaskState.DONE,
+    AttemptEnd.CANCELLED: TaskState.CANCELLED,
+    AttemptEnd.RETURNED: TaskState.WAITING,
+}
+
+
+class History:
+    """The memory of the node named `node`."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._batches: deque[BatchRecord] = deque(maxlen=BATCHES_LIMIT)
+        self._logs: OrderedDict[str, bytearray] = OrderedDict()
+
+    def arrived(self, record: BatchRecord) -> None:
+        self._batches.append(record)
+
+    def wrote(self, task: str, data: bytes) -> None:
+        tail = self._logs.get(task)
+        if tail is None:
+            tail = self._logs[task] = bytearray()
+            if len(self._logs) > LOGS_LIMIT:
+                self._logs.popitem(last=False)
+        tail += data
+        if len(tail) > LOG_TAIL_BYTES:
+            del tail[:-LOG_TAIL_BYTES]
+
+    def tail(self, task: str, lines: int) -> str:
+        """The last lines that a task wrote."""
+        text = self._logs.get(task, b"").decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def logs(self, wanted: str) -> list[tuple[str, bytes]]:
+        """The kept output of a task, or of every task of a job."""
+        return [(task, bytes(data)) for task, data in self._logs.items() if _asked(wanted, task)]
+
+    def stories(self, wanted: str) -> list[Story]:
+        """What is known here of a task, or of every task of a job (the last `STORIES_LIMIT`)."""
+        job, _, index_text = wanted.partition(".")
+        only = int(index_text) if index_text.isdigit() else None
+        attempts: dict[int, list[Attempt]] = {}
+        names: dict[int, str] = {}
+        for record in self._batches:
+            if record.job != job:
+                continue
+            for index in indices_of(record.runs):
+                if only is None or index == only:
+                    row = attempts.setdefault(index, [])
+                    row.extend(a for a in record.earlier.get(index, ()) if a not in row)
+                    row.append(record.attempt_of(index, self._node))
+                    names[index] = record.name
+        told = sorted(attempts)[-STORIES_LIMIT:]
+        return [self._story(job, index, names[index], attempts[index]) for index in told]
+
+    def knows(self, wanted: str) -> bool:
+        job = wanted.partition(".")[0]
+        return any(record.job == job for record in self._batches)
+
+    def _story(self, job: str, index: int, name: str, attempts: list[Attempt]) -> Story:
+        attempts.sort(key=lambda a: (a.sent_s, a.number))
+        last = attempts[-1]
+        state = _STATE_OF_END.get(last.end, TaskState.FAILED)
+        if last.end is AttemptEnd.OPEN and last.started_s is not None:
+            state = TaskState.RUNNING
+        return Story(f"{job}.{index}", name, state, tuple(attempts))
+
+
+def _asked(wanted: str, task: str) -> bool:
+    return task == wanted or task.partition(".")[0] == wanted

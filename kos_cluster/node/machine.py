@@ -1,0 +1,83 @@
+"""What this machine is and how busy it is: versions, boot, slots, load, installed packages."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import socket
+from pathlib import Path
+
+import psutil
+
+from kos_cluster import __version__
+from kos_cluster.core.records import Load, Versions
+from kos_cluster.net.wire import WIRE_VERSION
+
+
+@functools.cache
+def versions() -> Versions:
+    """What this process runs."""
+    return Versions(
+        kos=__version__,
+        wire=WIRE_VERSION,
+        python=platform.python_version(),
+        numpy=_installed("numpy"),
+        cloudpickle=_installed("cloudpickle"),
+    )
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def packages() -> dict[str, str]:
+    """Top-level import names that are installed, with their distribution's version. Reads the disk: takes a while."""
+    found: dict[str, str] = {}
+    for name, distributions in importlib.metadata.packages_distributions().items():
+        if not name.startswith("_"):
+            found[name] = _installed(distributions[0])
+    return found
+
+
+@functools.cache
+def boot_id() -> str:
+    """Names this boot of this kernel: two processes with the same one are on the same machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def pid_namespace() -> int:
+    """Names this process's pid namespace: a pid means the same to two processes only within one."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def primary_address() -> str:
+    """The address of the interface that leads outwards, found without sending a packet; loopback when there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737: only routed, never sent to
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+class LoadMeter:
+    """Samples the machine's load. The first CPU figure is 0: it needs two samples."""
+
+    def __init__(self) -> None:
+        psutil.cpu_percent(interval=None)
+
+    def sample(self, *, running: int, queued: int, dropped_frames: int) -> Load:
+        memory = psutil.virtual_memory()
+        return Load(
+            running=running,
+            queued=queued,
+            cpu_percent=psutil.cpu_percent(interval=None),
+            memory_percent=memory.percent,
+            memory_available_bytes=memory.available,
+            dropped_frames=dropped_frames,
+        )

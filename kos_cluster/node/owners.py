@@ -1,0 +1,137 @@
+"""The owners that have work on this node: how to reach them, what they have not taken yet, whether they still live.
+
+Rules. An owner is (authenticated identity, instance); its route is that of its newest `Hello`. Results and losses are kept
+until the owner releases them, so a broken link loses nothing. Silence is not death: an owner's work is freed
+at once when it says goodbye or its process on this machine ends, otherwise after `OWNER_LEASE_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from kos_cluster.core.queue import Owner
+from kos_cluster.core.records import JobSummary
+from kos_cluster.net import wire
+from kos_cluster.net.identity import Peer
+from kos_cluster.node import machine
+
+OWNER_LEASE_S = 600.0
+OUTBOX_LIMIT_BYTES = 64 << 20  # results kept for one owner; beyond it the node takes no more of its work
+OWNERS_LIMIT = 512  # owners known at once
+REPEAT_AFTER_S = 2.0  # a result that was not released by then is sent again
+
+Kept = tuple[wire.Result | wire.Lost, Sequence[bytes]]
+
+
+@dataclass(slots=True)
+class OwnerState:
+    """One owner, as this node knows it."""
+
+    owner: Owner
+    peer: Peer
+    route: bytes
+    heard_s: float
+    jobs: list[JobSummary] = field(default_factory=list)
+    view: int = 0
+    pidfd: int | None = None
+    next_serial: int = 1
+    outbox: dict[int, tuple[Kept, float]] = field(default_factory=dict)  # serial -> (message, last sent)
+    outbox_bytes: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        return self.pidfd is not None
+
+    def keep(self, message: wire.Result | wire.Lost, frames: Sequence[bytes], now: float) -> None:
+        self.outbox[message.serial] = ((message, frames), now)
+        self.outbox_bytes += sum(map(len, frames))
+
+    def release(self, serials: list[int]) -> list[wire.Result | wire.Lost]:
+        """Forget what the owner has; returns it, so that its large outcomes can be removed."""
+        released = []
+        for serial in serials:
+            kept = self.outbox.pop(serial, None)
+            if kept is not None:
+                (message, frames), _ = kept
+                self.outbox_bytes -= sum(map(len, frames))
+                released.append(message)
+        return released
+
+    def overdue(self, now: float) -> Iterator[Kept]:
+        """What was sent long ago and not released: send it again."""
+        for serial, (kept, sent_s) in list(self.outbox.items()):
+            if now - sent_s >= REPEAT_AFTER_S:
+                self.outbox[serial] = (kept, now)
+                yield kept
+
+
+class Owners:
+    """All owners of one node. `ended(state)` is called once when an owner's work should be freed."""
+
+    def __init__(self, ended: Callable[[OwnerState], None]) -> None:
+        self._ended = ended
+        self._by_owner: dict[Owner, OwnerState] = {}
+        self._by_route: dict[bytes, OwnerState] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def __iter__(self) -> Iterator[OwnerState]:
+        return iter(list(self._by_owner.values()))
+
+    def hello(self, peer: Peer, route: bytes, hello: wire.Hello, now: float) -> OwnerState | None:
+        """An owner presents itself, for the first time or on a new link; None when there are too many."""
+        owner = (peer.id, hello.instance)
+        state = self._by_owner.get(owner)
+        if state is None:
+            if len(self._by_owner) >= OWNERS_LIMIT:
+                return None
+            state = self._by_owner[owner] = OwnerState(owner, peer, route, now)
+            self._watch(state, hello)
+        self._by_route.pop(state.route, None)
+        state.route, state.heard_s, state.peer = route, now, peer
+        self._by_route[route] = state
+        return state
+
+    def of_route(self, route: bytes, peer: Peer) -> OwnerState | None:
+        """The owner that speaks on a route, if it is the same identity that said hello on it."""
+        state = self._by_route.get(route)
+        return state if state is not None and state.peer.id == peer.id else None
+
+    def get(self, owner: Owner) -> OwnerState | None:
+        return self._by_owner.get(owner)
+
+    def end(self, state: OwnerState) -> None:
+        """Forget an owner and have its work freed."""
+        if self._by_owner.pop(state.owner, None) is None:
+            return
+        self._by_route.pop(state.route, None)
+        self._unwatch(state)
+        self._ended(state)
+
+    def expire(self, now: float) -> None:
+        for state in self:
+            if now - state.heard_s >= OWNER_LEASE_S:
+                self.end(state)
+
+    def close(self) -> None:
+        for state in self:
+            self._unwatch(state)
+
+    def _watch(self, state: OwnerState, hello: wire.Hello) -> None:
+        """Follow a client's process on this machine, so that its end is known at once even after SIGKILL."""
+        if hello.boot_id != machine.boot_id() or hello.pid_namespace != machine.pid_namespace() or hello.pid <= 0:
+            return
+        try:
+            state.pidfd = os.pidfd_open(hello.pid)
+        except ProcessLookupError:
+            self._loop.call_soon(self.end, state)
+            return
+        self._loop.add_reader(state.pidfd, self.end, state)
+
+    def _unwatch(self, state: OwnerState) -> None:
+        if state.pidfd is not None:
+            self._loop.remove_reader(state.pidfd)
+            os.close(state.pidfd)
+            state.pidfd = None

@@ -1,0 +1,338 @@
+"""The processes of a node: its fork server, its workers, their pipes. Carries out what `core.queue` decides.
+
+Rules. Workers are known by number; a worker's socket is accepted only under the random secret that it was spawned with.
+What a worker wrote to its pipes before it sent a message is delivered before that message. When a worker has ended,
+`exited` comes once, after all its output. When the fork server dies, all its workers are ended and reported, and a new
+one is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import zmq
+
+from kos_cluster.net import local
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 16  # taken from a pipe at once
+PROGRESS_BYTES = 16
+MESSAGES_PER_TURN = 64  # taken from the workers' socket before others have a turn
+LAST_WORDS_S = 0.02  # outcomes that a worker sent just before it ended are waited for
+
+_to_fork_server = msgspec.msgpack.Encoder()
+_from_fork_server = msgspec.msgpack.Decoder(local.FromForkServer)
+_from_worker = msgspec.msgpack.Decoder(local.FromWorker)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Listener(Protocol):
+    """What the daemon does with what workers say."""
+
+    def worker_ready(self, worker: int) -> None: ...
+    def worker_said(self, worker: int, message: local.Done | local.Display, frames: Sequence[bytes]) -> None: ...
+    def worker_wrote(self, worker: int, stream: str, data: bytes) -> None: ...
+    def worker_exited(self, worker: int, detail: str, out_of_memory: bool, progress: tuple[int, int]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    secret: bytes
+    pipes: dict[str, int]  # stream -> read end
+    progress: mmap.mmap
+    pid: int = 0
+    given: set[str] = field(default_factory=set)  # hashes of parts that it holds
+    signal: int = 0  # wanted before its pid was known
+
+
+class Workers:
+    """Runs the fork server and its workers on the running event loop."""
+
+    def __init__(self, run: Path, socket_path: Path, environ: dict[str, str], listener: Listener) -> None:
+        self._run = run
+        self.spool = run / "spool"
+        self._address = f"ipc://{socket_path}"
+        self._environ = environ
+        self._listener = listener
+        self._workers: dict[int, _Worker] = {}
+        self._by_secret: dict[bytes, _Worker] = {}
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._closing = False
+        self.warm = asyncio.Event()
+
+    def start(self) -> None:
+        """Bind the workers' socket and start the fork server. Its readiness sets `warm`."""
+        self.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # the queue bounds it: one batch a worker
+        self._socket.bind(self._address)
+        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._receive)
+        self._start_fork_server()
+
+    def fork(self, number: int) -> None:
+        """Ask for a worker; `worker_ready` follows, or `worker_exited`."""
+        secret = secrets.token_bytes(16)
+        progress_fd = os.memfd_create("kos-progress", os.MFD_CLOEXEC)
+        os.ftruncate(progress_fd, PROGRESS_BYTES)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for fd in (out_write, err_write):
+            os.set_blocking(fd, True)
+        worker = _Worker(
+            number, secret, {"stdout": out_read, "stderr": err_read}, mmap.mmap(progress_fd, PROGRESS_BYTES)
+        )
+        self._workers[number] = self._by_secret[secret] = worker
+        for stream, fd in worker.pipes.items():
+            self._loop.add_reader(fd, self._read_once, worker, stream)
+        spawn = local.Spawn(number, secret.hex(), self._address, str(self.spool), {}, str(self._run))
+        try:
+            assert self._control is not None
+            socket.send_fds(self._control, [_to_fork_server.encode(spawn)], [out_write, err_write, progress_fd])
+        except OSError as error:
+            log.warning("The fork server took no more work: %s", error)
+            self._loop.call_soon(self._gone, worker, "the fork server is gone", False)
+        finally:
+            for fd in (out_write, err_write, progress_fd):
+                os.close(fd)
+
+    def preload(self, modules: list[str]) -> None:
+        """Have later workers start with these modules imported."""
+        if self._control is not None:
+            self._control.send(_to_fork_server.encode(local.Preload(modules)))
+
+    def holds(self, number: int, hash_: str) -> bool:
+        """Whether a worker has been given this part."""
+        return hash_ in self._workers[number].given
+
+    def give(self, number: int, part: local.Part, data: bytes | None) -> None:
+        """Give a worker a part, unless it has it."""
+        worker = self._workers[number]
+        worker.given.add(part.hash)
+        self._send(worker, part, [] if data is None else [data])
+
+    def send(self, number: int, message: local.ToWorker, frames: Sequence[bytes | memoryview] = ()) -> None:
+        """Send to a worker; one that has ended is left to its exit."""
+        worker = self._workers.get(number)
+        if worker is not None:
+            self._send(worker, message, frames)
+
+    def signal(self, number: int, what: signal.Signals) -> None:
+        """Signal a worker's whole process group."""
+        worker = self._workers.get(number)
+        if worker is None:
+            return
+        if worker.pid:
+            _signal_group(worker.pid, what)
+        else:
+            worker.signal = what
+
+    def pause_output(self, number: int, pause_s: float) -> None:
+        """Stop reading a worker's pipes for a while, so that it waits when its owner is slow to take its output."""
+        worker = self._workers.get(number)
+        if worker is None:
+            return
+        for fd in worker.pipes.values():
+            self._loop.remove_reader(fd)
+        self._loop.call_later(pause_s, self._resume_output, number)
+
+    def close(self) -> None:
+        """End everything: workers, their process groups, the fork server."""
+        self._closing = True
+        self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+        for worker in list(self._workers.values()):
+            if worker.pid:
+                _signal_group(worker.pid, signal.SIGKILL)
+            self._drop(worker)
+        if self._control is not None:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+        if self._process is not None:
+            try:
+                self._process.wait(2.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._socket.close(0)
+        self._context.term()
+
+    # ---- fork server
+
+    def _start_fork_server(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kos_cluster.tasks.forkserver", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=self._environ,
+                cwd=self._run,
+            )
+        ours.setblocking(False)
+        self._control = ours
+        self._loop.add_reader(ours, self._fork_server_said)
+
+    def _fork_server_said(self) -> None:
+        assert self._control is not None
+        try:
+            packet = self._control.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._fork_server_died()
+            return
+        match _from_fork_server.decode(packet):
+            case local.Forked(number, pid):
+                self._forked(number, pid)
+            case local.Exited(number, status, out_of_memory):
+                worker = self._workers.get(number)
+                if worker is not None:
+                    self._loop.call_later(LAST_WORDS_S, self._gone, worker, _describe(status), out_of_memory)
+            case local.Warm(_, failed):
+                self.warm.set()
+                for module, why in failed.items():
+                    log.info("%s was not imported ahead: %s", module, why)
+
+    def _forked(self, number: int, pid: int) -> None:
+        worker = self._workers.get(number)
+        if worker is not None:
+            worker.pid = pid
+            if worker.signal:
+                _signal_group(pid, signal.Signals(worker.signal))
+
+    def _fork_server_died(self) -> None:
+        assert self._control is not None and self._process is not None
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        self._control = None
+        if self._closing:
+            return
+        self._process.kill()
+        log.error("The fork server ended (%s); a new one is started.", self._process.wait())
+        for worker in list(self._workers.values()):
+            if worker.pid:
+                _signal_group(worker.pid, signal.SIGKILL)
+        orphans = list(self._workers.values())
+        self._start_fork_server()
+        for worker in orphans:
+            self._gone(worker, "its fork server ended", False)
+
+    # ---- workers
+
+    def _receive(self) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                secret, header, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            worker = self._by_secret.get(secret)
+            if worker is None:
+                log.warning("A process that is not a worker of this node spoke on its socket.")
+                continue
+            self._handle(worker, header, frames)
+        self._loop.call_soon(self._receive)
+
+    def _handle(self, worker: _Worker, header: bytes, frames: list[bytes]) -> None:
+        try:
+            message = _from_worker.decode(header)
+        except msgspec.DecodeError as error:
+            log.error("Worker %d sent a malformed message (%s); it is ended.", worker.number, error)
+            self.signal(worker.number, signal.SIGKILL)
+            return
+        if isinstance(message, local.Ready):
+            self._listener.worker_ready(worker.number)
+            return
+        for stream in worker.pipes:
+            self._drain(worker, stream)
+        self._listener.worker_said(worker.number, message, frames)
+
+    def _send(self, worker: _Worker, message: local.ToWorker, frames: Sequence[bytes | memoryview]) -> None:
+        try:
+            self._socket.send_multipart([worker.secret, _encode(message), *frames], zmq.NOBLOCK)
+        except zmq.ZMQError as error:  # it has ended; `Exited` follows
+            log.info("Worker %d could not be reached: %s", worker.number, error)
+        # The FD is edge-triggered: a send may have consumed the edge of a message that waits.
+        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._loop.call_soon(self._receive)
+
+    def _read_once(self, worker: _Worker, stream: str) -> bool:
+        fd = worker.pipes.get(stream)
+        if fd is None:
+            return False
+        try:
+            data = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(fd)
+            os.close(worker.pipes.pop(stream))
+            return False
+        self._listener.worker_wrote(worker.number, stream, data)
+        return True
+
+    def _drain(self, worker: _Worker, stream: str) -> None:
+        """Take what is in the pipe now: at most what a pipe holds, so a talkative process can't keep us here."""
+        for _ in range(16):
+            if not self._read_once(worker, stream):
+                return
+
+    def _resume_output(self, number: int) -> None:
+        worker = self._workers.get(number)
+        if worker is not None:
+            for stream, fd in worker.pipes.items():
+                self._loop.add_reader(fd, self._read_once, worker, stream)
+
+    def _gone(self, worker: _Worker, detail: str, out_of_memory: bool) -> None:
+        if self._workers.get(worker.number) is not worker:
+            return
+        for stream in list(worker.pipes):
+            self._drain(worker, stream)
+        if worker.pid:
+            _signal_group(worker.pid, signal.SIGKILL)  # what it had started itself
+        batch, position = struct.unpack("<QQ", worker.progress[:PROGRESS_BYTES])
+        self._drop(worker)
+        self._listener.worker_exited(worker.number, detail, out_of_memory, (batch, position))
+
+    def _drop(self, worker: _Worker) -> None:
+        del self._workers[worker.number], self._by_secret[worker.secret]
+        for fd in worker.pipes.values():
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        worker.progress.close()
+
+
+def _signal_group(pid: int, what: signal.Signals) -> None:
+    try:
+        os.killpg(pid, what)
+    except ProcessLookupError:
+        pass
+
+
+def _describe(status: int) -> str:
+    """How a process ended, for people: a signal's name or its exit code."""
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"

@@ -1,7 +1,7 @@
 """The one grammar of KOS: what `kos` and the `%kos` magics understand.
 
-Rules: building and parsing have no effect. A parser never prints and never ends the process: a mistake raises UsageError,
-`--help` and `--version` raise `Shown` with the text to print. Parsed arguments carry `action`, the command's one
+Rules: building and parsing have no effect. A parser never prints and never ends the process: a mistake raises
+UsageError, `--help` and `--version` raise `Shown` with the text to print. Parsed arguments carry `action`, the command's one
 name whichever form was typed (`kos cluster nodes` and `kos nodes` are both "nodes").
 Everything from the first word of a command to run onwards belongs to that command, options included.
 """

@@ -1,0 +1,14 @@
+"""`kos bench`: measure KOS and its peers on the same work."""
+
+from __future__ import annotations
+
+import argparse
+
+from kos_cluster.cli.console import Console
+
+
+def bench_(parsed: argparse.Namespace, console: Console) -> int:
+    """Run the benchmark; it prints its own figures."""
+    from kos_cluster.services.bench.main import run
+
+    return run(parsed)

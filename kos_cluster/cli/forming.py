@@ -1,0 +1,103 @@
+"""`kos up`, `down`, `node`, and `kos cluster create`, `token`, `join`, `leave`: forming clusters and ending them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from kos_cluster.cli.console import Console
+from kos_cluster.errors import NotInClusterError, UsageError
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.services import daemons, embedded
+
+
+def up_(parsed: argparse.Namespace, console: Console) -> int:
+    """Start the embedded cluster, or this machine's nodes of the one it is in."""
+    home, began = Home(), time.perf_counter()
+    cluster = _selected(home, parsed.cluster)
+    with embedded.forming(home):
+        if cluster.name == EMBEDDED_NAME:
+            result = embedded.up(home, parsed.count)
+        else:
+            result = _joined_up(cluster, parsed.count)
+        if len(home.clusters()) == 1:
+            home.set_current(cluster.name)
+    console.answer(_told(result, time.perf_counter() - began))
+    return 0
+
+
+def down_(parsed: argparse.Namespace, console: Console) -> int:
+    """Stop this machine's nodes and sweep up after them."""
+    home = Home()
+    cluster = _selected(home, parsed.cluster)
+    if cluster.name != EMBEDDED_NAME:
+        cluster.read()  # refuses a cluster that this machine is not in
+    with embedded.forming(home):
+        stopped = embedded.down(cluster)
+    if stopped:
+        console.answer(f"Cluster {cluster.name!r} is down on this machine: {', '.join(stopped)} stopped.")
+    else:
+        console.answer(f"Cluster {cluster.name!r} does not run on this machine.")
+    return 0
+
+
+def node_(parsed: argparse.Namespace, console: Console) -> int:
+    """Become this machine's node daemon, in the foreground. Does not return."""
+    home = Home()
+    cluster = home.cluster(parsed.cluster)
+    names = cluster.read().nodes
+    if parsed.name not in (*names, None) or not names:
+        raise NotInClusterError(
+            f"This machine runs no node {parsed.name or ''} of cluster {cluster.name!r}.".replace("  ", " "),
+            f"Its nodes are: {', '.join(names)}." if names else "Join with a node token: 'kos cluster join'.",
+        )
+    if parsed.name is None and len(names) > 1:
+        raise UsageError(f"This machine has several nodes: {', '.join(names)}.", "Name one with --name.")
+    node = parsed.name or names[0]
+    if daemons.alive(cluster, node):
+        raise UsageError(f"Node {node} runs already.", "Type 'kos down' first.")
+    words, environ = daemons.command(cluster, node)
+    console.note(f"Node {node} of cluster {cluster.name!r} starts; interrupt it to stop.")
+    sys.stdout.flush()
+    os.execve(words[0], words, environ)
+
+
+def _selected(home: Home, name: str | None) -> ClusterHome:
+    """The cluster that was named or is current; the embedded one when this machine is in none."""
+    try:
+        return home.cluster(name)
+    except NotInClusterError:
+        return ClusterHome(home, EMBEDDED_NAME)
+
+
+def _joined_up(cluster: ClusterHome, count: int | None) -> embedded.Up:
+    """Start this machine's nodes of a cluster that was created or joined."""
+    nodes = cluster.read().nodes
+    if count is not None:
+        raise UsageError(
+            f"-n is for a cluster on this machine alone, but the selected one is {cluster.name!r}.",
+            "Type 'kos up' to start this machine's node of it, or 'kos --cluster local up -n N'.",
+        )
+    if not nodes:
+        raise UsageError(
+            f"This machine only submits to cluster {cluster.name!r} and runs no node of it.",
+            "Type 'kos --cluster local up' for a cluster on this machine.",
+        )
+    return embedded.Up(cluster, nodes, embedded.resume(cluster))
+
+
+def _told(result: embedded.Up, seconds: float) -> str:
+    cluster, names = result.cluster, ", ".join(result.nodes)
+    if not result.started:
+        return f"Cluster {cluster.name!r} is up already on this machine: {names}."
+    if cluster.name != EMBEDDED_NAME:
+        return f"Started {', '.join(result.started)} of cluster {cluster.name!r} in {seconds:.1f} s."
+    if len(result.started) < len(result.nodes):
+        return f"Cluster {cluster.name!r} is whole again: {', '.join(result.started)} had died and runs anew."
+    slots = embedded.slots_a_node(len(result.nodes))
+    return (
+        f"Cluster {cluster.name!r} is up in {seconds:.1f} s: {names} with {slots} slot{'s' * (slots > 1)} each. "
+        "Next: 'kos nodes', 'kos run --distribute script.py'; 'kos down' ends it."
+    )

@@ -1,0 +1,118 @@
+"""The `kos` command: parse, find the action, run it, turn its end into an exit code.
+
+Exit codes: 0 done; the `exit_code` of the KosError; that of the program that `run` or `exec` ran; 70 an error in KOS
+itself; 130 interrupted; 141 the reader of stdout went away. No end shows a traceback: an error in KOS goes to a report in
+KOS_HOME/crashes, of which the last `CRASH_REPORTS_LIMIT` are kept.
+
+Rules: an action's module is imported when it is asked for, so `kos --help` costs no more than the grammar.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from kos_cluster.errors import KosError
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from kos_cluster.cli.console import Console
+
+Action = Callable[["argparse.Namespace", "Console"], int]
+
+EXIT_INTERNAL = 70
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+CRASH_REPORTS_LIMIT = 20
+
+MODULES = {
+    "forming": ("up", "down", "node", "create", "token", "join", "leave"),
+    "looking": ("status", "nodes"),
+    "running": ("exec", "run"),
+    "work": ("ps", "cancel", "logs", "story"),
+    "bench": ("bench",),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script."""
+    code = run(sys.argv[1:] if argv is None else argv, sys.stdout, sys.stderr)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = EXIT_PIPE
+    if code == EXIT_PIPE:  # or the interpreter complains when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def run(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
+    """Run one command line (without the leading `kos`) and return its exit code. Never raises, never exits."""
+    from kos_cluster.cli.grammar import Shown, parse
+
+    try:
+        parsed = parse(argv)
+        return _action(parsed.action)(parsed, _console(out, err))
+    except Shown as shown:
+        out.write(shown.text)
+        return 0
+    except KosError as error:
+        return _say(err, f"kos: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _say(err, "kos: interrupted.", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        return EXIT_PIPE
+    except Exception as error:  # the last line of defence: a sentence for the user, the traceback for a report
+        return _say(err, _reported(argv, error), EXIT_INTERNAL)
+
+
+def _say(err: TextIO, text: str, code: int) -> int:
+    err.write(text + "\n")
+    err.flush()
+    return code
+
+
+def _console(out: TextIO, err: TextIO) -> Console:
+    from kos_cluster.cli.console import Console
+
+    return Console(out, err)
+
+
+def _action(name: str) -> Action:
+    module = next(module for module, names in MODULES.items() if name in names)
+    action: Action = getattr(importlib.import_module(f"kos_cluster.cli.{module}"), f"{name}_")
+    return action
+
+
+def _reported(argv: Sequence[str], error: Exception) -> str:
+    """Write the traceback to a report; the sentence that says where."""
+    import time
+    import traceback
+
+    from kos_cluster.home import Home, private_folder, write_private
+
+    summary = f"kos: an error in KOS itself: {type(error).__name__}: {error}."
+    words = [word for word in argv if not word.startswith("KOS1.")]  # a token is a secret
+    text = f"kos {' '.join(words)}\n{''.join(traceback.format_exception(error))}"
+    try:
+        folder = private_folder(Home().path / "crashes")
+        report = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+        write_private(report, text.encode(errors="backslashreplace"))
+        _prune(folder)
+    except OSError as unwritten:
+        return f"{summary} No report could be written ({unwritten})."
+    return f"{summary} A report is in {report}; please send it to the maintainers."
+
+
+def _prune(folder: Path) -> None:
+    for old in sorted(folder.glob("*.txt"))[:-CRASH_REPORTS_LIMIT]:
+        old.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Tables: plain aligned text, or drawn by rich on a terminal.
+
+Rules: both forms show the same cells. Control characters in a cell, which may come from another machine, are never
+passed to the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+STYLES = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim", "done": "green", "failed": "red"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; numbers are set to the right."""
+
+    heading: str
+    right: bool = False
+
+
+def plain(columns: Sequence[Column], rows: Sequence[Sequence[str]], out: TextIO) -> None:
+    """Aligned columns, two blanks apart."""
+    cells = [[column.heading for column in columns], *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    for row in cells:
+        padded = (
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        )
+        out.write("  ".join(padded).rstrip() + "\n")
+
+
+def draw(columns: Sequence[Column], rows: Sequence[Sequence[str]], out: TextIO) -> None:
+    """A rich table; words that name a state are coloured."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.heading, justify="right" if column.right else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
+    Console(file=out, highlight=False).print(table)
+
+
+def printable(cell: str) -> str:
+    """The cell with anything that could steer a terminal, or break a line, made visible."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cell)
+
+
+def ago(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

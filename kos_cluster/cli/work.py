@@ -1,0 +1,108 @@
+"""`kos ps`, `cancel`, `logs` and `story`: looking at work, and stopping it.
+
+Rules: an id is a job's, or one task's as JOB.INDEX. An id that no node knows is NoSuchTaskError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import kos_cluster as kos
+from kos_cluster.cli.console import Console
+from kos_cluster.cli.tables import Column, ago
+from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Story
+from kos_cluster.errors import NoSuchTaskError
+
+JOB_COLUMNS = (
+    Column("JOB"),
+    Column("NAME"),
+    Column("USER"),
+    Column("DONE", right=True),
+    Column("FAILED", right=True),
+    Column("RUNNING", right=True),
+    Column("TOTAL", right=True),
+    Column("SINCE", right=True),
+    Column("NODES"),
+)
+STORY_COLUMNS = (
+    Column("TASK"),
+    Column("STATE"),
+    Column("ATTEMPT", right=True),
+    Column("NODE"),
+    Column("SENT"),
+    Column("TOOK", right=True),
+    Column("END"),
+    Column("CAUSE"),
+)
+
+
+def ps_(parsed: argparse.Namespace, console: Console) -> int:
+    """List the jobs that run."""
+    jobs = kos.connect(parsed.cluster).jobs()
+    if parsed.json:
+        console.json(jobs)
+    else:
+        console.table(JOB_COLUMNS, [_job_row(job, time.time()) for job in jobs])
+    return 0
+
+
+def cancel_(parsed: argparse.Namespace, console: Console) -> int:
+    """Stop a job or a task everywhere."""
+    if not kos.connect(parsed.cluster).cancel(parsed.id):
+        raise _unknown(parsed.id)
+    console.answer(f"{parsed.id} is cancelled.")
+    return 0
+
+
+def logs_(parsed: argparse.Namespace, console: Console) -> int:
+    """Print the last output of a job or a task, each task's under its name when there are several."""
+    logs = kos.connect(parsed.cluster).logs(parsed.id)
+    if not logs:
+        raise _unknown(parsed.id)
+    if parsed.json:
+        console.json([{"task": task, "output": data.decode(errors="replace")} for task, data in logs])
+        return 0
+    for task, data in logs:
+        if len(logs) > 1:
+            console.answer(f"--- {task}")
+        console.raw(console.out, data)
+    return 0
+
+
+def story_(parsed: argparse.Namespace, console: Console) -> int:
+    """Tell what happened to each task."""
+    stories = kos.connect(parsed.cluster).stories(parsed.id)
+    if not stories:
+        raise _unknown(parsed.id)
+    if parsed.json:
+        console.json(stories)
+    else:
+        console.table(STORY_COLUMNS, [row for story in stories for row in _story_rows(story)])
+    return 0
+
+
+def _unknown(id_: str) -> NoSuchTaskError:
+    return NoSuchTaskError(f"No node knows a job or task {id_!r}.", "Type 'kos ps' for the jobs that run.")
+
+
+def _job_row(job: JobSummary, now: float) -> list[str]:
+    counts = (job.done, job.failed, job.running, job.total)
+    since = ago(max(0.0, now - job.since_s))
+    return [job.job, job.name, job.user, *map(str, counts), since, ", ".join(job.nodes)]
+
+
+def _story_rows(story: Story) -> list[list[str]]:
+    """One row an attempt; the task and its state stand in the first."""
+    task = [story.task, str(story.state)]
+    if not story.attempts:
+        return [[*task, "", "", "", "", "not sent yet", ""]]
+    heads = [task, *([["", ""]] * (len(story.attempts) - 1))]
+    return [[*head, *_attempt_cells(attempt)] for head, attempt in zip(heads, story.attempts, strict=True)]
+
+
+def _attempt_cells(attempt: Attempt) -> list[str]:
+    sent = time.strftime("%H:%M:%S", time.localtime(attempt.sent_s))
+    took = "" if attempt.ended_s is None else ago(max(0.0, attempt.ended_s - (attempt.started_s or attempt.sent_s)))
+    end = "not ended" if attempt.end is AttemptEnd.OPEN else str(attempt.end)
+    return [str(attempt.number), attempt.node, sent, took, end, attempt.cause]

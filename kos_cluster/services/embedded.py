@@ -1,0 +1,152 @@
+"""The embedded cluster: all nodes on this machine, on loopback, made by `kos up` and removed by `kos down`.
+
+Rules: one `up` or `down` at a time in a home. `up` returns when every node can take work and the founder lists them
+all, or raises and leaves nothing running. Typing `up` or `down` again is always safe: `up` starts only what has died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kos_cluster.errors import PortTakenError, StateError, UsageError
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home, private_folder
+from kos_cluster.services import daemons
+from kos_cluster.services.founding import found
+from kos_cluster.services.ports import LOOPBACK, free_pairs
+
+DEFAULT_NODES_LIMIT = 4  # of `kos up` without -n; more daemons than that only cost memory
+NODES_LIMIT = 64
+PORT_TRIES = 3
+LOCK_TIMEOUT_S = 60.0
+LOCK_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Up:
+    """What `up` did. `started` names the nodes that did not run before."""
+
+    cluster: ClusterHome
+    nodes: list[str]
+    started: list[str]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_count() -> int:
+    """How many nodes `kos up` makes when it is not told."""
+    return min(cores(), DEFAULT_NODES_LIMIT)
+
+
+def slots_a_node(count: int) -> int:
+    """Slots of each of `count` nodes that share this machine."""
+    return max(1, cores() // count)
+
+
+@contextlib.contextmanager
+def forming(home: Home) -> Iterator[None]:
+    """Hold this home's lock for starting and stopping nodes. Raises StateError when another command keeps it."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    with open(private_folder(home.path) / "lock", "ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StateError(
+                        f"Another 'kos up' or 'kos down' has been busy in {home.path} for {LOCK_TIMEOUT_S:.0f} s.",
+                        "Wait for it, or end it.",
+                    ) from None
+            time.sleep(LOCK_POLL_S)
+        yield
+
+
+def up(home: Home, count: int | None) -> Up:
+    """Form the embedded cluster, or start what has died of it. Call within `forming`.
+
+    Raises UsageError when it runs with another number of nodes.
+    """
+    if count is not None and count > NODES_LIMIT:
+        raise UsageError(f"{count} nodes on one machine are too many.", f"Use at most {NODES_LIMIT}.")
+    cluster = ClusterHome(home, EMBEDDED_NAME)
+    if cluster.exists():
+        nodes = cluster.read().nodes
+        running = [node for node in nodes if daemons.alive(cluster, node)]
+        if running and count not in (None, len(nodes)):
+            raise UsageError(
+                f"A cluster of {len(nodes)} nodes is up on this machine ({', '.join(nodes)}), not of {count}.",
+                "Type 'kos down' first.",
+            )
+        if running:
+            with contextlib.suppress(PortTakenError):  # then all of them get other ports
+                return Up(cluster, nodes, resume(cluster))
+        count = count or len(nodes)
+    return _formed(cluster, count or default_count())
+
+
+def resume(cluster: ClusterHome) -> list[str]:
+    """Start those of this machine's nodes that do not run, as they ran before; gives their names."""
+    stopped = [node for node in cluster.read().nodes if daemons.alive(cluster, node) is None]
+    start_all(cluster, stopped)
+    return stopped
+
+
+def down(cluster: ClusterHome) -> list[str]:
+    """Stop this machine's nodes and sweep up after them; an embedded cluster's folder goes too. Call within `forming`.
+
+    Gives the names of those that ran. Safe to call at any time, also when `up` was killed half-way.
+    """
+    stopped = daemons.stop(cluster, daemons.node_folders(cluster))
+    daemons.sweep(cluster)
+    if cluster.name == EMBEDDED_NAME and cluster.path.exists():
+        shutil.rmtree(cluster.path)
+    return stopped
+
+
+def start_all(cluster: ClusterHome, nodes: list[str]) -> None:
+    """Start these nodes together and wait until they can take work. When one fails, all of them end again."""
+    try:
+        started = {node: daemons.start(cluster, node) for node in nodes}
+        daemons.wait_ready(cluster, started)
+    except BaseException:
+        daemons.sweep(cluster, nodes)
+        raise
+
+
+def _formed(cluster: ClusterHome, count: int) -> Up:
+    """A new embedded cluster; on other ports if somebody took the ones that were free."""
+    nodes = [f"node{number}" for number in range(1, count + 1)]
+    for tries_left in reversed(range(PORT_TRIES)):
+        down(cluster)
+        try:
+            _found(cluster, nodes)
+            start_all(cluster, nodes)
+            return Up(cluster, nodes, nodes)
+        except PortTakenError:
+            down(cluster)
+            if not tries_left:
+                raise
+        except BaseException:
+            down(cluster)
+            raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _found(cluster: ClusterHome, nodes: list[str]) -> None:
+    """Give the nodes credentials and free ports. The first one founds; the others are told where it is."""
+    ports = free_pairs(len(nodes))
+    addresses = [f"{LOOPBACK}:{port}" for port in ports]
+    found(cluster, nodes, addresses, embedded=True)
+    for node, port in zip(nodes, ports, strict=True):
+        keeper = "" if node == nodes[0] else addresses[0]
+        slots = slots_a_node(len(nodes))
+        daemons.write_start(cluster, node, daemons.NodeStart(LOOPBACK, port, "", keeper, slots, beacon=False))

@@ -18,10 +18,8 @@ def up_(parsed: argparse.Namespace, console: Console) -> int:
     home, began = Home(), time.perf_counter()
     cluster = _selected(home, parsed.cluster)
     with embedded.forming(home):
-        if cluster.name == EMBEDDED_NAME:
-            result = embedded.up(home, parsed.count)
-        else:
-            result = _joined_up(cluster, parsed.count)
+        local = cluster.name == EMBEDDED_NAME
+        result = embedded.up(home, parsed.count) if local else _joined_up(cluster, parsed.count)
         if len(home.clusters()) == 1:
             home.set_current(cluster.name)
     console.answer(_told(result, time.perf_counter() - began))

@@ -1,8 +1,8 @@
 """The one grammar of KOS: what `kos` and the `%kos` magics understand.
 
 Rules: building and parsing have no effect. A parser never prints and never ends the process: a mistake raises
-UsageError, `--help` and `--version` raise `Shown` with the text to print. Parsed arguments carry `action`, the command's one
-name whichever form was typed (`kos cluster nodes` and `kos nodes` are both "nodes").
+UsageError, `--help` and `--version` raise `Shown` with the text to print. Parsed arguments carry `action`, the
+command's one name whichever form was typed (`kos cluster nodes` and `kos nodes` are both "nodes").
 Everything from the first word of a command to run onwards belongs to that command, options included.
 """
 
@@ -13,6 +13,7 @@ import platform
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from kos_cluster import __version__
 from kos_cluster.cli.quantities import address, count, count_or_zero, duration, size, variable
 from kos_cluster.errors import UsageError
 
@@ -36,11 +37,9 @@ class _ShowHelp(argparse.Action):
 
 class _ShowVersion(argparse.Action):
     def __call__(self, *_: Any) -> NoReturn:
-        from importlib.metadata import version
-
         from kos_cluster.net.wire import WIRE_VERSION
 
-        raise Shown(f"kos {version('kos-cluster')} (wire {WIRE_VERSION}, Python {platform.python_version()})\n")
+        raise Shown(f"kos {__version__} (wire {WIRE_VERSION}, Python {platform.python_version()})\n")
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,8 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line without the leading `kos`. Raises UsageError, or Shown for `--help` and `--version`."""
     parsed = build_parser().parse_args(argv)
-    if getattr(parsed, "argv", None) and parsed.argv[0] == "--":
+    first = parsed.argv[0] if getattr(parsed, "argv", None) else ""
+    if first == "--":
         del parsed.argv[0]
+    elif first.startswith("-"):  # argparse takes an unknown option for the first word of the command
+        raise UsageError(f"'kos {parsed.action}' has no option {first!r}.", f"Type 'kos {parsed.action} --help'.")
     return parsed
 
 

@@ -1,8 +1,8 @@
 """The `kos` command: parse, find the action, run it, turn its end into an exit code.
 
 Exit codes: 0 done; the `exit_code` of the KosError; that of the program that `run` or `exec` ran; 70 an error in KOS
-itself; 130 interrupted; 141 the reader of stdout went away. No end shows a traceback: an error in KOS goes to a report in
-KOS_HOME/crashes, of which the last `CRASH_REPORTS_LIMIT` are kept.
+itself; 130 interrupted; 141 the reader of stdout went away. No end shows a traceback: an error in KOS goes to a report
+in KOS_HOME/crashes, of which the last `CRASH_REPORTS_LIMIT` are kept.
 
 Rules: an action's module is imported when it is asked for, so `kos --help` costs no more than the grammar.
 """

@@ -1,0 +1,111 @@
+"""What `kos` understands, and what it says to what it does not."""
+
+import argparse
+
+import pytest
+
+from kos_cluster.cli.grammar import Shown, build_parser, parse
+from kos_cluster.errors import UsageError
+
+
+def words(line: str) -> list[str]:
+    return line.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("up", {"action": "up", "count": None}),
+        ("up -n 3", {"action": "up", "count": 3}),
+        ("down", {"action": "down"}),
+        ("node --name lab1", {"action": "node", "name": "lab1"}),
+        ("cluster create lab", {"action": "create", "name": "lab", "listen": None, "node": None}),
+        ("cluster create lab --listen 10.0.0.5", {"listen": ("10.0.0.5", None)}),
+        ("cluster create lab --listen 10.0.0.5:7000 --name desk", {"listen": ("10.0.0.5", 7000), "node": "desk"}),
+        ("cluster create lab --listen [::1]:7000", {"listen": ("::1", 7000)}),
+        ("cluster token", {"action": "token", "role": "node", "ttl": 86400.0, "json": False}),
+        ("cluster token --role client --ttl 15m", {"role": "client", "ttl": 900.0}),
+        ("cluster join lab", {"action": "join", "name": "lab", "host": None, "token": None}),
+        ("cluster join lab desk:7567 --token T", {"host": ("desk", 7567), "token": "T"}),
+        ("cluster leave", {"action": "leave"}),
+        ("cluster status", {"action": "status", "json": False}),
+        ("status --json", {"action": "status", "json": True}),
+        ("cluster nodes --json", {"action": "nodes", "json": True}),
+        ("nodes", {"action": "nodes", "json": False}),
+        ("ps --json", {"action": "ps", "json": True}),
+        ("cancel ab12.3", {"action": "cancel", "id": "ab12.3"}),
+        ("logs ab12", {"action": "logs", "id": "ab12"}),
+        ("story ab12 --json", {"action": "story", "id": "ab12", "json": True}),
+        ("cluster exec desk ls -l --json", {"action": "exec", "node": "desk", "argv": ["ls", "-l", "--json"]}),
+        ("run --on desk ls --on x", {"action": "run", "on": "desk", "argv": ["ls", "--on", "x"]}),
+        ("cluster run -- ls", {"action": "run", "argv": ["ls"], "distribute": False}),
+        ("run -- -x", {"argv": ["-x"]}),
+        ("run --cpus 2 --memory 8G --timeout 15m ls", {"cpus": 2, "memory": 8 << 30, "timeout": 900.0}),
+        ("run --env A --env B=3=4 ls", {"env": [("A", None), ("B", "3=4")]}),
+        ("run --distribute --over xs --out ys --seed 7", {"over": "xs", "out": "ys", "seed": 7, "argv": []}),
+        ("run --distribute python a.py --cluster q", {"argv": ["python", "a.py", "--cluster", "q"], "cluster": None}),
+        ("bench --quick --json out.json", {"action": "bench", "json": "out.json", "quick": True}),
+        ("bench --peers dask,loky", {"peers": ("dask", "loky")}),
+        ("bench --peers none", {"peers": ()}),
+        ("--cluster lab nodes", {"cluster": "lab"}),
+        ("nodes --cluster lab", {"cluster": "lab"}),
+    ],
+)
+def test_understands(line: str, expected: dict[str, object]) -> None:
+    parsed = vars(parse(words(line)))
+    assert {name: parsed[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "mentions", "hint"),
+    [
+        ("", "COMMAND", "kos --help"),
+        ("fly", "'fly'", "kos --help"),
+        ("cluster", "COMMAND", "kos cluster --help"),
+        ("cluster fly", "'fly'", "kos cluster --help"),
+        ("up -n 0", "'0' is not a whole number", "kos up --help"),
+        ("up -n many", "'many' is not a whole number", "kos up --help"),
+        ("cluster token --role king", "'king'", "kos cluster token --help"),
+        ("cluster token --ttl 25h", "at most 24h", "kos cluster token --help"),
+        ("cluster token --ttl soon", "'soon' is not a duration", "kos cluster token --help"),
+        ("cluster join", "NAME", "kos cluster join --help"),
+        ("cluster join lab desk:port", "'desk:port' is not an address", "kos cluster join --help"),
+        ("cluster join lab desk:65535", "65535 cannot be a node's port", "kos cluster join --help"),
+        ("run --memory lots ls", "'lots' is not a size", "kos run --help"),
+        ("run --env 1=2 ls", "'1' is not the name", "kos run --help"),
+        ("run --distrib x.py", "--distrib", "kos run --help"),
+        ("bench --peers abacus", "'abacus'", "kos bench --help"),
+        ("cancel", "ID", "kos cancel --help"),
+        ("nodes --colour", "--colour", "kos --help"),
+    ],
+)
+def test_refuses(line: str, mentions: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(words(line))
+    assert mentions in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_help_of_every_command_can_be_shown() -> None:
+    def walk(parser: argparse.ArgumentParser) -> int:
+        shown = len(parser.format_help()) > 0
+        children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        return shown + sum(walk(child) for action in children for child in set(action.choices.values()))
+
+    assert walk(build_parser()) > 20
+
+
+@pytest.mark.parametrize("line", ["--help", "-h", "cluster --help", "run --help", "cluster exec -h", "--version"])
+def test_shows_without_printing_or_exiting(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Shown) as caught:
+        parse(words(line))
+    assert "kos" in caught.value.text
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_action_has_its_function() -> None:
+    from kos_cluster.cli.main import MODULES, _action
+
+    names = {name for names in MODULES.values() for name in names}
+    assert {"up", "exec", "bench", "story"} <= names
+    assert all(callable(_action(name)) for name in names - {"exec", "run"})

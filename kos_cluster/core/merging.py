@@ -1,4 +1,4 @@
-"""What to do with files that come back from a copy of a folder: write, keep both, or leave alone. Pure: no file is touched.
+"""What to do with files that come back from a copy of a folder: write, keep both, or leave alone. No file is touched.
 
 Rules it keeps, whatever the three sides hold:
 - content of the user's that differs from the base is never overwritten; both versions are kept (`Verdict.CONFLICT`);
@@ -30,7 +30,7 @@ LINK = stat.S_IFLNK | 0o777
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One file, folder or symbolic link. `mode` is one of the four above: who may read what is each machine's own affair."""
+    """One file, folder or symbolic link. `mode` is one of the four above: who may read what is each machine's affair."""
 
     sha256: str  # hex, of a file's content; empty for the others
     size: int
@@ -123,8 +123,8 @@ def path_fault(path: str) -> str:
 def link_fault(path: str, target: str) -> str:
     """Why a symbolic link must not be made, as the end of a sentence; empty when it stays in the folder.
 
-    `..` counts only at the front, where it climbs from the link's own folder, which is a real one. After a name it would
-    climb from wherever that name leads, so a chain of links that each look harmless could climb out.
+    `..` may stand only at the front, where it climbs from the link's own folder, which is a real one. After a name it
+    would climb from wherever that name leads, so a chain of links that each look harmless could climb out.
     """
     if not target or "\0" in target or len(target.encode("utf-8", "surrogateescape")) > PATH_LIMIT_BYTES:
         return "is a link to nowhere"

@@ -1,11 +1,12 @@
-"""What all tests share: a short private KOS_HOME, a real cluster on this machine, and the list of skipped tests.
+"""What all tests share: a KOS_HOME of their own, short folders for sockets, and the list of skipped tests.
 
-Rules: nothing here leaves a process or a folder behind, also when a test fails. A skip without a reason is an error of the
-test; every skip is listed with its reason as the last block of the output, whatever came before it.
+Rules: no test sees the user's clusters. Folders made here are removed, also when a test fails. Every skip is listed
+with its reason as the last block of the output, whatever came before it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -15,12 +16,22 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_home() -> Iterator[None]:
+    """Point KOS_HOME at an empty folder, and forget the cluster, token or task of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="kos-") as folder:
+        for name in [name for name in os.environ if name.startswith("KOS_")]:
+            patch.delenv(name)
+        patch.setenv("KOS_HOME", folder)
+        yield
+
+
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A private folder with a path short enough for UNIX sockets (pytest's own `tmp_path` is not)."""
     folder = Path(tempfile.mkdtemp(prefix="kos-"))
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

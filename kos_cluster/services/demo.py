@@ -87,7 +87,7 @@ def local_cluster(nodes: int) -> Iterator[None]:
 
 
 def execute(notebook: Path, folder: Path, cells: tuple[str, ...] = ()) -> Any:
-    """Execute a notebook, `cells` appended to it, with this interpreter as its kernel; the document with its outputs."""
+    """Execute a notebook, `cells` appended to it, with this interpreter as its kernel; it with its outputs."""
     if not notebook.exists():
         raise UsageError(f"There is no notebook {notebook}.", "Run the demo from a checkout of the project: make demo.")
     _write_kernel(folder)

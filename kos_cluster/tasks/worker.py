@@ -1,0 +1,356 @@
+"""A worker: the process that runs user code. The fork server calls `main` in a fresh fork.
+
+Theory of operation. One DEALER socket to the daemon, and one loop in the main thread: take parts, run batches. Within
+a batch the loop notes each task in the progress memfd before it starts, and sends outcomes on when `FLUSH_S` has
+passed, after a task that was not tiny, and at the end. User threads may show things while a task runs, so the socket
+has one lock.
+
+Rules: user code runs in the main thread. SIGINT means "cancel": it interrupts user code, and only that; the batch's
+remaining tasks then end as cancelled and the worker lives on. Results of `wire.BULK_BYTES` and more go to files in
+the spool. A worker that cannot be set up, or has taken more parts than `PARTS_LIMIT_BYTES`, asks to be retired.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import mmap
+import os
+import pickle
+import secrets
+import signal
+import struct
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Callable
+from io import TextIOWrapper
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import zmq
+
+from kos_cluster.core.records import indices_of, runs_of
+from kos_cluster.errors import KosError
+from kos_cluster.net import local
+from kos_cluster.net.wire import BULK_BYTES
+from kos_cluster.tasks import environment, failures, randomness, serialise
+from kos_cluster.tasks.context import here
+
+FLUSH_S = 0.020  # an outcome waits no longer than this for the next task's
+NOT_TINY_S = 0.002  # after a task of this length, sending its outcome at once costs nothing that counts
+FLUSH_BYTES = 4 << 20  # of outcomes in one Done; a control message holds 16 MiB
+PARTS_LIMIT_BYTES = 512 << 20  # of parts held in memory
+LINGER_MS = 1_000  # for what is still unsent when the worker ends
+PROGRESS = struct.Struct("<QQ")  # batch, position
+
+
+class _Interrupts:
+    """SIGINT: raises KeyboardInterrupt in user code, at most once a task; is noted for the batch; else ignored."""
+
+    __slots__ = ("in_user_code", "seen")
+
+    def __init__(self) -> None:
+        self.in_user_code = False
+        self.seen = False  # in this batch
+
+    def handle(self, signum: int, frame: types.FrameType | None) -> None:
+        if self.in_user_code:
+            self.in_user_code = False
+            self.seen = True
+            raise KeyboardInterrupt
+
+
+class _Outcomes:
+    """What a batch has brought since the last Done."""
+
+    __slots__ = ("data", "failed", "indices", "large", "size", "started")
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+        self.data: list[bytes] = []
+        self.failed: list[int] = []
+        self.large: dict[int, tuple[str, int]] = {}
+        self.size = 0
+        self.started = perf_counter()
+
+
+class Worker:
+    """Serves one daemon until it is told to stop."""
+
+    def __init__(self, spawn: local.Spawn, socket: zmq.Socket[bytes], progress: mmap.mmap) -> None:
+        self._socket = socket
+        self._lock = threading.Lock()  # of the socket
+        self._early: deque[list[bytes]] = deque()  # came while a thread waited for Displayed
+        self._progress = progress
+        self._spool = Path(spawn.spool)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(local.ToWorker).decode
+        self._decode_payloads = msgspec.msgpack.Decoder(list[bytes]).decode
+        self._parts: dict[str, bytes] = {}
+        self._files: dict[str, str] = {}  # part hash -> path
+        self._parts_bytes = 0
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._environment: str | None = None  # hash of the one that is applied
+        self._serves_once = False
+        self._interrupts = _Interrupts()
+        self._pid = os.getpid()
+        here.show = self.show
+
+    def serve(self) -> None:
+        signal.signal(signal.SIGINT, self._interrupts.handle)
+        self._send(local.Ready(self._pid))
+        while True:
+            frames = self._receive()
+            message = self._decode(frames[0])
+            if isinstance(message, local.Run):
+                self._run(message, self._decode_payloads(frames[1]))
+            elif isinstance(message, local.Part):
+                self._take_part(message, frames)
+            elif isinstance(message, local.Stop):
+                return
+
+    # ---- messages
+
+    def _receive(self) -> list[bytes]:
+        with self._lock:
+            return self._early.popleft() if self._early else self._socket.recv_multipart()
+
+    def _send(self, message: local.FromWorker, *payload: bytes) -> None:
+        with self._lock:
+            self._socket.send_multipart((self._encode(message), *payload))
+
+    def _take_part(self, part: local.Part, frames: list[bytes]) -> None:
+        if part.path:
+            self._files[part.hash] = part.path
+        elif part.hash not in self._parts:
+            self._parts[part.hash] = frames[1]
+            self._parts_bytes += len(frames[1])
+
+    def _part(self, part: str) -> bytes | memoryview:
+        """A part's bytes. A file is mapped anew each time and privately, so that a task may write to arrays in it."""
+        path = self._files.get(part)
+        if path is None:
+            try:
+                return self._parts[part]
+            except KeyError:
+                raise KosError(f"Part {part[:12]} did not reach this worker.", "Run the task again.") from None
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return b""
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+    def show(self, batch: int, index: int, data: bytes) -> None:
+        """Send a display after all output so far, and wait until the daemon has it; called in any thread of a task."""
+        if os.getpid() != self._pid:
+            raise KosError("display() was called in a process that the task forked.", "Call it in the task itself.")
+        self._flush_streams()
+        with self._lock:
+            if (here.batch, here.index == -1) != (batch, False):
+                raise KosError("display() was called by a thread whose task has ended.", "Join the thread in the task.")
+            self._socket.send_multipart((self._encode(local.Display(batch, index)), data))
+            while True:
+                frames = self._socket.recv_multipart()
+                if isinstance(self._decode(frames[0]), local.Displayed):
+                    return
+                self._early.append(frames)
+
+    # ---- running
+
+    def _run(self, run: local.Run, payloads: list[bytes]) -> None:
+        """Run a batch and send its outcomes. Only the end of the process ends this early."""
+        here.node, here.job, here.attempt, here.batch = run.node, run.job, run.attempt, run.batch
+        self._interrupts.seen = False
+        indices = list(indices_of(run.runs))
+        refusal, cancelled = self._prepare(run)
+        if refusal is None and not cancelled:
+            self._run_tasks(run, indices, payloads)
+        else:
+            out = _Outcomes()
+            for index in indices:
+                self._fail(out, index, refusal or KeyboardInterrupt(), cancelled=refusal is None)
+            self._flush(run.batch, out, last=True, retire=True)
+
+    def _prepare(self, run: local.Run) -> tuple[BaseException | None, bool]:
+        """Set up what the batch needs: (why it cannot be, whether a cancellation came in between)."""
+        os.environ["KOS_NODE"] = run.node
+        os.environ["KOS_ATTEMPT"] = str(run.attempt)
+        interrupts = self._interrupts
+        try:
+            interrupts.in_user_code = True
+            self._set_up(run)
+            if run.seed is not None:
+                randomness.prepare_seeding()
+            interrupts.in_user_code = False
+        except KeyboardInterrupt as interrupt:
+            return (None, True) if interrupts.seen else (interrupt, False)
+        except KosError as error:
+            return error, False
+        finally:
+            interrupts.in_user_code = False
+        return None, False
+
+    def _set_up(self, run: local.Run) -> None:
+        if self._environment == run.env:
+            return
+        if self._environment is not None:
+            raise KosError(
+                f"A worker on node {run.node} was given work for a second environment.", "Run the task again."
+            )
+        self._environment = run.env
+        wanted = local.Environment()
+        if run.env:
+            wanted = msgspec.msgpack.decode(self._part(run.env), type=local.Environment)
+        self._serves_once = wanted.fresh
+        environment.apply(wanted, self._part, node=run.node, key=run.env, workspaces=self._spool.parent / "workspaces")
+
+    def _run_tasks(self, run: local.Run, indices: list[int], payloads: list[bytes]) -> None:
+        environ, loads, dumps = os.environ, pickle.loads, serialise.dumps_result
+        interrupts, progress, mark = self._interrupts, self._progress, PROGRESS.pack_into
+        batch, prefix, seed, large = run.batch, f"{run.job}.", run.seed, run.large
+        function = self._functions.get(run.fn)
+        out = _Outcomes()
+        before = out.started
+        last = len(indices) - 1
+        for position, index in enumerate(indices):
+            mark(progress, 0, batch, position)
+            environ["KOS_TASK"] = prefix + str(index)
+            here.index = index
+            if seed is not None:
+                randomness.seed_task(seed, index)
+            try:
+                try:
+                    interrupts.in_user_code = True
+                    if function is None:
+                        function = self._load_function(run.fn)
+                    args, kwargs = self._load_large(large[index]) if index in large else loads(payloads[position])
+                    value = function(*args, **kwargs)
+                    segments = dumps(value)
+                    interrupts.in_user_code = False
+                except BaseException as error:
+                    interrupts.in_user_code = False
+                    args = kwargs = value = None
+                    self._fail(out, index, error, cancelled=interrupts.seen and isinstance(error, KeyboardInterrupt))
+                else:
+                    args = kwargs = value = None  # not kept while waiting for more work
+                    self._keep(out, index, segments)
+            except KeyboardInterrupt as interrupt:  # it struck while an exception was being caught
+                self._fail(out, index, interrupt, cancelled=True)
+            if interrupts.seen:
+                self._cancel_rest(out, indices[position + 1 :])
+                break
+            now = perf_counter()
+            if position != last and (
+                now - before >= NOT_TINY_S or now - out.started >= FLUSH_S or out.size >= FLUSH_BYTES
+            ):
+                self._flush(batch, out, last=False)
+                out = _Outcomes()
+                now = out.started
+            before = now
+        here.leave()
+        self._flush(batch, out, last=True, retire=self._serves_once or self._parts_bytes > PARTS_LIMIT_BYTES)
+
+    def _load_function(self, part: str) -> Callable[..., Any]:
+        function: Callable[..., Any] = serialise.loads(self._part(part))
+        self._functions[part] = function
+        return function
+
+    def _load_large(self, part: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = serialise.loads(self._part(part))
+        return args, kwargs
+
+    # ---- outcomes
+
+    def _keep(self, out: _Outcomes, index: int, segments: serialise.Segments) -> None:
+        first = segments[0]
+        if len(segments) == 1 and len(first) < BULK_BYTES:
+            out.data.append(bytes(first))
+            out.size += len(first)
+        else:
+            try:
+                out.large[index] = self._spill(segments)
+            except OSError as error:
+                problem = KosError(f"The result could not be written on node {here.node}: {error}.", "Make room there.")
+                self._fail(out, index, problem)
+                return
+            out.data.append(b"")
+        out.indices.append(index)
+
+    def _spill(self, segments: serialise.Segments) -> tuple[str, int]:
+        name = secrets.token_hex(16)
+        path = self._spool / name
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb", buffering=0) as file:
+                for segment in segments:
+                    rest = memoryview(segment)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+        except BaseException:
+            path.unlink()
+            raise
+        return name, sum(map(len, segments))
+
+    def _fail(self, out: _Outcomes, index: int, error: BaseException, *, cancelled: bool = False) -> None:
+        if isinstance(error, ModuleNotFoundError):
+            failures.name_missing_package(error, here.node)
+        failure = failures.failure_of(
+            error, node=here.node, task=f"{here.job}.{index}", attempt=here.attempt, cancelled=cancelled
+        )
+        data = pickle.dumps(failure, serialise.PROTOCOL)
+        out.indices.append(index)
+        out.data.append(data)
+        out.size += len(data)
+        out.failed.append(index)
+
+    def _cancel_rest(self, out: _Outcomes, indices: list[int]) -> None:
+        """The tasks of a cancelled batch that have not started."""
+        for index in indices:
+            self._fail(out, index, KeyboardInterrupt(), cancelled=True)
+
+    def _flush(self, batch: int, out: _Outcomes, *, last: bool, retire: bool = False) -> None:
+        self._flush_streams()
+        done = local.Done(
+            batch, runs_of(out.indices), out.failed, out.large, perf_counter() - out.started, last, retire
+        )
+        self._send(done, self._encode(out.data))
+
+    def _flush_streams(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
+
+
+def main(spawn: local.Spawn, progress_fd: int) -> int:
+    """Run a worker in this process, which has just been forked, until the daemon stops it. Returns its exit status."""
+    _open_streams()
+    progress = mmap.mmap(progress_fd, PROGRESS.size)
+    os.close(progress_fd)
+    gc.enable()
+    randomness.renew()
+    sys.path.insert(0, "")  # as in an interactive session: the folder that the task works in
+    environment.stand_for_main(types.ModuleType("__main__"))
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.ROUTING_ID, bytes.fromhex(spawn.secret))
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.connect(spawn.socket)
+    Worker(spawn, socket, progress).serve()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit._run_exitfuncs()  # what user code has registered
+    socket.close()
+    context.term()
+    return 0
+
+
+def _open_streams() -> None:
+    """Text streams over descriptors 1 and 2, which the fork server has just put in place."""
+    sys.stdout = sys.__stdout__ = _text_over(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text_over(2)  # type: ignore[misc]
+
+
+def _text_over(fd: int) -> TextIOWrapper:
+    return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)

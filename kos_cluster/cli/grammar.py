@@ -2,7 +2,7 @@
 
 Rules: building and parsing have no effect. A parser never prints and never ends the process: a mistake raises
 UsageError, `--help` and `--version` raise `Shown` with the text to print. Parsed arguments carry `action`, the
-command's one name whichever form was typed (`kos cluster nodes` and `kos nodes` are both "nodes").
+command's one name whichever form was `typed` (`kos cluster nodes` and `kos nodes` are both "nodes").
 Everything from the first word of a command to run onwards belongs to that command, options included.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kos_cluster import __version__
-from kos_cluster.cli.quantities import address, count, count_or_zero, duration, size, variable
+from kos_cluster.cli.quantities import address, count, count_or_zero, duration, memory, variable
 from kos_cluster.errors import UsageError
 
 TOKEN_TTL_LIMIT_S = 24 * 3600.0
@@ -65,7 +65,7 @@ class _Commands:
         parser = self._sub.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         if action:
             _add_cluster(parser, argparse.SUPPRESS)
-            parser.set_defaults(action=action)
+            parser.set_defaults(action=action, typed=parser.prog)
         return parser
 
 
@@ -86,12 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line without the leading `kos`. Raises UsageError, or Shown for `--help` and `--version`."""
-    parsed = build_parser().parse_args(argv)
-    first = parsed.argv[0] if getattr(parsed, "argv", None) else ""
-    if first == "--":
+    parsed, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        raise UsageError(f"'{parsed.typed}' does not take {unknown[0]!r}.", f"Type '{parsed.typed} --help'.")
+    if getattr(parsed, "argv", None) and parsed.argv[0] == "--":
         del parsed.argv[0]
-    elif first.startswith("-"):  # argparse takes an unknown option for the first word of the command
-        raise UsageError(f"'kos {parsed.action}' has no option {first!r}.", f"Type 'kos {parsed.action} --help'.")
     return parsed
 
 
@@ -152,7 +151,7 @@ def _add_run(commands: _Commands) -> None:
     run.add_argument("--distribute", action="store_true", help="run a Python script (or a cell) across the cluster")
     run.add_argument("--on", default="", metavar="NODE", help="run on this node")
     run.add_argument("--cpus", type=count, default=1, metavar="C", help="cores that it needs (default: 1)")
-    run.add_argument("--memory", type=size, default=0, metavar="M", help="memory that it needs, for example 8G")
+    run.add_argument("--memory", type=memory, default=0, metavar="M", help="memory that it needs, for example 8G")
     run.add_argument("--timeout", type=duration, metavar="TIME", help="stop it after this time, for example 15m")
     run.add_argument("--retries", type=count_or_zero, metavar="N", help="run it again after a lost node or worker")
     run.add_argument(

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from kos_cluster.errors import KosError
+from kos_cluster.errors import KosError, StateError
 
 if TYPE_CHECKING:
     import argparse
@@ -53,22 +53,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
     """Run one command line (without the leading `kos`) and return its exit code. Never raises, never exits."""
-    from kos_cluster.cli.grammar import Shown, parse
-
     try:
-        parsed = parse(argv)
-        return _action(parsed.action)(parsed, _console(out, err))
-    except Shown as shown:
-        out.write(shown.text)
-        return 0
+        return _act(argv, out, err)
     except KosError as error:
         return _say(err, f"kos: {error}", error.exit_code)
     except KeyboardInterrupt:
         return _say(err, "kos: interrupted.", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return EXIT_PIPE
+    except OSError as error:
+        if error.filename is None:
+            return _say(err, _reported(argv, error), EXIT_INTERNAL)
+        return _say(err, f"kos: {error.filename}: {error.strerror}.", StateError.exit_code)
     except Exception as error:  # the last line of defence: a sentence for the user, the traceback for a report
         return _say(err, _reported(argv, error), EXIT_INTERNAL)
+
+
+def _act(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
+    from kos_cluster.cli.grammar import Shown, parse
+
+    try:
+        parsed = parse(argv)
+    except Shown as shown:
+        out.write(shown.text)
+        return 0
+    return _action(parsed.action)(parsed, _console(out, err))
 
 
 def _say(err: TextIO, text: str, code: int) -> int:
@@ -97,7 +106,7 @@ def _reported(argv: Sequence[str], error: Exception) -> str:
     from kos_cluster.home import Home, private_folder, write_private
 
     summary = f"kos: an error in KOS itself: {type(error).__name__}: {error}."
-    words = [word for word in argv if not word.startswith("KOS1.")]  # a token is a secret
+    words = [word for word in argv if "KOS1." not in word]  # a token is a secret
     text = f"kos {' '.join(words)}\n{''.join(traceback.format_exception(error))}"
     try:
         folder = private_folder(Home().path / "crashes")

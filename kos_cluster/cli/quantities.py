@@ -10,7 +10,6 @@ import re
 from argparse import ArgumentTypeError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 PORT_LIMIT = 65534  # the bulk port is the next one
 
 
@@ -22,12 +21,11 @@ def duration(text: str) -> float:
     return float(match[1]) * SECONDS[match[2] or "s"]
 
 
-def size(text: str) -> int:
-    """Bytes of "512M", "8G", "8GiB" or a plain number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None or float(match[1]) == 0:
-        raise ArgumentTypeError(f"{text!r} is not a size; write for example 512M or 8G")
-    return int(float(match[1]) * BYTES[match[2]])
+def memory(text: str) -> int:
+    """Bytes of "512M", "8G" or a plain number. Raises UsageError."""
+    from kos_cluster.tasks.options import size_bytes  # here, or the grammar would load the library
+
+    return size_bytes(text)
 
 
 def count(text: str) -> int:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 def exec_(parsed: argparse.Namespace, console: Console) -> int:
     """Run a shell command on one node."""
+    if not parsed.argv:
+        raise UsageError("No command was given.", "Type: kos cluster exec NODE 'command'.")
     import kos_cluster as kos
     from kos_cluster.tasks import launching
 
-    if not parsed.argv:
-        raise UsageError("No command was given.", "Type: kos cluster exec NODE 'command'.")
     line = parsed.argv[0] if len(parsed.argv) == 1 else list(parsed.argv)
     cluster = kos.connect(parsed.cluster)
     return _streamed(console, lambda sink: launching.run_command(cluster, line, on=parsed.node, sink=sink))
@@ -35,9 +35,6 @@ def exec_(parsed: argparse.Namespace, console: Console) -> int:
 def run_(parsed: argparse.Namespace, console: Console) -> int:
     """Run a command somewhere, or with --distribute a script across the cluster."""
     _check(parsed)
-    import kos_cluster as kos
-    from kos_cluster.tasks import launching
-
     options = {
         "on": parsed.on,
         "cpus": parsed.cpus,
@@ -46,10 +43,13 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
         "retries": parsed.retries or 0,
         "env": environment(parsed.env),
     }
+    argv, redirect = script_words(parsed.argv) if parsed.distribute else parsed.argv, not parsed.no_redirect
+    import kos_cluster as kos
+    from kos_cluster.tasks import launching
+
     cluster = kos.connect(parsed.cluster)
     if not parsed.distribute:
-        return _streamed(console, lambda sink: launching.run_command(cluster, parsed.argv, sink=sink, **options))
-    argv, redirect = script_words(parsed.argv), not parsed.no_redirect
+        return _streamed(console, lambda sink: launching.run_command(cluster, argv, sink=sink, **options))
     return _streamed(
         console,
         lambda sink: launching.run_script(cluster, argv, Path.cwd(), redirect=redirect, sink=sink, **options),

@@ -57,8 +57,9 @@ def cancel_(parsed: argparse.Namespace, console: Console) -> int:
 
 def logs_(parsed: argparse.Namespace, console: Console) -> int:
     """Print the last output of a job or a task, each task's under its name when there are several."""
-    logs = kos.connect(parsed.cluster).logs(parsed.id)
-    if not logs:
+    cluster = kos.connect(parsed.cluster)
+    logs = cluster.logs(parsed.id)
+    if not logs and not cluster.stories(parsed.id):  # else it is known, and wrote nothing
         raise _unknown(parsed.id)
     if parsed.json:
         console.json([{"task": task, "output": data.decode(errors="replace")} for task, data in logs])

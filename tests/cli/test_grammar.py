@@ -71,12 +71,12 @@ def test_understands(line: str, expected: dict[str, object]) -> None:
         ("cluster join", "NAME", "kos cluster join --help"),
         ("cluster join lab desk:port", "'desk:port' is not an address", "kos cluster join --help"),
         ("cluster join lab desk:65535", "65535 cannot be a node's port", "kos cluster join --help"),
-        ("run --memory lots ls", "'lots' is not a size", "kos run --help"),
+        ("run --memory lots ls", "'lots' is not an amount of memory", "8G"),
         ("run --env 1=2 ls", "'1' is not the name", "kos run --help"),
         ("run --distrib x.py", "--distrib", "kos run --help"),
         ("bench --peers abacus", "'abacus'", "kos bench --help"),
         ("cancel", "ID", "kos cancel --help"),
-        ("nodes --colour", "--colour", "kos --help"),
+        ("nodes --colour", "--colour", "kos nodes --help"),
     ],
 )
 def test_refuses(line: str, mentions: str, hint: str) -> None:

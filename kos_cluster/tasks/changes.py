@@ -1,7 +1,8 @@
 """What changed in an unpacked workspace, and how it comes back into the folder that it was copied from.
 
 Rules it keeps:
-- a look that finds nothing new costs one `stat` a file; a file is read only when that says that it may have changed;
+- after a task that touched nothing a look costs microseconds (`watching`), else one `stat` a file; a file is read only
+  when that says that it may have changed;
 - too much to send is never a silent loss: what fits is sent and the rest is named;
 - every change says what it was made from, so that a second change of the same file by the same task is no conflict;
 - coming back, a file appears whole (temporary file, fsync, rename) or not at all; nothing is written outside the folder
@@ -33,6 +34,7 @@ from kos_cluster.core.merging import (
     path_fault,
 )
 from kos_cluster.errors import LimitError
+from kos_cluster.tasks.watching import FolderWatch
 from kos_cluster.tasks.workspace import (
     SEALED_NS,
     WORKSPACE_LIMIT_BYTES,
@@ -77,11 +79,16 @@ class Tracker:
         self._stamps: dict[str, Stamp] = {}
         self._unsettled: set[str] = set()
         self._skipped: set[str] = set()
+        self._watch = FolderWatch()
+        self._looked = False
 
     def take(self) -> Changes:
         """What was created or changed since the last take, or since the folder was unpacked."""
+        if self._looked and not self._watch.touched():
+            return _NOTHING
         started_ns = time.time_ns()
         suspects = self._scan()
+        self._looked = True
         if not suspects:
             return _NOTHING
         members: list[Member] = []
@@ -115,12 +122,13 @@ class Tracker:
         return Changes(write_archive(members) if members else None, left_out)
 
     def _scan(self) -> dict[str, Stamp]:
-        """What may have changed, by `stat` alone. Runs after every task, so it does nothing twice."""
+        """What may have changed, by `stat` alone. Runs after every task that wrote, so it does nothing twice."""
         suspects: dict[str, Stamp] = {}
         known, stamps, unsettled, skipped = self._known, self._stamps, self._unsettled, self._skipped
         waiting = [("", self._root)]
         while waiting:
             prefix, place = waiting.pop()
+            self._watch.add(place)  # before it is listed, so that nothing falls between the two
             try:
                 entries = os.scandir(place)
             except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -165,7 +173,9 @@ class Tracker:
         entry = self._known.get(path)
         if entry is None or stamp[0] != SEALED_NS or stamp[1] > self._noted_ns + TICK_NS:
             return False
-        return stat.S_ISLNK(mode) or stamp[2] == entry.size
+        if stat.S_ISLNK(mode):
+            return True
+        return stamp[2] == entry.size and bool(mode & stat.S_IXUSR) == (entry.mode == EXECUTABLE)
 
 
 def changes(folder: Path) -> bytes | None:
@@ -183,8 +193,8 @@ def left_out_error(left_out: dict[str, str]) -> LimitError:
     """Says which files did not come back, and why."""
     return LimitError(
         f"Not everything that was written came back: {describe(left_out)}.",
-        f"{readable_size(WORKSPACE_LIMIT_BYTES)} can come back; write large files to storage that you share, or name what"
-        " you do not need in .kosignore.",
+        f"{readable_size(WORKSPACE_LIMIT_BYTES)} can come back; write large files to shared storage, or name what you"
+        " do not need in .kosignore.",
     )
 
 
@@ -207,7 +217,7 @@ class MergeReport:
     refused: dict[str, str] = field(default_factory=dict)  # path -> why it could not be written
 
 
-def apply(archive: bytes, folder: Path, base: Manifest | None = None, task: str = "") -> MergeReport:
+def apply(archive: bytes | memoryview, folder: Path, base: Manifest | None = None, task: str = "") -> MergeReport:
     """Merge changes into a folder once. Without `base`, what the archive says of itself is the base."""
     return Merger(folder, base).apply(archive, task)
 
@@ -225,7 +235,7 @@ class Merger:
         self._durable = durable
         self._kept: dict[tuple[str, str], str] = {}  # (path, sha256 of the incoming content) -> its conflict copy
 
-    def apply(self, archive: bytes, task: str) -> MergeReport:
+    def apply(self, archive: bytes | memoryview, task: str) -> MergeReport:
         """Raises ProtocolError, with nothing written, when the archive is not as it must be."""
         members = read_archive(archive)
         report = MergeReport()

@@ -235,7 +235,7 @@ def write_archive(members: Iterable[Member]) -> bytes:
     return buffer.getvalue()
 
 
-def read_archive(archive: bytes) -> list[Member]:
+def read_archive(archive: bytes | memoryview) -> list[Member]:
     """The members of an archive, folders before what is in them. Raises ProtocolError when any is not as it must be."""
     members: dict[str, Member] = {}
     total = 0
@@ -259,7 +259,7 @@ def read_archive(archive: bytes) -> list[Member]:
     return [members[path] for path in sorted(members)]
 
 
-def _member(info: tarfile.TarInfo, archive: bytes) -> Member:
+def _member(info: tarfile.TarInfo, archive: bytes | memoryview) -> Member:
     path = info.name
     if fault := path_fault(path):
         raise ProtocolError(f"An archive holds {path!r}, which {fault}.")
@@ -273,7 +273,7 @@ def _member(info: tarfile.TarInfo, archive: bytes) -> Member:
         return Member(path, Entry("", 0, LINK, info.linkname), b"", base)
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
         raise ProtocolError(f"An archive holds {path!r}, which is neither a plain file, a folder nor a symbolic link.")
-    content = archive[info.offset_data : info.offset_data + info.size]
+    content = bytes(archive[info.offset_data : info.offset_data + info.size])
     if len(content) != info.size:
         raise ProtocolError(f"An archive ends within {path!r}.")
     mode = EXECUTABLE if info.mode & stat.S_IXUSR else FILE
@@ -283,7 +283,7 @@ def _member(info: tarfile.TarInfo, archive: bytes) -> Member:
 # ---- the copy
 
 
-def unpack(archive: bytes, folder: Path) -> None:
+def unpack(archive: bytes | memoryview, folder: Path) -> None:
     """Make a working copy in an empty folder, and note beside it what it was made from (`base_file`).
 
     Raises ProtocolError, with nothing written, when the archive is not as it must be; StateError when the folder holds
@@ -308,12 +308,17 @@ def unpack(archive: bytes, folder: Path) -> None:
         os.utime(place, ns=(SEALED_NS, SEALED_NS), follow_symlinks=False)
     manifest = {path: [entry.sha256, entry.size, entry.mode, entry.target] for path, entry, _, _ in members}
     # json and not MessagePack: file names need not be UTF-8.
-    base_file(folder).write_text(json.dumps({"ignore": read_ignore(folder), "manifest": manifest}))
+    note = base_file(folder)
+    note.parent.mkdir(mode=0o700)
+    note.write_text(json.dumps({"ignore": read_ignore(folder), "manifest": manifest}))
 
 
 def base_file(folder: Path) -> Path:
-    """Where `unpack` notes what it unpacked: beside the folder, so that the user's code does not come across it."""
-    return folder.with_name(f".{folder.name}.kos-base")
+    """Where `unpack` notes what it unpacked: beside the folder, so that the user's code does not come across it.
+
+    It is in a folder whose name ends as the workspace's does, which is how both are found when their worker has ended.
+    """
+    return folder.with_name(f".kos-base-{folder.name}") / "base.json"
 
 
 def read_base(folder: Path) -> Base:

@@ -11,7 +11,7 @@ INPUTS := pyproject.toml constraints.txt
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .NOTPARALLEL:
-.PHONY: help demo test lint check bench clean system-packages
+.PHONY: help demo test lint check docs bench clean system-packages
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ lint: $(DEV)  ## ruff, mypy, import-linter
 check: $(DEV)  ## the test suite alone
 	$(BIN)/python -m pytest
 
+docs: $(DEV)  ## write the parts of the documentation that are made from the code
+	$(BIN)/python -m docs.tables
+
 bench: $(BENCH)  ## measure KOS and its peers on this machine
 	$(BIN)/kos bench
 
@@ -39,6 +42,7 @@ clean:  ## remove the virtual environment and everything built
 
 # Made again only when what it was made from changes.
 $(DEV): $(INPUTS) | $(VENV)/bin/python
+	$(PIP) setuptools
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
@@ -50,7 +54,6 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "KOS needs Python 3.11 or newer; name one, for example: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools
 
 # The tests that put two hosts into network namespaces need `ip`; they are skipped, and listed, where it is missing.
 system-packages:

@@ -1,0 +1,42 @@
+"""The documentation is true: its generated parts match the code, and its Python examples run on a real cluster."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import subprocess
+import sys
+
+import pytest
+
+from docs import tables
+from kos_cluster.services import demo
+
+RUN = """
+import doctest, sys
+failed, tried = doctest.testfile(sys.argv[1], module_relative=False, optionflags=int(sys.argv[2]))
+assert tried
+sys.exit(failed != 0)
+"""
+
+
+@pytest.mark.parametrize("name", tables.PARTS)
+def test_generated_parts_match_the_code(name: str) -> None:
+    document, make = tables.PARTS[name]
+    text = (tables.DOCS / document).read_text()
+    assert text == tables.replaced(text, name, make()), f"{document} is old; type: make docs"
+
+
+def test_the_python_examples_run_on_a_cluster() -> None:
+    """In a process of their own, as a user's script would be."""
+    flags = doctest.IGNORE_EXCEPTION_DETAIL | doctest.REPORT_NDIFF
+    with demo.temporary_home(), demo.local_cluster(2):
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, str(tables.DOCS / "python.md"), str(flags)],
+            env=os.environ,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,212 @@
+"""The cluster's certificate authority: it certifies the keys of nodes and clients.
+
+Rules: its private key is encrypted at rest with the secret of KOS_HOME/wrap.key. It signs only requests that are signed
+with the key they ask for. Role, id and name are decided by whoever calls `issue`, never by the request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from kos_cluster.core.roles import Role
+from kos_cluster.errors import AuthError, StateError
+from kos_cluster.home import private_folder, write_private
+from kos_cluster.net.identity import (
+    CLOCK_SKEW_S,
+    Credentials,
+    Keys,
+    load_certificate,
+    peer_extensions,
+    private_pem,
+    request_curve_key,
+    timestamp,
+)
+
+AUTHORITY_LIFETIME_S = 20 * 365 * 86400
+PEER_LIFETIME_S = 365 * 86400
+WRAP_SECRET_BYTES = 32
+SERIAL_BITS = 63  # a serial travels as a MessagePack integer; Ed25519 does not need it to be unguessable
+REQUEST_LIMIT_BYTES = 4096
+
+
+class CertificateAuthority:
+    """The key that makes certificates of one cluster."""
+
+    def __init__(self, cluster: str, key: Ed25519PrivateKey, certificate_pem: bytes) -> None:
+        self.cluster = cluster
+        self.certificate_pem = certificate_pem
+        self._key = key
+        self._certificate = load_certificate(certificate_pem)
+
+    @classmethod
+    def create(cls, cluster: str) -> CertificateAuthority:
+        key = Ed25519PrivateKey.generate()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"KOS cluster {cluster}"[:64])])
+        certificate = (
+            _builder(name, name, key.public_key(), AUTHORITY_LIFETIME_S)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(authority=True), critical=True)
+            .sign(key, None)
+        )
+        return cls(cluster, key, certificate.public_bytes(serialization.Encoding.PEM))
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the authority's public key, which join tokens carry."""
+        return authority_sha256(self.certificate_pem)
+
+    def issue(self, request_pem: bytes, id: str, name: str, role: Role, lifetime_s: float = PEER_LIFETIME_S) -> bytes:
+        """A certificate, in PEM, for the keys of a signing request. Raises AuthError when the request is not good."""
+        request = _checked_request(request_pem)
+        public_key = request.public_key()
+        if not isinstance(public_key, Ed25519PublicKey):
+            raise AuthError("A signing request is not for an Ed25519 key.")
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = _builder(subject, self._certificate.subject, public_key, lifetime_s)
+        for extension in peer_extensions(self.cluster, id, role, request_curve_key(request)):
+            builder = builder.add_extension(extension, critical=False)
+        certificate = (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
+                critical=False,
+            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, None)
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    def local(self, id: str, name: str, role: Role, lifetime_s: float = PEER_LIFETIME_S) -> Credentials:
+        """Keys and certificate in one step, for an identity on the authority's own machine."""
+        keys = Keys.make()
+        return keys.certified(
+            self.issue(keys.request_pem, id, name, role, lifetime_s), self.certificate_pem, self.cluster
+        )
+
+    def save(self, cluster_folder: Path, wrap_key_path: Path) -> None:
+        """Write ca.pem and the encrypted ca.key. Makes wrap.key at its first use."""
+        private_folder(cluster_folder)
+        wrapping = serialization.BestAvailableEncryption(_wrap_secret(wrap_key_path, make=True))
+        write_private(cluster_folder / "ca.key", private_pem(self._key, wrapping))
+        write_private(cluster_folder / "ca.pem", self.certificate_pem)
+
+    @classmethod
+    def load(cls, cluster: str, cluster_folder: Path, wrap_key_path: Path) -> CertificateAuthority:
+        """Raises StateError when the key is not on this machine, or cannot be decrypted."""
+        try:
+            certificate_pem = (cluster_folder / "ca.pem").read_bytes()
+            wrapped = (cluster_folder / "ca.key").read_bytes()
+        except OSError as error:
+            raise StateError(
+                f"This machine does not keep the authority of cluster {cluster!r}: {error.filename} cannot be read.",
+                "Do this on the machine where 'kos cluster create' was typed.",
+            ) from None
+        secret = _wrap_secret(wrap_key_path, make=False)
+        try:
+            key = serialization.load_pem_private_key(wrapped, secret)
+            authority = cls(cluster, _ed25519(key), certificate_pem)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise StateError(
+                f"{cluster_folder / 'ca.key'} cannot be decrypted with {wrap_key_path} ({error}).",
+                "Restore both files from a backup; without them no machine can join.",
+            ) from None
+        if authority._certificate.public_key() != authority._key.public_key():
+            raise StateError(
+                f"ca.key and ca.pem in {cluster_folder} do not fit together.", "Restore both from a backup."
+            )
+        return authority
+
+
+def authority_sha256(certificate_pem: bytes) -> str:
+    """Hex SHA-256 of the public key (SubjectPublicKeyInfo, DER) of an authority's certificate. Raises ValueError."""
+    public_key = load_certificate(certificate_pem).public_key()
+    der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
+
+
+def _checked_request(request_pem: bytes) -> x509.CertificateSigningRequest:
+    if len(request_pem) > REQUEST_LIMIT_BYTES:
+        raise AuthError(f"A signing request is larger than {REQUEST_LIMIT_BYTES} bytes.")
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+        valid = request.is_signature_valid
+        request_curve_key(request)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise AuthError(f"A signing request is malformed ({error}).") from None
+    if not valid:
+        raise AuthError("A signing request is not signed with the key that it asks for.")
+    return request
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: Ed25519PublicKey, lifetime_s: float
+) -> x509.CertificateBuilder:
+    now = time.time()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(secrets.randbelow((1 << SERIAL_BITS) - 1) + 1)
+        .not_valid_before(timestamp(now - CLOCK_SKEW_S))
+        .not_valid_after(timestamp(now + lifetime_s))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _key_usage(authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _ed25519(key: object) -> Ed25519PrivateKey:
+    if not isinstance(key, Ed25519PrivateKey):
+        raise TypeError("it is not an Ed25519 key")
+    return key
+
+
+def _wrap_secret(path: Path, make: bool) -> bytes:
+    """The secret that wraps authorities' keys of this home."""
+    if make:
+        private_folder(path.parent)
+        try:
+            # O_EXCL: two commands that start at once must end with the same secret.
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            pass
+        else:
+            with os.fdopen(fd, "wb") as file:
+                file.write(secrets.token_hex(WRAP_SECRET_BYTES).encode())
+                file.flush()
+                os.fsync(file.fileno())
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise StateError(
+            f"{path}, which wraps the authority's key, cannot be read ({error.strerror}).", "Restore it from a backup."
+        ) from None
+    if len(secret) != 2 * WRAP_SECRET_BYTES:
+        raise StateError(
+            f"{path} is damaged: it is not {2 * WRAP_SECRET_BYTES} characters.", "Restore it from a backup."
+        )
+    return secret

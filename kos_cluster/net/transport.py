@@ -1,0 +1,373 @@
+"""Control links: CURVE over TCP, ROUTER at the node (`Server`), DEALER at whoever connects to it (`Link`).
+
+Theory of operation. Sockets are read in the asyncio loop by `add_reader` on ZeroMQ's descriptor. That descriptor is
+edge-triggered: it signals once that something may have changed, and any send or receive may use the signal up. So
+`_Reader` reads until nothing is left (or a bound is reached, then goes on at the loop's next turn, so that one peer
+cannot starve the rest), and looks again after every send.
+
+Rules:
+- Everything here belongs to the thread of the loop.
+- Who sent a message is the User-Id that ZeroMQ attached after authentication, looked up in `Admitted` for every
+  message; never the routing id, which the peer may choose.
+- A message that is malformed, oversized or of a peer no longer admitted is dropped and counted; it never raises.
+- A send never blocks: False says that it was not taken (not connected, or the high-water mark).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from kos_cluster.errors import LimitError, PortTakenError, ProtocolError, UsageError
+from kos_cluster.net import wire
+from kos_cluster.net.admission import Admitted
+from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.zap import DOMAIN, Gate
+
+HIGH_WATER_MESSAGES = 8192  # queued for, or from, one peer
+READS_LIMIT = 128  # messages a wake-up, before the loop's other work has its turn
+COPY_LIMIT_BYTES = 64 << 10  # payloads from this size on are sent without a copy
+# ZeroMQ cuts a connection at the first frame of more than this, unread; what lies between is read, dropped and counted.
+CUT_BYTES = 2 * wire.MESSAGE_LIMIT_BYTES
+HANDSHAKE_TIMEOUT_MS = 10_000
+HEARTBEAT_INTERVAL_MS = 5_000
+HEARTBEAT_TIMEOUT_MS = 20_000
+RECONNECT_MS = 100
+RECONNECT_LIMIT_MS = 2_000
+LINGER_MS = 1_000
+KEEPALIVE_IDLE_S = 60
+
+Context = zmq.Context[zmq.Socket[bytes]]
+Payload = bytes | bytearray | memoryview | zmq.Frame
+LinkState = Literal["up", "down", "refused"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message came from: the authenticated peer, and the route that answers take."""
+
+    peer: Peer
+    route: bytes
+
+
+class Server:
+    """A node's control socket. One a ZeroMQ context; made and used in the thread of the running loop."""
+
+    def __init__(
+        self,
+        context: Context,
+        credentials: Credentials,
+        admitted: Admitted,
+        on_message: Callable[[Origin, wire.Message, list[zmq.Frame]], None],
+    ) -> None:
+        self._admitted = admitted
+        self._on_message = on_message
+        self._malformed = 0
+        self._gate = Gate(context, admitted)
+        socket = context.socket(zmq.ROUTER)
+        _set_common(socket, credentials)
+        socket.curve_server = True
+        socket.zap_domain = DOMAIN
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        socket.router_mandatory = True
+        self._socket = socket
+        self._monitor = _Monitor(socket, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        self._reader = _Reader(socket, self._receive)
+
+    @property
+    def dropped(self) -> int:
+        """Messages and connections refused so far: malformed, oversized, too many frames, not admitted."""
+        return self._malformed + self._gate.denied + self._monitor.seen
+
+    def bind(self, host: str, port: int) -> None:
+        """Listen. Raises PortTakenError, or UsageError when the address is not one of this machine."""
+        self._socket.ipv6 = ":" in host
+        try:
+            self._socket.bind(f"tcp://{_bracketed(host)}:{port}")
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortTakenError(
+                    f"Port {port} of {host} is in use.", "Choose another with --listen HOST:PORT, or stop its user."
+                ) from None
+            raise UsageError(
+                f"This machine cannot listen on {host}:{port} ({error.strerror}).",
+                "Give an address of this machine with --listen HOST[:PORT].",
+            ) from None
+
+    def send(self, route: bytes, message: wire.Message, frames: Sequence[Payload] = ()) -> bool:
+        """Queue a message for the peer behind a route. False when it is gone or its queue is full."""
+        header = _checked_header(message, frames)
+        try:
+            self._socket.send(route, zmq.NOBLOCK | zmq.SNDMORE)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            return False
+        _send_rest(self._socket, header, frames)
+        self._reader.sent()
+        return True
+
+    def close(self) -> None:
+        """Stop. What was sent goes out for up to `LINGER_MS` more while the context ends."""
+        self._reader.close()
+        self._monitor.close()
+        self._gate.close()
+        self._socket.close()
+
+    def _receive(self) -> bool:
+        try:
+            # ZeroMQ attaches the metadata of the message to its first frame, the route, too.
+            first = self._socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        message, frames = _receive_rest(self._socket)
+        peer = self._admitted.get(_user_id(first))
+        if peer is None or message is None:
+            self._malformed += 1
+            return True
+        self._on_message(Origin(peer, first.bytes), message, frames)
+        return True
+
+
+class Link:
+    """A control link to one node. Made and used in the thread of the running loop.
+
+    `on_state` is told "up" when the handshake is done, "down" when the connection is lost (ZeroMQ goes on trying), and
+    "refused" when the node does not admit this key: present the certificate again, then make a new link.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        credentials: Credentials,
+        server_curve_public: bytes,
+        host: str,
+        port: int,
+        on_message: Callable[[wire.Message, list[zmq.Frame]], None],
+        on_state: Callable[[LinkState], None],
+    ) -> None:
+        self.dropped = 0
+        self.state: LinkState = "down"
+        self._on_message = on_message
+        self._on_state = on_state
+        socket = context.socket(zmq.DEALER)
+        _set_common(socket, credentials)
+        socket.curve_serverkey = server_curve_public
+        # Nothing is queued for a connection that is not there: False then means what it says.
+        socket.immediate = True
+        socket.reconnect_ivl = RECONNECT_MS
+        socket.reconnect_ivl_max = RECONNECT_LIMIT_MS
+        socket.ipv6 = ":" in host
+        self._socket = socket
+        self._monitor = _Monitor(socket, _LINK_EVENTS, self._happened)
+        self._reader = _Reader(socket, self._receive)
+        socket.connect(f"tcp://{_bracketed(host)}:{port}")
+
+    def send(self, message: wire.Message, frames: Sequence[Payload] = ()) -> bool:
+        """Queue a message. False when the link is not up or the queue is full."""
+        header = _checked_header(message, frames)
+        if self.state != "up":
+            return False
+        try:
+            self._socket.send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+        except zmq.Again:
+            return False
+        _send_frames(self._socket, frames)
+        self._reader.sent()
+        return True
+
+    def close(self) -> None:
+        """Disconnect. What was sent goes out for up to `LINGER_MS` more. `on_state` is not called."""
+        self.state = "down"
+        self._reader.close()
+        self._monitor.close()
+        self._socket.close()
+
+    def _happened(self, event: int) -> None:
+        state = _STATE_AFTER[event]
+        if state != self.state and not (self.state == "refused" and state == "down"):
+            self.state = state
+            self._on_state(state)
+
+    def _receive(self) -> bool:
+        if not _readable(self._socket):
+            return False
+        message, frames = _receive_rest(self._socket)
+        if message is None:
+            self.dropped += 1
+        else:
+            self._on_message(message, frames)
+        return True
+
+
+_STATE_AFTER: dict[int, LinkState] = {
+    zmq.EVENT_HANDSHAKE_SUCCEEDED: "up",
+    zmq.EVENT_DISCONNECTED: "down",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "down",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "refused",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "refused",
+}
+_LINK_EVENTS = sum(_STATE_AFTER)
+
+
+class _Reader:
+    """Calls `receive` until it returns False, whenever the socket may have something to read."""
+
+    def __init__(self, socket: zmq.Socket[bytes], receive: Callable[[], bool]) -> None:
+        self._socket = socket
+        self._receive = receive
+        self._loop = asyncio.get_running_loop()
+        self._fd: int | None = int(socket.get(zmq.FD))
+        self._draining = False
+        self._scheduled = False
+        self._loop.add_reader(self._fd, self._drain)
+        self._schedule()  # a pipe signals only once its reader has found it empty
+
+    def sent(self) -> None:
+        """To be called after each send, which may have used up the descriptor's signal."""
+        if not self._draining and not self._scheduled and _readable(self._socket):
+            self._schedule()
+
+    def close(self) -> None:
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            self._fd = None
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        self._scheduled = False
+        more = True  # also when `receive` raises, which the loop reports
+        self._draining = True
+        try:
+            for _ in range(READS_LIMIT):
+                if self._fd is None:
+                    return
+                if not self._receive():
+                    more = False
+                    return
+        finally:
+            self._draining = False
+            if more and self._fd is not None and not self._scheduled:
+                self._schedule()
+
+
+class _Monitor:
+    """Follows a socket's connection events in the loop; counts them, and tells them on."""
+
+    def __init__(self, socket: zmq.Socket[bytes], events: int, tell: Callable[[int], None] | None = None) -> None:
+        self.seen = 0
+        self._watched = socket
+        self._tell = tell
+        self._socket = socket.get_monitor_socket(events)
+        self._reader = _Reader(self._socket, self._receive)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._watched.disable_monitor()
+
+    def _receive(self) -> bool:
+        try:
+            event = parse_monitor_message(self._socket.recv_multipart(zmq.NOBLOCK))["event"]
+        except zmq.Again:
+            return False
+        self.seen += 1
+        if self._tell is not None and event != zmq.EVENT_MONITOR_STOPPED:
+            self._tell(event)
+        return True
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _set_common(socket: zmq.Socket[bytes], credentials: Credentials) -> None:
+    socket.curve_publickey = credentials.curve_public
+    socket.curve_secretkey = credentials.curve_secret
+    socket.linger = LINGER_MS
+    socket.sndhwm = HIGH_WATER_MESSAGES
+    socket.rcvhwm = HIGH_WATER_MESSAGES
+    socket.maxmsgsize = CUT_BYTES
+    socket.handshake_ivl = HANDSHAKE_TIMEOUT_MS
+    socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
+    socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+    socket.tcp_keepalive = 1
+    socket.tcp_keepalive_idle = KEEPALIVE_IDLE_S
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _checked_header(message: wire.Message, frames: Sequence[Payload]) -> bytes:
+    header = wire.encode(message)
+    if not frames and len(header) <= wire.MESSAGE_LIMIT_BYTES:
+        return header
+    size = len(header) + sum(map(_size, frames))
+    if size > wire.MESSAGE_LIMIT_BYTES or len(frames) >= wire.FRAMES_LIMIT:
+        raise LimitError(
+            f"A {type(message).__name__} message of {size} bytes in {len(frames) + 1} frames is over the limit of "
+            f"{wire.MESSAGE_LIMIT_BYTES} bytes in {wire.FRAMES_LIMIT} frames."
+        )
+    return header
+
+
+def _size(frame: Payload) -> int:
+    return frame.nbytes if isinstance(frame, memoryview) else len(frame)
+
+
+def _send_rest(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Payload]) -> None:
+    socket.send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+    _send_frames(socket, frames)
+
+
+def _send_frames(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:
+    last = len(frames) - 1
+    for position, frame in enumerate(frames):
+        copy = not isinstance(frame, zmq.Frame) and _size(frame) < COPY_LIMIT_BYTES
+        socket.send(frame, zmq.NOBLOCK | (zmq.SNDMORE if position < last else 0), copy=copy)
+
+
+def _receive_rest(socket: zmq.Socket[bytes]) -> tuple[wire.Message | None, list[zmq.Frame]]:
+    """The message and payload frames of what is being received, read to its end; None when it is not a good one."""
+    header: zmq.Frame | None = None
+    frames: list[zmq.Frame] = []
+    count = size = 0
+    more = True
+    while more:
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        more = frame.more
+        count += 1
+        size += len(frame)
+        if header is None:
+            header = frame
+        elif count <= wire.FRAMES_LIMIT:
+            frames.append(frame)
+    if header is None or count > wire.FRAMES_LIMIT or size > wire.MESSAGE_LIMIT_BYTES:
+        _log.warning("Dropped a message of %d bytes in %d frames, which is over the limit.", size, count)
+        return None, []
+    try:
+        return wire.decode(header.buffer), frames
+    except ProtocolError as error:
+        _log.warning("Dropped a message: %s", error)
+        return None, []
+
+
+def _user_id(frame: zmq.Frame) -> bytes:
+    try:
+        return str(frame.get("User-Id")).encode()
+    except zmq.ZMQError:
+        return b""

@@ -1,4 +1,4 @@
-"""`kos up`, `down`, `node`, and `kos cluster create`, `token`, `join`, `leave`: forming clusters and ending them."""
+"""`kos up`, `down` and `node`: starting and stopping this machine's nodes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import time
 from kos_cluster.cli.console import Console
 from kos_cluster.errors import NotInClusterError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
-from kos_cluster.services import daemons, embedded
+from kos_cluster.services import daemons, embedded, sweeping
 
 
 def up_(parsed: argparse.Namespace, console: Console) -> int:
     """Start the embedded cluster, or this machine's nodes of the one it is in."""
     home, began = Home(), time.perf_counter()
     cluster = _selected(home, parsed.cluster)
-    with embedded.forming(home):
+    with daemons.changing(home):
         local = cluster.name == EMBEDDED_NAME
         result = embedded.up(home, parsed.count) if local else _joined_up(cluster, parsed.count)
         if len(home.clusters()) == 1:
@@ -32,7 +32,7 @@ def down_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = _selected(home, parsed.cluster)
     if cluster.name != EMBEDDED_NAME:
         cluster.read()  # refuses a cluster that this machine is not in
-    with embedded.forming(home):
+    with daemons.changing(home):
         stopped = embedded.down(cluster)
     if stopped:
         console.answer(f"Cluster {cluster.name!r} is down on this machine: {', '.join(stopped)} stopped.")
@@ -54,7 +54,7 @@ def node_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.name is None and len(names) > 1:
         raise UsageError(f"This machine has several nodes: {', '.join(names)}.", "Name one with --name.")
     node = parsed.name or names[0]
-    if daemons.alive(cluster, node):
+    if sweeping.alive(cluster, node):
         raise UsageError(f"Node {node} runs already.", "Type 'kos down' first.")
     words, environ = daemons.command(cluster, node)
     console.note(f"Node {node} of cluster {cluster.name!r} starts; interrupt it to stop.")
@@ -83,7 +83,7 @@ def _joined_up(cluster: ClusterHome, count: int | None) -> embedded.Up:
             f"This machine only submits to cluster {cluster.name!r} and runs no node of it.",
             "Type 'kos --cluster local up' for a cluster on this machine.",
         )
-    return embedded.Up(cluster, nodes, embedded.resume(cluster))
+    return embedded.Up(cluster, nodes, daemons.resume(cluster))
 
 
 def _told(result: embedded.Up, seconds: float) -> str:

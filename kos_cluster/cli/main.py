@@ -31,7 +31,8 @@ EXIT_PIPE = 141
 CRASH_REPORTS_LIMIT = 20
 
 MODULES = {
-    "forming": ("up", "down", "node", "create", "token", "join", "leave"),
+    "forming": ("up", "down", "node"),
+    "members": ("create", "token", "join", "leave"),
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
     "work": ("ps", "cancel", "logs", "story"),

@@ -1,36 +1,33 @@
-"""The node daemons of this machine: starting them, waiting for them, stopping them, and sweeping up what they leave.
+"""The node daemons of this machine: how they are started, and waited for.
 
-Theory of operation. A daemon is started detached, in a session of its own, with `KOS_RUN` set to its run folder. Its
-workers inherit that, and so does what they start, whoever dies first: so a process belongs to a node when `KOS_RUN` in
-its /proc/PID/environ is the node's run folder. Pids are taken from ready.json only after that check.
+Theory of operation. A daemon is started detached, in a session of its own, with `KOS_RUN` set to its run folder, by
+which `sweeping` finds it and whatever it starts. It writes ready.json into that folder when it can take work.
 
 Rules: a node's `NodeStart` is written before its first start, so it can be started again as it was. Every wait ends.
+Nodes are started and stopped under one lock a home.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import select
-import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from kos_cluster.errors import PortTakenError, StateError
-from kos_cluster.home import ClusterHome, Ready, private_folder, write_private
+from kos_cluster.home import ClusterHome, Home, Ready, private_folder, write_private
+from kos_cluster.services.sweeping import alive, sweep
 
 READY_TIMEOUT_S = 30.0  # from start to ready.json; a cold disk takes long to import
-STOP_TIMEOUT_S = 5.0  # between SIGTERM and SIGKILL
-KILL_TIMEOUT_S = 5.0  # between SIGKILL and giving up
-SWEEP_ROUNDS_LIMIT = 20  # a fork bomb outruns any sweep
-POLL_S = 0.005
+READY_POLL_S = 0.005
+LOCK_TIMEOUT_S = 60.0
+LOCK_POLL_S = 0.05
 LOG_TAIL_LINES = 8
 LOG_TAIL_BYTES = 8 << 10
 
@@ -112,108 +109,45 @@ def wait_ready(cluster: ClusterHome, started: Mapping[str, subprocess.Popen[byte
             late = next(node for node in started if node not in ready)
             raise StateError(f"Node {late} was not ready after {READY_TIMEOUT_S:.0f} s. {_tail(cluster, late)}")
         if len(ready) < len(started):
-            time.sleep(POLL_S)
+            time.sleep(READY_POLL_S)
     for process in started.values():  # reaped when it ends, should this process outlive it
         threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()
     return ready
 
 
-def alive(cluster: ClusterHome, node: str) -> Ready | None:
-    """What the node's daemon wrote when it became ready, if it still runs."""
-    ready = cluster.ready(node)
-    return ready if ready is not None and _belongs(ready.pid, cluster.run(node)) else None
-
-
-def node_folders(cluster: ClusterHome) -> list[str]:
-    """The nodes of the cluster that have run on this machine."""
-    run = cluster.path / "run"
-    return sorted(entry.name for entry in run.iterdir()) if run.is_dir() else []
-
-
-def stop(cluster: ClusterHome, nodes: Iterable[str]) -> list[str]:
-    """End these daemons: SIGTERM, and SIGKILL for those that do not follow. Gives the names of those that ran."""
-    running = {node: ready.pid for node in nodes if (ready := alive(cluster, node)) is not None}
-    _signal(running.values(), signal.SIGTERM)
-    left = _wait_gone(running.values(), STOP_TIMEOUT_S)
-    _signal(left, signal.SIGKILL)
-    _wait_gone(left, KILL_TIMEOUT_S)
-    return sorted(running)
-
-
-def sweep(cluster: ClusterHome, nodes: Sequence[str] | None = None) -> int:
-    """Kill every process that belongs to these nodes (default: to all on this machine), and remove their run folders.
-
-    Gives how many processes there were. Raises StateError when some cannot be ended.
-    """
-    folders = [cluster.path / "run"] if nodes is None else [cluster.run(node) for node in nodes]
-    swept: set[int] = set()
-    for _ in range(SWEEP_ROUNDS_LIMIT):
-        found = belonging(folders)
-        if not found:
-            for folder in folders:
-                if folder.exists():
-                    shutil.rmtree(folder)
-            return len(swept)
-        swept.update(found)
-        _kill_groups(found)
-        _wait_gone(found, KILL_TIMEOUT_S)
-    raise StateError(
-        f"Processes of cluster {cluster.name} do not end: {', '.join(map(str, sorted(belonging(folders))))}.",
-        "End them by hand, then type 'kos down' again.",
-    )
-
-
-def belonging(folders: Sequence[Path]) -> list[int]:
-    """Processes of this user, this one apart, that belong to a node whose run folder is, or is in, one of these."""
-    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-    return [pid for pid in pids if pid != os.getpid() and any(_belongs(pid, folder) for folder in folders)]
-
-
-def _belongs(pid: int, folder: Path) -> bool:
-    prefix = b"KOS_RUN=" + os.fsencode(folder) + b"/"
+def start_all(cluster: ClusterHome, nodes: Sequence[str]) -> None:
+    """Start these nodes together and wait until they can take work. When one fails, all of them end again."""
     try:
-        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
-            return False
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # ended meanwhile, or another user's
-        return False
-    return any((entry + b"/").startswith(prefix) for entry in environ.split(b"\0"))
+        wait_ready(cluster, {node: start(cluster, node) for node in nodes})
+    except BaseException:
+        sweep(cluster, nodes)
+        raise
 
 
-def _signal(pids: Iterable[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+def resume(cluster: ClusterHome) -> list[str]:
+    """Start those of this machine's nodes that do not run, as they ran before; gives their names."""
+    stopped = [node for node in cluster.read().nodes if alive(cluster, node) is None]
+    start_all(cluster, stopped)
+    return stopped
 
 
-def _kill_groups(pids: Iterable[int]) -> None:
-    """SIGKILL the groups of these processes; never our own group, where they die alone."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            group = os.getpgid(pid)
-            if group == os.getpgrp():
-                os.kill(pid, signal.SIGKILL)
-            else:
-                os.killpg(group, signal.SIGKILL)
-
-
-def _wait_gone(pids: Iterable[int], timeout_s: float) -> list[int]:
-    """Wait for processes to end; those that have not. A zombie has ended."""
-    deadline = time.monotonic() + timeout_s
-    left = []
-    for pid in pids:
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                left.append(pid)
-        finally:
-            os.close(descriptor)
-    return left
+@contextlib.contextmanager
+def changing(home: Home) -> Iterator[None]:
+    """Hold this home's lock for starting and stopping nodes. Raises StateError when another command keeps it."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    with open(private_folder(home.path) / "lock", "ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StateError(
+                        f"Another command has been busy with the nodes in {home.path} for {LOCK_TIMEOUT_S:.0f} s.",
+                        "Wait for it, or end it.",
+                    ) from None
+            time.sleep(LOCK_POLL_S)
+        yield
 
 
 def _failure(cluster: ClusterHome, node: str, code: int) -> PortTakenError | StateError:

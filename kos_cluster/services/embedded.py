@@ -7,24 +7,20 @@ all, or raises and leaves nothing running. Typing `up` or `down` again is always
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kos_cluster.errors import PortTakenError, StateError, UsageError
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home, private_folder
-from kos_cluster.services import daemons
+from kos_cluster.errors import PortTakenError, UsageError
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.services import sweeping
+from kos_cluster.services.daemons import NodeStart, resume, start_all, write_start
 from kos_cluster.services.founding import found
 from kos_cluster.services.ports import LOOPBACK, free_pairs
 
 DEFAULT_NODES_LIMIT = 4  # of `kos up` without -n; more daemons than that only cost memory
 NODES_LIMIT = 64
 PORT_TRIES = 3
-LOCK_TIMEOUT_S = 60.0
-LOCK_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -51,27 +47,8 @@ def slots_a_node(count: int) -> int:
     return max(1, cores() // count)
 
 
-@contextlib.contextmanager
-def forming(home: Home) -> Iterator[None]:
-    """Hold this home's lock for starting and stopping nodes. Raises StateError when another command keeps it."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    with open(private_folder(home.path) / "lock", "ab") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StateError(
-                        f"Another 'kos up' or 'kos down' has been busy in {home.path} for {LOCK_TIMEOUT_S:.0f} s.",
-                        "Wait for it, or end it.",
-                    ) from None
-            time.sleep(LOCK_POLL_S)
-        yield
-
-
 def up(home: Home, count: int | None) -> Up:
-    """Form the embedded cluster, or start what has died of it. Call within `forming`.
+    """Form the embedded cluster, or start what has died of it. Call within `daemons.changing`.
 
     Raises UsageError when it runs with another number of nodes.
     """
@@ -80,7 +57,7 @@ def up(home: Home, count: int | None) -> Up:
     cluster = ClusterHome(home, EMBEDDED_NAME)
     if cluster.exists():
         nodes = cluster.read().nodes
-        running = [node for node in nodes if daemons.alive(cluster, node)]
+        running = [node for node in nodes if sweeping.alive(cluster, node)]
         if running and count not in (None, len(nodes)):
             raise UsageError(
                 f"A cluster of {len(nodes)} nodes is up on this machine ({', '.join(nodes)}), not of {count}.",
@@ -93,33 +70,16 @@ def up(home: Home, count: int | None) -> Up:
     return _formed(cluster, count or default_count())
 
 
-def resume(cluster: ClusterHome) -> list[str]:
-    """Start those of this machine's nodes that do not run, as they ran before; gives their names."""
-    stopped = [node for node in cluster.read().nodes if daemons.alive(cluster, node) is None]
-    start_all(cluster, stopped)
-    return stopped
-
-
 def down(cluster: ClusterHome) -> list[str]:
-    """Stop this machine's nodes and sweep up after them; an embedded cluster's folder goes too. Call within `forming`.
+    """Stop this machine's nodes and sweep up after them; an embedded cluster's folder goes too.
 
-    Gives the names of those that ran. Safe to call at any time, also when `up` was killed half-way.
+    Call within `daemons.changing`. Gives the names of those that ran. Safe to call at any time, also when `up` was killed half-way.
     """
-    stopped = daemons.stop(cluster, daemons.node_folders(cluster))
-    daemons.sweep(cluster)
+    stopped = sweeping.stop(cluster, sweeping.node_folders(cluster))
+    sweeping.sweep(cluster)
     if cluster.name == EMBEDDED_NAME and cluster.path.exists():
         shutil.rmtree(cluster.path)
     return stopped
-
-
-def start_all(cluster: ClusterHome, nodes: list[str]) -> None:
-    """Start these nodes together and wait until they can take work. When one fails, all of them end again."""
-    try:
-        started = {node: daemons.start(cluster, node) for node in nodes}
-        daemons.wait_ready(cluster, started)
-    except BaseException:
-        daemons.sweep(cluster, nodes)
-        raise
 
 
 def _formed(cluster: ClusterHome, count: int) -> Up:
@@ -149,4 +109,4 @@ def _found(cluster: ClusterHome, nodes: list[str]) -> None:
     for node, port in zip(nodes, ports, strict=True):
         keeper = "" if node == nodes[0] else addresses[0]
         slots = slots_a_node(len(nodes))
-        daemons.write_start(cluster, node, daemons.NodeStart(LOOPBACK, port, "", keeper, slots, beacon=False))
+        write_start(cluster, node, NodeStart(LOOPBACK, port, "", keeper, slots, beacon=False))

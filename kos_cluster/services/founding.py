@@ -13,21 +13,12 @@ import uuid
 from collections.abc import Sequence
 
 from kos_cluster.core.roles import Role
-from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterFile, ClusterHome, private_folder
 from kos_cluster.net.authority import CertificateAuthority
 
 
 def found(cluster: ClusterHome, nodes: Sequence[str], bootstrap: Sequence[str], *, embedded: bool) -> None:
-    """Write the folder of a new cluster whose nodes, all on this machine, have these names. Starts nothing.
-
-    Raises StateError when this machine has a cluster of that name already.
-    """
-    if cluster.exists():
-        raise StateError(
-            f"This machine is in a cluster named {cluster.name!r} already.",
-            f"Choose another name, or type 'kos cluster leave --cluster {cluster.name}' first.",
-        )
+    """Write the folder of a new cluster whose nodes, all on this machine, have these names. Starts nothing."""
     try:
         private_folder(cluster.home.path)
         private_folder(cluster.path)

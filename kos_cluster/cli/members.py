@@ -1,0 +1,68 @@
+"""`kos cluster create`, `token`, `join` and `leave`: who is in the cluster.
+
+Rules: a token is a secret. It is printed on stdout for whoever asked for it, and is never written to a file or to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import kos_cluster as kos
+from kos_cluster.cli.console import Console
+from kos_cluster.cli.grammar import TOKEN_TTL_LIMIT_S
+from kos_cluster.cli.tables import ago
+from kos_cluster.errors import UnreachableError
+from kos_cluster.home import ClusterHome, Home
+from kos_cluster.net.identity import Credentials
+from kos_cluster.services import daemons, membership
+
+
+def create_(parsed: argparse.Namespace, console: Console) -> int:
+    """Found a cluster on this machine."""
+    home = Home()
+    with daemons.changing(home):
+        start = membership.create(home, parsed.name, parsed.listen, parsed.node)
+    token = kos.connect(parsed.name).mint_token("node", TOKEN_TTL_LIMIT_S)
+    console.note(f"Cluster {parsed.name!r} is founded; this machine is its first node. On the next machine type:")
+    console.answer(f"kos cluster join {parsed.name} {_reached(start)} --token {token}")
+    console.note("The token is for one machine, within 24 hours; 'kos cluster token' makes another.")
+    return 0
+
+
+def token_(parsed: argparse.Namespace, console: Console) -> int:
+    """Make a join token."""
+    token = kos.connect(parsed.cluster).mint_token(parsed.role, parsed.ttl)
+    if parsed.json:
+        console.json({"token": token, "role": parsed.role, "ttl_s": parsed.ttl})
+        return 0
+    console.answer(token)
+    console.note(f"For one {parsed.role}, within {ago(parsed.ttl)}. Use it with 'kos cluster join NAME [HOST] --token'.")
+    return 0
+
+
+def leave_(parsed: argparse.Namespace, console: Console) -> int:
+    """Leave the cluster for good."""
+    home = Home()
+    cluster = home.cluster(parsed.cluster)
+    nodes = cluster.read().nodes
+    members = _members(cluster)
+    with daemons.changing(home):
+        told = membership.leave(cluster, members)
+    console.answer(f"This machine has left cluster {cluster.name!r}.")
+    if nodes and not told:
+        console.note(f"The cluster could not be told; it will list {', '.join(nodes)} as dead.")
+    return 0
+
+
+def _members(cluster: ClusterHome) -> list[dict[str, object]] | None:
+    try:
+        with kos.connect(cluster.name) as connected:
+            return connected.nodes()
+    except UnreachableError:
+        return None
+
+
+def _reached(start: daemons.NodeStart) -> str:
+    """The address for others to type; the usual port goes without saying."""
+    host = f"[{start.advertise}]" if ":" in start.advertise else start.advertise
+    return host if start.port == membership.CONTROL_PORT else f"{host}:{start.port}"

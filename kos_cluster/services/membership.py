@@ -1,0 +1,106 @@
+"""Creating, joining and leaving a cluster of several machines: what is written here, and which daemon is started.
+
+Rules: a flow that fails half-way leaves this machine as it was. What the user typed is checked before anything is written or
+sent, and ports are tried first, so that a taken one costs no token. Call all within `daemons.changing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import shutil
+from collections.abc import Iterator
+
+from kos_cluster.core.records import MemberState
+from kos_cluster.errors import StateError, UsageError
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home, checked_name
+from kos_cluster.net.identity import Credentials
+from kos_cluster.services import sweeping
+from kos_cluster.services.daemons import NodeStart, read_start, start_all, write_start
+from kos_cluster.services.founding import found, host_name
+from kos_cluster.services.ports import check_free, primary_address
+
+CONTROL_PORT = 7567
+ANY_HOST = "0.0.0.0"
+
+Listen = tuple[str, int | None]  # the port is None when it was not typed
+
+
+def create(home: Home, name: str, listen: Listen | None, node: str | None) -> NodeStart:
+    """Found a cluster whose first node runs on this machine, and start that; gives how it is reached."""
+    cluster = new_cluster(home, name)
+    node = checked_name(node or host_name())
+    start = placement(listen)
+    with _undone(cluster):
+        found(cluster, [node], [f"{start.advertise}:{start.port}"], embedded=False)
+        write_start(cluster, node, start)
+        start_all(cluster, [node])
+    home.set_current(name)
+    return start
+
+
+def new_cluster(home: Home, name: str) -> ClusterHome:
+    """The place for a cluster of that name. Raises UsageError or StateError when it cannot be used."""
+    cluster = ClusterHome(home, checked_name(name))
+    if name == EMBEDDED_NAME:
+        raise UsageError(f"{name!r} is the name of the cluster that 'kos up' makes.", "Choose another name.")
+    if cluster.exists():
+        raise StateError(
+            f"This machine is in a cluster named {name!r} already.",
+            f"Choose another name, or type 'kos cluster leave --cluster {name}' first.",
+        )
+    return cluster
+
+
+def placement(listen: Listen | None) -> NodeStart:
+    """Where a node of this machine listens, and the address that others reach it at. Raises when a port is taken."""
+    host, port = listen or (ANY_HOST, None)
+    port = port or CONTROL_PORT
+    check_free(host, port)
+    advertise = primary_address() if host in (ANY_HOST, "::") else host
+    return NodeStart(host, port, advertise, beacon=not _is_loopback(advertise))
+
+
+def leave(cluster: ClusterHome, members: list[dict[str, object]] | None) -> bool:
+    """Stop this machine's nodes for good, and forget the cluster; whether the registry marked them as left.
+
+    `members` is the cluster's last known list of nodes, None when none could be asked. Raises StateError on the founding
+    machine while others are in the cluster.
+    """
+    nodes = cluster.read().nodes
+    starts = {node: read_start(cluster, node) for node in nodes}
+    others = [m["name"] for m in members or [] if m["name"] not in nodes and m["state"] != MemberState.LEFT]
+    if others and any(not start.keeper for start in starts.values()):
+        raise StateError(
+            f"This machine founded cluster {cluster.name!r} and keeps its registry; {', '.join(map(str, others))} need it.",
+            "Type 'kos cluster leave' on those machines first, and here last.",
+        )
+    sweeping.stop(cluster, nodes)
+    sweeping.sweep(cluster)
+    told = [_tell(cluster, node, start.keeper) for node, start in starts.items() if start.keeper]
+    shutil.rmtree(cluster.path)
+    return all(told)
+
+
+def _tell(cluster: ClusterHome, node: str, keeper: str) -> bool:
+    from kos_cluster.services.leaving import tell_left
+
+    return tell_left(Credentials.load(cluster.node(node)), keeper)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a host name
+        return host == "localhost"
+
+
+@contextlib.contextmanager
+def _undone(cluster: ClusterHome) -> Iterator[None]:
+    """Remove what was written when the flow fails."""
+    try:
+        yield
+    except BaseException:
+        sweeping.sweep(cluster)
+        shutil.rmtree(cluster.path, ignore_errors=True)
+        raise

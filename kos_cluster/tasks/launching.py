@@ -1,0 +1,191 @@
+"""Run a script or a command on the cluster and wait for it: what `kos run`, `kos cluster exec` and the magics share.
+
+Rules it keeps:
+- each is one task in a fresh worker; it runs again only if the caller says so, since its output would repeat;
+- the exit code is the program's own; what KOS itself has to say goes to `report`, a sentence at a time;
+- the first interrupt cancels the work everywhere, the second stops waiting for that;
+- files come back only when the program has ended, and never over what the user has changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kos_cluster.errors import UsageError
+from kos_cluster.net.local import Environment
+from kos_cluster.tasks import script, serialise
+from kos_cluster.tasks.changes import Merger, MergeReport, describe, left_out_error
+from kos_cluster.tasks.job import JobSpec
+from kos_cluster.tasks.modules import installed_imports
+from kos_cluster.tasks.options import Options
+from kos_cluster.tasks.output import Sink
+from kos_cluster.tasks.script import CommandResult
+from kos_cluster.tasks.workspace import Snapshot, pack, snapshot
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.cluster import Cluster
+
+CANCEL_WAIT_S = 10.0  # for the end of what an interrupt has cancelled
+PYTHONS = ("python", "python3")
+
+Report = Callable[[str], None]
+
+
+def to_stderr(sentence: str) -> None:
+    """Where KOS's own words go when the caller names no other place."""
+    print(f"kos: {sentence}", file=sys.stderr, flush=True)
+
+
+def run_script(
+    cluster: Cluster,
+    argv: Sequence[str],
+    folder: Path,
+    *,
+    redirect: bool = True,
+    on: str = "",
+    cpus: int = 1,
+    memory: int | str = 0,
+    timeout: float | None = None,
+    retries: int = 0,
+    env: Mapping[str, str] | None = None,
+    sink: Sink | None = None,
+    report: Report = to_stderr,
+) -> int:
+    """Run a Python script in a copy of `folder` on one node; its process pools use all of them, if `redirect`.
+
+    `argv` is the script with its arguments, a "python" in front allowed. Returns the script's exit code. Raises
+    UsageError when it is not in the folder, LimitError when the folder is too large to go or to come back.
+    """
+    folder = folder.resolve()
+    name, *arguments = _without_python(argv)
+    path = _script_in(folder, name)
+    taken = snapshot(folder)
+    if path not in taken.manifest:
+        why = taken.left_out.get(path, "is left out by .kosignore")
+        raise UsageError(f"The script {path} cannot be sent: it {why}.", "Move it, or change .kosignore.")
+    for left, why in taken.left_out.items():
+        report(f"{left} stays here: it {why}.")
+    archive = pack(taken)
+    digest = hashlib.sha256(archive).hexdigest()
+    shown = name if not os.path.isabs(name) else path
+    given = dict(env or {})
+    spec = JobSpec(
+        fn=serialise.dumps_callable(script.run_command),
+        environment=Environment(workspace=digest, environ=given, threads=cpus, fresh=True),
+        parts={digest: archive},
+        options=Options(cpus=cpus, memory=memory, on=on, timeout=timeout, retries=retries, fresh=True),
+        sink=sink,
+        name=shown,
+        modules=installed_imports(os.fspath(folder / path), taken.manifest),
+    )
+    call = {"environ": given, "redirect": redirect, "script": shown}
+    task, result = _run(cluster, spec, ["python", shown, *arguments], call)
+    _bring_back(taken, task, result, report)
+    return result.exit_code
+
+
+def run_command(
+    cluster: Cluster,
+    command: str | Sequence[str],
+    *,
+    on: str = "",
+    cpus: int = 1,
+    memory: int | str = 0,
+    timeout: float | None = None,
+    retries: int = 0,
+    env: Mapping[str, str] | None = None,
+    sink: Sink | None = None,
+) -> int:
+    """Run a command on a node, without any file of the user's: a string by /bin/sh, or words. Returns its exit code."""
+    shell = isinstance(command, str)
+    words = [command] if isinstance(command, str) else list(command)
+    if not words or not words[0]:
+        raise UsageError("No command was given.", "Type for example: kos run hostname")
+    given = dict(env or {})
+    spec = JobSpec(
+        fn=serialise.dumps_callable(script.run_command),
+        environment=Environment(environ=given, threads=cpus, fresh=True),
+        options=Options(cpus=cpus, memory=memory, on=on, timeout=timeout, retries=retries, fresh=True),
+        sink=sink,
+        name=" ".join(words)[:80],
+    )
+    return _run(cluster, spec, words, {"shell": shell, "environ": given})[1].exit_code
+
+
+def _run(cluster: Cluster, spec: JobSpec, words: Sequence[str], call: dict[str, object]) -> tuple[str, CommandResult]:
+    """Launch, wait, and give the task's id with its result. Interrupted, it cancels, and waits for that to be done."""
+    job = cluster.launch(spec)
+    future = job.add(serialise.dumps_args((list(words),), call))
+    job.close()
+    try:
+        result: CommandResult = future.result()
+    except KeyboardInterrupt:
+        job.cancel()
+        with contextlib.suppress(CancelledError):
+            wait_for([future], CANCEL_WAIT_S)  # a second interrupt ends this wait
+        raise
+    return future.task, result
+
+
+# ---- before
+
+
+def _without_python(argv: Sequence[str]) -> list[str]:
+    words = list(argv)
+    if words and os.path.basename(words[0]) in PYTHONS:
+        del words[0]
+    if not words:
+        raise UsageError("No script was given.", "Type for example: kos run --distribute script.py")
+    if words[0].startswith("-"):
+        raise UsageError(
+            f"A script is run across the cluster, not python {words[0]}.", "Put the code into a file, and name that."
+        )
+    return words
+
+
+def _script_in(folder: Path, name: str) -> str:
+    """The script's path relative to the folder. Raises UsageError when there is none, or it is elsewhere."""
+    place = Path(os.path.normpath(folder / name))
+    if not place.is_file():
+        raise UsageError(f"There is no script {name} in {folder}.", f"The path searched is {place}.")
+    # The folder's own links are resolved, those beneath it are not: they travel as links.
+    beneath = place.parent.resolve() / place.name
+    if not beneath.is_relative_to(folder):
+        raise UsageError(
+            f"The script {place} is not in {folder}, and only that folder is sent.",
+            "Change to the script's folder, or to one above it, and run it from there.",
+        )
+    return os.fspath(beneath.relative_to(folder))
+
+
+# ---- after
+
+
+def _bring_back(taken: Snapshot, task: str, result: CommandResult, report: Report) -> None:
+    """Merge what the script wrote. Raises LimitError when some of it could not come."""
+    if result.changes is not None:
+        merged = Merger(taken.folder, taken.manifest).apply(result.changes, task)
+        for sentence in _sentences(merged):
+            report(sentence)
+    if result.left_out:
+        raise left_out_error(result.left_out)
+
+
+def _sentences(merged: MergeReport) -> list[str]:
+    said = []
+    if merged.written:
+        count = len(merged.written)
+        said.append(f"{count} {'file or folder' if count == 1 else 'files and folders'} written.")
+    for path, copy in merged.conflicts.items():
+        said.append(f"{path} has changed here too; the cluster's version is {copy}.")
+    if merged.refused:
+        said.append(f"Not written: {describe(merged.refused)}.")
+    return said

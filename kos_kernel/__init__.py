@@ -1,0 +1,30 @@
+"""KOS in IPython and Jupyter: `%load_ext kos_kernel` gives the `%kos` and `%%kos` magics.
+
+Rules: loading is light: everything that talks to a cluster is imported when it is first used. Nothing here keeps
+state of a cluster; that is `kos_cluster`'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Called by `%load_ext kos_kernel`."""
+    from kos_kernel import completion, magics, output
+
+    magics.register(shell)
+    completion.register(shell)
+    output.register(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Called by `%unload_ext kos_kernel`; `%reload_ext` is this and loading."""
+    from kos_kernel import completion, magics, output
+
+    output.unregister()
+    completion.unregister(shell)
+    magics.unregister(shell)

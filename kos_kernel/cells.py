@@ -1,0 +1,201 @@
+"""`%%kos run --distribute`: a cell from the notebook to the cluster and back.
+
+Rules: nothing is submitted before the line, the cell's syntax, and the size of what it reads are found good. Nothing
+is assigned unless the whole cell has succeeded. What does not come back is named on stderr.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Sequence
+from types import CodeType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kos_cluster.errors import KosError, UsageError
+from kos_kernel.magics import words
+from kos_kernel.names import free_names, imported_modules
+from kos_kernel.rendering import refuse_syntax, rendered
+from kos_kernel.running import INLINE_BACKEND, VALUE, Answer, CellError, RemoteCell
+from kos_kernel.travel import Packing, Parcel, Unpacking
+
+if TYPE_CHECKING:
+    import argparse
+
+    from IPython.core.interactiveshell import InteractiveShell
+
+LOST_RETRIES = 3  # of an element of --over; a single cell is not rerun, since its output would repeat
+
+
+def run(shell: InteractiveShell, line: str, cell: str) -> None:
+    """What `%%kos LINE` with this cell does. Raises KosError, or what the cell raised."""
+    parsed = parse(line)
+    try:
+        source = "\n" + shell.transform_cell(cell)  # for the magic's own line, so that line numbers are the notebook's
+        names = free_names(source, shell.compile.cache(source, shell.execution_count))
+    except SyntaxError as error:
+        refuse_syntax(shell, error)
+    travel = _Travel(shell.user_ns, cell, names, imported_modules(source))
+    options = submit_options(parsed, f"cell {shell.execution_count}")
+    if parsed.over is None:
+        travel.single(options, parsed.retries or 0)
+    else:
+        retries = LOST_RETRIES if parsed.retries is None else parsed.retries
+        travel.over(elements(shell.user_ns, parsed.over), parsed.out, {**options, "retries": retries})
+
+
+def parse(line: str) -> argparse.Namespace:
+    """The options of the line, by the grammar of the `kos` command. Raises UsageError."""
+    from kos_cluster.cli.grammar import Shown
+    from kos_cluster.cli.grammar import parse as parse_command
+
+    try:
+        parsed = parse_command(words(line))
+    except Shown as shown:
+        raise UsageError(shown.text) from None
+    if parsed.action != "run" or not parsed.distribute:
+        raise UsageError("A cell can only be run.", "Start it with '%%kos run --distribute'.")
+    if parsed.argv:
+        raise UsageError(
+            f"%%kos run --distribute runs the cell, so it takes no command ({parsed.argv[0]!r}).",
+            "With one percent sign it runs a script.",
+        )
+    if parsed.out is not None and parsed.over is None:
+        raise UsageError("--out only means something with --over.", "A single cell's assignments come back anyway.")
+    if parsed.out is not None and not _assignable(parsed.out):
+        raise UsageError(f"--out {parsed.out!r} cannot be the name of a variable.", "Choose a Python name.")
+    return parsed
+
+
+def submit_options(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The grammar's options as those of `Cluster.submit`."""
+    from kos_cluster.cli.running import environment
+
+    return {
+        "cluster": parsed.cluster,
+        "name": name,
+        "on": parsed.on,
+        "cpus": parsed.cpus,
+        "memory": parsed.memory,
+        "timeout": parsed.timeout,
+        "seed": parsed.seed,
+        # Also keeps cells in workers of their own, away from tasks that draw no figures inline.
+        "env": {"MPLBACKEND": INLINE_BACKEND, **environment(parsed.env)},
+    }
+
+
+def elements(namespace: dict[str, Any], name: str) -> list[Any]:
+    """The elements of the variable that --over names. Raises UsageError."""
+    if name not in namespace:
+        raise UsageError(f"--over {name}: there is no variable of that name.", "Define it in a cell before this one.")
+    try:
+        return list(namespace[name])
+    except TypeError:
+        kind = type(namespace[name]).__name__
+        raise UsageError(f"--over {name}: a {kind} cannot be iterated over.", "Name a list, for example.") from None
+
+
+class _Travel:
+    """One cell's way there and back."""
+
+    def __init__(self, namespace: dict[str, Any], cell: str, names: Sequence[str], modules: Iterable[str]) -> None:
+        self._namespace = namespace
+        self._cell = cell
+        self._names = names
+        self._modules = set(modules)
+        self._sent: dict[int, Any] = {}  # memo position -> object, of the parcel that was sent
+
+    def single(self, options: dict[str, Any], retries: int) -> None:
+        remote = self._pack(self._names, value_back=False)
+        cluster = _connect(options)
+        future = cluster.submit(remote, **options, retries=retries, fresh=True)
+        answer = self._result(future.result)
+        unpacking = self._open(answer)
+        self._namespace.update(dict(unpacking))
+        for name, reason in {**answer.left_out, **unpacking.missing}.items():
+            _warn(f"{name!r} does not come back: {reason}")
+
+    def over(self, items: list[Any], out: str | None, options: dict[str, Any]) -> None:
+        packed, wanted = self._pack_items(items)
+        names = [name for name in dict.fromkeys([*self._names, *wanted]) if name not in ("item", "index")]
+        remote = self._pack(names, value_back=out is not None)
+        results = _connect(options).map(remote, range(len(packed)), packed, **options)
+        answers = self._result(lambda: list(results))
+        values: list[Any] = []
+        for index, answer in enumerate(answers):
+            unpacking = self._open(answer)
+            values += dict(unpacking).values()
+            for reason in {**answer.left_out, **unpacking.missing}.values():
+                kind = "The last expression's value" if out else "It"
+                raise UsageError(
+                    f"{kind} of element {index} cannot come back: {reason.removeprefix(repr(VALUE)).strip()}",
+                    "End the cell in a value that can be pickled.",
+                )
+        lost = sorted({name for answer in answers for name in answer.changed})
+        if lost:
+            _warn(f"changed in place by elements, which is lost with --over: {', '.join(lost)}.")
+        if out is not None:
+            self._namespace[out] = values
+
+    def _pack(self, names: Iterable[str], value_back: bool) -> RemoteCell:
+        packing = Packing(self._namespace)
+        packing.add_all(names)
+        parcel = packing.parcel()
+        self._sent = packing.objects()
+        return RemoteCell(self._cell, parcel, value_back, _imports(self._modules | parcel.modules))
+
+    def _pack_items(self, items: Iterable[Any]) -> tuple[list[Parcel], list[str]]:
+        packed: list[Parcel] = []
+        wanted: dict[str, None] = {}
+        for item in items:
+            packing = Packing(self._namespace)
+            packing.add("item", item)
+            packed.append(packing.parcel())
+            wanted.update(dict.fromkeys(packing.wanted))
+            self._modules |= packed[-1].modules
+        return packed, list(wanted)
+
+    def _open(self, answer: Answer) -> Unpacking:
+        known = [self._sent[position] for position in answer.known]
+        return Unpacking(answer.parcel, self._namespace, known, lenient=True)
+
+    def _result(self, wait: Any) -> Any:
+        """What `wait` returns. Raises what the cell raised, shown as it was raised there."""
+        try:
+            return wait()
+        except CellError as error:
+            self._raise(error)
+        except KeyboardInterrupt as error:
+            raise rendered(error, "KeyboardInterrupt: the cell was stopped on the cluster.") from None
+
+    def _raise(self, failed: CellError) -> NoReturn:
+        error: Any = None
+        if failed.answer is not None:
+            error = dict(self._open(failed.answer)).get(VALUE)
+        if not isinstance(error, Exception):  # one that cannot travel; or SystemExit, which must not end the notebook
+            error = KosError(failed.summary)
+        error.__cause__ = None
+        raise rendered(error, f"On the cluster ({failed.where}):", failed.text) from None
+
+
+def _imports(modules: Iterable[str]) -> CodeType:
+    importable = sorted(name for name in modules if all(part.isidentifier() for part in name.split(".")))
+    return compile("\n".join(f"import {name}" for name in importable), "<imports>", "exec")
+
+
+def _connect(options: dict[str, Any]) -> Any:
+    import kos_cluster as kos
+
+    return kos.connect(options.pop("cluster"))
+
+
+def _assignable(name: str) -> bool:
+    try:
+        target = ast.parse(f"{name} = 0").body[0]
+    except (SyntaxError, ValueError):
+        return False
+    return isinstance(target, ast.Assign) and isinstance(target.targets[0], ast.Name) and target.targets[0].id == name
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"kos: {text}\n")

@@ -1,0 +1,112 @@
+"""The magics `%kos` and `%%kos`.
+
+Rules: `%kos` takes what the `kos` command takes, through the same grammar, and prints what it prints. What ends badly
+raises, so that "run all" stops there, and shows one sentence.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from kos_cluster.errors import KosError, UsageError
+from kos_kernel.rendering import CommandError, as_sentence, rendered
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+EXIT_INTERRUPTED = 130
+NAME = "kos"
+
+
+def register(shell: InteractiveShell) -> None:
+    """Add both magics to the shell."""
+
+    def kos(line: str, cell: str | None = None) -> None:
+        try:
+            if cell is None:
+                command(line)
+            else:
+                from kos_kernel import cells
+
+                cells.run(shell, line, cell)
+        except KosError as error:
+            if not hasattr(error, "_render_traceback_"):
+                as_sentence(error)
+            raise
+
+    kos.__doc__ = _help()
+    shell.register_magic_function(kos, "line_cell", NAME)  # type: ignore[arg-type]
+
+
+def unregister(shell: InteractiveShell) -> None:
+    for kind in shell.magics_manager.magics.values():
+        kind.pop(NAME, None)
+
+
+def command(line: str) -> None:
+    """Run one command line. Raises KosError when it ends with another exit code than 0."""
+    from kos_cluster.cli.main import run
+
+    argv = words(line) or ["--help"]
+    err = _LastLineKept(sys.stderr)
+    code = run(argv, sys.stdout, err)
+    if code == EXIT_INTERRUPTED:
+        raise rendered(KeyboardInterrupt(err.last), err.last)
+    if code != 0:
+        sentence = err.last.removeprefix("kos: ") or f"It ended with exit code {code}."
+        raise CommandError(sentence, exit_code=code)
+    err.release()
+
+
+def words(line: str) -> list[str]:
+    """Split a magic's line as a shell would. Raises UsageError for an open quotation mark."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"The line cannot be split into words: {error}.", "Close the quotation mark.") from None
+
+
+class _LastLineKept(io.StringIO):
+    """A stderr that passes all on but the newest message of KOS's own, which may turn out to be the error."""
+
+    def __init__(self, target: TextIO) -> None:
+        super().__init__()
+        self._target = target
+        self._held = ""
+
+    def write(self, text: str) -> int:
+        self.release()
+        if text.startswith("kos: "):
+            self._held = text
+        else:
+            self._target.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    def isatty(self) -> bool:
+        return self._target.isatty()
+
+    def release(self) -> None:
+        self._target.write(self._held)
+        self._held = ""
+
+    @property
+    def last(self) -> str:
+        return self._held.strip()
+
+
+def _help() -> str:
+    from kos_cluster.cli.grammar import build_parser
+
+    example = (
+        "In a notebook:\n\n"
+        "  %kos up -n 3                     a cluster on this machine\n"
+        "  %kos run --distribute script.py  a script across the cluster\n"
+        "  %%kos run --distribute           this cell on the cluster; with --over NAME once for each element\n"
+    )
+    return f"{build_parser().format_help()}\n{example}"

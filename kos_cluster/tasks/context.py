@@ -38,6 +38,10 @@ class Here:
         self.index = _NONE
         self.show: Callable[[int, int, bytes], None] | None = None  # batch, index, JSON
 
+    def runs(self, batch: int) -> bool:
+        """Whether a task of that batch is running."""
+        return self.index != _NONE and self.batch == batch
+
     def leave(self) -> None:
         """No task runs any more."""
         self.index = _NONE

@@ -155,12 +155,10 @@ def _pickled(exc: BaseException) -> bytes:
     from kos_cluster.tasks.serialise import dumps_result
 
     try:
-        segments = dumps_result(exc)
+        data = dumps_result(exc)
     except KosError:  # its type and text travel instead
         return b""
-    data = segments[0]
-    small = len(segments) == 1 and len(data) <= PICKLE_LIMIT_BYTES
-    return bytes(data) if small else b""
+    return data if isinstance(data, bytes) and len(data) <= PICKLE_LIMIT_BYTES else b""
 
 
 def _rebuilt(failure: Failure) -> BaseException:

@@ -14,7 +14,6 @@ import gc
 import importlib
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -186,6 +185,10 @@ class ForkServer:
 
 def _remove_workspaces(folder: Path, pid: int) -> None:
     """A worker's unpacked workspace ends with it, however it ended."""
+    if not folder.exists():
+        return
+    import shutil
+
     for path in folder.glob(f"*-{pid}"):
         shutil.rmtree(path, ignore_errors=True)  # a file that cannot be removed is left to the daemon's own clean-up
     for path in folder.glob(f".*-{pid}.kos-base"):  # what `workspace.unpack` noted beside it

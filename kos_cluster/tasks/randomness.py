@@ -7,7 +7,6 @@ an argument takes its entropy from the system and is new in every call, seeded o
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import random
@@ -32,6 +31,8 @@ def prepare_seeding() -> None:
 
 def seed_task(seed: int, index: int) -> None:
     """Seed `random` and numpy's legacy generator from (seed, index)."""
+    import hashlib
+
     digest = hashlib.sha256(f"{seed}.{index}".encode()).digest()
     random.seed(digest)
     numpy_random = sys.modules.get("numpy.random")

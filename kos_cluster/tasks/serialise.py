@@ -23,6 +23,7 @@ from typing import Any
 import cloudpickle
 
 from kos_cluster.net.wire import BULK_BYTES
+from kos_cluster.tasks import references
 from kos_cluster.tasks.unpicklable import explain
 
 PROTOCOL = 5
@@ -43,7 +44,7 @@ def dumps_callable(fn: Callable[..., Any], *, main_by_reference: bool = False) -
     `main_by_reference` is for workers that load the submitter's script themselves (`Environment.main`).
     """
     try:
-        return _joined(_segments(fn, main_by_reference))
+        return _joined(_pickled(fn, main_by_reference))
     except Exception as error:
         name = getattr(fn, "__qualname__", repr(type(fn)))
         raise explain(f"The function {name!r}", [("", fn)], error, pickles) from error
@@ -53,33 +54,27 @@ def dumps_args(args: tuple[Any, ...], kwargs: dict[str, Any], *, main_by_referen
     """Pickle one call's arguments. Raises NotPicklableError, which names what in them cannot travel."""
     value = (args, kwargs)
     try:
-        return _joined(_segments(value, main_by_reference))
+        return _joined(_pickled(value, main_by_reference))
     except Exception as error:
         roots = [(f"argument {number}", item) for number, item in enumerate(args, 1)]
         roots += [(f"argument {name!r}", item) for name, item in kwargs.items()]
         raise explain("The call", roots, error, pickles) from error
 
 
-def dumps_result(value: Any) -> Segments:
-    """Pickle what a task returned, as segments to be written one after the other (one, for a plain pickle)."""
+def dumps_result(value: Any) -> bytes | Segments:
+    """Pickle what a task returned: a plain pickle, or a framed payload as segments to write one after the other."""
     if type(value) in _ATOMS:
-        return [pickle.dumps(value, PROTOCOL)]
+        return pickle.dumps(value, PROTOCOL)
     try:
-        return _segments(value, False)
+        return _pickled(value, False)
     except Exception as error:
         raise explain("The result", [("", value)], error, pickles) from error
 
 
 def loads(data: bytes | bytearray | memoryview) -> Any:
     """Read either form. Arrays are views of `data` when that is writable (a bytearray, a private mapping)."""
-    view = memoryview(data).cast("B")
-    if view[: len(FRAMED)] != FRAMED:
-        return pickle.loads(view)
-    (count,) = struct.unpack_from("<Q", view, len(FRAMED))
-    spans = struct.unpack_from(f"<{2 * count}Q", view, len(FRAMED) + 8)
-    parts = [view[spans[i] : spans[i] + spans[i + 1]] for i in range(0, 2 * count, 2)]
-    buffers: list[Any] = [bytearray(part) for part in parts[1:]] if view.readonly else parts[1:]
-    return pickle.loads(parts[0], buffers=buffers)
+    pickled, buffers = _split(data)
+    return pickle.loads(pickled, buffers=buffers)
 
 
 loads_result = loads
@@ -88,16 +83,33 @@ loads_result = loads
 def pickles(value: Any) -> bool:
     """Whether a value can travel; used to find the one that cannot."""
     try:
-        _segments(value, False)
+        _pickled(value, False)
     except Exception:  # the question is whether it fails; how is told by the caller
         return False
     return True
 
 
+def modules_of(payload: bytes | bytearray | memoryview) -> set[str]:
+    """The modules that a payload needs where it is unpickled (see `references`); executes nothing."""
+    pickled, buffers = _split(payload)
+    return references.modules_in(pickled, buffers)
+
+
 # ---- inside
 
 
-def _segments(value: Any, main_by_reference: bool) -> Segments:
+def _split(data: bytes | bytearray | memoryview) -> tuple[memoryview, list[memoryview]]:
+    view = memoryview(data).cast("B")
+    if view[: len(FRAMED)] != FRAMED:
+        return view, []
+    (count,) = struct.unpack_from("<Q", view, len(FRAMED))
+    spans = struct.unpack_from(f"<{2 * count}Q", view, len(FRAMED) + 8)
+    parts = [view[spans[i] : spans[i] + spans[i + 1]] for i in range(0, 2 * count, 2)]
+    # An array that was writable must be so again; what cannot be written to is copied for it.
+    return parts[0], [memoryview(bytearray(part)) for part in parts[1:]] if view.readonly else parts[1:]
+
+
+def _pickled(value: Any, main_by_reference: bool) -> bytes | Segments:
     buffers: list[memoryview] = []
 
     def in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -114,12 +126,12 @@ def _segments(value: Any, main_by_reference: bool) -> Segments:
             buffers.clear()
         else:
             if main_by_reference or b"__main__" not in data:
-                return _framed(data, buffers) if buffers else [data]
+                return _framed(data, buffers) if buffers else data
             buffers.clear()
     file = io.BytesIO()
     (_MainByReference if main_by_reference else cloudpickle.Pickler)(file, PROTOCOL, in_band).dump(value)
     data = file.getvalue()
-    return _framed(data, buffers) if buffers else [data]
+    return _framed(data, buffers) if buffers else data
 
 
 _by_value_modules: Callable[[], set[str]] = cloudpickle.list_registry_pickle_by_value
@@ -139,11 +151,8 @@ def _framed(data: bytes, buffers: list[memoryview]) -> Segments:
     return [FRAMED + struct.pack(f"<Q{len(spans)}Q", len(parts), *spans), *body]
 
 
-def _joined(segments: Segments) -> bytes:
-    first = segments[0]
-    if len(segments) == 1 and isinstance(first, bytes):
-        return first
-    return b"".join(segments)
+def _joined(pickled: bytes | Segments) -> bytes:
+    return pickled if isinstance(pickled, bytes) else b"".join(pickled)
 
 
 class _MainByReference(cloudpickle.Pickler):  # type: ignore[misc]

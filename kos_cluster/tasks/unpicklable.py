@@ -1,7 +1,7 @@
 """Find which object inside a value cannot be pickled, and the path to it.
 
-Rules: runs only after pickling has failed, so it may pickle parts again; it tries at most `TRIES_LIMIT` parts and
-follows at most `DEPTH_LIMIT` steps, and then names what it has reached. It never raises anything of its own.
+Rules: runs only after pickling has failed, so it may pickle parts again; it tries at most `TRIES_LIMIT` parts a step
+and follows at most `DEPTH_LIMIT` steps, and then names what it has reached. It never raises anything of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from kos_cluster.errors import NotPicklableError
 
-TRIES_LIMIT = 2_000  # parts pickled again while searching
+TRIES_LIMIT = 2_000  # parts of one object that are pickled again
 DEPTH_LIMIT = 50  # steps from the value to the culprit
 _CLASS_PLUMBING = frozenset({"__dict__", "__weakref__", "__module__", "__doc__", "__qualname__"})
 
@@ -39,22 +39,23 @@ def _search(roots: list[Labelled], pickles: Callable[[Any], bool]) -> tuple[list
     path: list[str] = []
     culprit: Any = None
     seen: set[int] = set()
-    tries = TRIES_LIMIT
     candidates: Iterator[Labelled] = iter(roots)
     while len(path) < DEPTH_LIMIT:
-        for label, child in candidates:
-            if tries == 0 or id(child) in seen:
-                continue
-            tries -= 1
-            if not pickles(child):
-                seen.add(id(child))
-                path.append(label)
-                culprit = child
-                break
-        else:
+        failing = next(_failing(candidates, seen, pickles), None)
+        if failing is None:
             break
+        label, culprit = failing
+        seen.add(id(culprit))
+        path.append(label)
         candidates = islice(_children(culprit), TRIES_LIMIT)
     return (path, culprit) if path else None
+
+
+def _failing(candidates: Iterator[Labelled], seen: set[int], pickles: Callable[[Any], bool]) -> Iterator[Labelled]:
+    try:
+        yield from ((label, child) for label, child in candidates if id(child) not in seen and not pickles(child))
+    except Exception:  # looking into a user's object runs its code; then the object itself is what is named
+        return
 
 
 def _children(value: Any) -> Iterator[Labelled]:

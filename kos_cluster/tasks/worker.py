@@ -17,7 +17,6 @@ import gc
 import mmap
 import os
 import pickle
-import secrets
 import signal
 import struct
 import sys
@@ -33,7 +32,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from kos_cluster.core.records import indices_of, runs_of
+from kos_cluster.core.records import Runs, indices_of, runs_of
 from kos_cluster.errors import KosError
 from kos_cluster.net import local
 from kos_cluster.net.wire import BULK_BYTES
@@ -49,7 +48,7 @@ PROGRESS = struct.Struct("<QQ")  # batch, position
 
 
 class _Interrupts:
-    """SIGINT: raises KeyboardInterrupt in user code, at most once a task; is noted for the batch; else ignored."""
+    """SIGINT: raises KeyboardInterrupt in user code, at most once a batch; elsewhere it is only noted for the batch."""
 
     __slots__ = ("in_user_code", "seen")
 
@@ -58,9 +57,16 @@ class _Interrupts:
         self.seen = False  # in this batch
 
     def handle(self, signum: int, frame: types.FrameType | None) -> None:
+        self.seen = True
         if self.in_user_code:
             self.in_user_code = False
-            self.seen = True
+            raise KeyboardInterrupt
+
+    def enter(self) -> None:
+        """User code begins. A signal that came just before counts as one that came just after."""
+        self.in_user_code = True
+        if self.seen:
+            self.in_user_code = False
             raise KeyboardInterrupt
 
 
@@ -98,7 +104,13 @@ class Worker:
         self._serves_once = False
         self._interrupts = _Interrupts()
         self._pid = os.getpid()
+        self._streams = (sys.stdout, sys.stderr)
+        os.register_at_fork(after_in_child=self._stop_in_fork)
         here.show = self.show
+
+    def _stop_in_fork(self) -> None:
+        """A process that user code forked runs no further task, should it come back from the one that forked it."""
+        self._interrupts.seen = True
 
     def serve(self) -> None:
         signal.signal(signal.SIGINT, self._interrupts.handle)
@@ -120,6 +132,8 @@ class Worker:
             return self._early.popleft() if self._early else self._socket.recv_multipart()
 
     def _send(self, message: local.FromWorker, *payload: bytes) -> None:
+        if os.getpid() != self._pid:
+            os._exit(0)  # a fork of this process that came back from its task; the original reports
         with self._lock:
             self._socket.send_multipart((self._encode(message), *payload))
 
@@ -147,9 +161,22 @@ class Worker:
         """Send a display after all output so far, and wait until the daemon has it; called in any thread of a task."""
         if os.getpid() != self._pid:
             raise KosError("display() was called in a process that the task forked.", "Call it in the task itself.")
-        self._flush_streams()
+        interrupts = self._interrupts
+        guarded = interrupts.in_user_code and threading.get_ident() == threading.main_thread().ident
+        if guarded:
+            interrupts.in_user_code = False  # an interrupt must not cut a message in two
+        try:
+            self._flush_streams()
+            self._exchange_display(batch, index, data)
+        finally:
+            if guarded:
+                interrupts.in_user_code = not interrupts.seen
+        if guarded and interrupts.seen:
+            raise KeyboardInterrupt
+
+    def _exchange_display(self, batch: int, index: int, data: bytes) -> None:
         with self._lock:
-            if (here.batch, here.index == -1) != (batch, False):
+            if not here.runs(batch):
                 raise KosError("display() was called by a thread whose task has ended.", "Join the thread in the task.")
             self._socket.send_multipart((self._encode(local.Display(batch, index)), data))
             while True:
@@ -164,14 +191,14 @@ class Worker:
         """Run a batch and send its outcomes. Only the end of the process ends this early."""
         here.node, here.job, here.attempt, here.batch = run.node, run.job, run.attempt, run.batch
         self._interrupts.seen = False
+        PROGRESS.pack_into(self._progress, 0, run.batch, 0)  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
         refusal, cancelled = self._prepare(run)
         if refusal is None and not cancelled:
             self._run_tasks(run, indices, payloads)
         else:
-            out = _Outcomes()
-            for index in indices:
-                self._fail(out, index, refusal or KeyboardInterrupt(), cancelled=refusal is None)
+            error = refusal or KeyboardInterrupt()
+            out = self._fail_rest(run.batch, _Outcomes(), indices, error, cancelled=refusal is None)
             self._flush(run.batch, out, last=True, retire=True)
 
     def _prepare(self, run: local.Run) -> tuple[BaseException | None, bool]:
@@ -180,7 +207,7 @@ class Worker:
         os.environ["KOS_ATTEMPT"] = str(run.attempt)
         interrupts = self._interrupts
         try:
-            interrupts.in_user_code = True
+            interrupts.enter()
             self._set_up(run)
             if run.seed is not None:
                 randomness.prepare_seeding()
@@ -208,27 +235,29 @@ class Worker:
         environment.apply(wanted, self._part, node=run.node, key=run.env, workspaces=self._spool.parent / "workspaces")
 
     def _run_tasks(self, run: local.Run, indices: list[int], payloads: list[bytes]) -> None:
-        environ, loads, dumps = os.environ, pickle.loads, serialise.dumps_result
+        loads, dumps, putenv = pickle.loads, serialise.dumps_result, os.putenv
+        environ = vars(os.environ)["_data"]  # with putenv five times faster than assigning, which encodes each time
         interrupts, progress, mark = self._interrupts, self._progress, PROGRESS.pack_into
-        batch, prefix, seed, large = run.batch, f"{run.job}.", run.seed, run.large
+        batch, task_name, seed, large = run.batch, os.fsencode(run.job.replace("%", "%%")) + b".%d", run.seed, run.large
         function = self._functions.get(run.fn)
         out = _Outcomes()
         before = out.started
         last = len(indices) - 1
         for position, index in enumerate(indices):
             mark(progress, 0, batch, position)
-            environ["KOS_TASK"] = prefix + str(index)
+            environ[b"KOS_TASK"] = name = task_name % index
+            putenv(b"KOS_TASK", name)
             here.index = index
             if seed is not None:
                 randomness.seed_task(seed, index)
             try:
                 try:
-                    interrupts.in_user_code = True
+                    interrupts.enter()
                     if function is None:
                         function = self._load_function(run.fn)
                     args, kwargs = self._load_large(large[index]) if index in large else loads(payloads[position])
                     value = function(*args, **kwargs)
-                    segments = dumps(value)
+                    outcome = dumps(value)
                     interrupts.in_user_code = False
                 except BaseException as error:
                     interrupts.in_user_code = False
@@ -236,11 +265,17 @@ class Worker:
                     self._fail(out, index, error, cancelled=interrupts.seen and isinstance(error, KeyboardInterrupt))
                 else:
                     args = kwargs = value = None  # not kept while waiting for more work
-                    self._keep(out, index, segments)
+                    if type(outcome) is bytes and len(outcome) < BULK_BYTES:
+                        out.indices.append(index)
+                        out.data.append(outcome)
+                        out.size += len(outcome)
+                    else:
+                        self._keep_large(out, index, outcome)
             except KeyboardInterrupt as interrupt:  # it struck while an exception was being caught
                 self._fail(out, index, interrupt, cancelled=True)
             if interrupts.seen:
-                self._cancel_rest(out, indices[position + 1 :])
+                rest = indices[position + 1 :]
+                out = self._fail_rest(batch, out, rest, KeyboardInterrupt(), cancelled=True)
                 break
             now = perf_counter()
             if position != last and (
@@ -264,23 +299,19 @@ class Worker:
 
     # ---- outcomes
 
-    def _keep(self, out: _Outcomes, index: int, segments: serialise.Segments) -> None:
-        first = segments[0]
-        if len(segments) == 1 and len(first) < BULK_BYTES:
-            out.data.append(bytes(first))
-            out.size += len(first)
-        else:
-            try:
-                out.large[index] = self._spill(segments)
-            except OSError as error:
-                problem = KosError(f"The result could not be written on node {here.node}: {error}.", "Make room there.")
-                self._fail(out, index, problem)
-                return
-            out.data.append(b"")
+    def _keep_large(self, out: _Outcomes, index: int, outcome: bytes | serialise.Segments) -> None:
+        try:
+            spooled = self._spill([outcome] if isinstance(outcome, bytes) else outcome)
+        except OSError as error:
+            problem = KosError(f"The result could not be written on node {here.node}: {error}.", "Make room there.")
+            self._fail(out, index, problem)
+            return
+        out.large[index] = spooled
         out.indices.append(index)
+        out.data.append(b"")
 
     def _spill(self, segments: serialise.Segments) -> tuple[str, int]:
-        name = secrets.token_hex(16)
+        name = os.urandom(16).hex()
         path = self._spool / name
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -306,22 +337,36 @@ class Worker:
         out.size += len(data)
         out.failed.append(index)
 
-    def _cancel_rest(self, out: _Outcomes, indices: list[int]) -> None:
-        """The tasks of a cancelled batch that have not started."""
+    def _fail_rest(
+        self, batch: int, out: _Outcomes, indices: list[int], error: BaseException, *, cancelled: bool
+    ) -> _Outcomes:
+        """Fail tasks that have not started; what is left to send is returned."""
         for index in indices:
-            self._fail(out, index, KeyboardInterrupt(), cancelled=True)
+            if out.size >= FLUSH_BYTES:
+                self._flush(batch, out, last=False)
+                out = _Outcomes()
+            self._fail(out, index, error, cancelled=cancelled)
+        return out
 
     def _flush(self, batch: int, out: _Outcomes, *, last: bool, retire: bool = False) -> None:
         self._flush_streams()
-        done = local.Done(
-            batch, runs_of(out.indices), out.failed, out.large, perf_counter() - out.started, last, retire
-        )
+        done = local.Done(batch, _runs(out.indices), out.failed, out.large, perf_counter() - out.started, last, retire)
         self._send(done, self._encode(out.data))
 
     def _flush_streams(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not stream.closed:
-                stream.flush()
+        for stream in self._streams:
+            if not stream.closed:
+                try:
+                    stream.flush()
+                except OSError:  # the task closed the descriptor beneath it: its text has nowhere to go
+                    continue
+
+
+def _runs(indices: list[int]) -> Runs:
+    """`runs_of` for ascending indices, at once where they have no gap."""
+    if indices and indices[-1] - indices[0] == len(indices) - 1:
+        return [(indices[0], len(indices))]
+    return runs_of(indices)
 
 
 def main(spawn: local.Spawn, progress_fd: int) -> int:

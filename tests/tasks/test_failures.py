@@ -1,0 +1,136 @@
+"""What the owner sees of a task's exception."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from concurrent.futures import CancelledError
+from typing import Any
+
+import pytest
+
+from kos_cluster.tasks import failures
+from kos_cluster.tasks.failures import RemoteError, TaskExitedError, failure_of, fold, to_exception
+
+
+def travelled(exc: BaseException, **settings: Any) -> BaseException:
+    """Raise it, send it, rebuild it."""
+    try:
+        raise exc
+    except BaseException as caught:
+        failure = failure_of(caught, node="node-a", task="j.3", attempt=1, **settings)
+    return to_exception(pickle.loads(pickle.dumps(failure)))
+
+
+def shown(exc: BaseException) -> str:
+    return "".join(traceback.format_exception(exc))
+
+
+class NeedsTwo(Exception):
+    """Pickles, but cannot be rebuilt: its `args` do not fit its constructor."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_the_original_type_and_arguments() -> None:
+    exc = travelled(FileNotFoundError(2, "No such file", "data.csv"))
+    assert type(exc) is FileNotFoundError
+    assert exc.filename == "data.csv"
+
+
+def test_the_header_and_the_remote_traceback_show_once() -> None:
+    text = shown(travelled(ValueError("bad")))
+    assert text.count("node node-a, task j.3, attempt 1") == 1
+    assert "raise exc" in text
+    assert text.rstrip().endswith("ValueError: bad")
+
+
+def test_notes_travel() -> None:
+    exc = ValueError("bad")
+    exc.add_note("row 17")
+    assert "row 17" in shown(travelled(exc))
+
+
+def test_the_chain_of_causes_is_in_the_remote_traceback() -> None:
+    try:
+        try:
+            raise KeyError("first")
+        except KeyError as first:
+            raise ValueError("second") from first
+    except ValueError as caught:
+        text = shown(travelled(caught))
+    assert text.index("KeyError: 'first'") < text.index("direct cause") < text.rindex("ValueError: second")
+
+
+def test_an_exception_that_cannot_be_rebuilt_keeps_its_name_and_text() -> None:
+    exc = travelled(NeedsTwo("a", "b"))
+    assert isinstance(exc, RemoteError)
+    assert "NeedsTwo: a and b" in str(exc)
+    assert "cannot be rebuilt" in str(exc)
+    assert "node node-a" in shown(exc)
+
+
+def test_an_exception_that_cannot_be_pickled_keeps_its_name_and_text() -> None:
+    bad = ValueError("bad")
+    bad.handle = (x for x in [])  # type: ignore[attr-defined]
+    exc = travelled(bad)
+    assert isinstance(exc, RemoteError)
+    assert "ValueError: bad" in str(exc)
+
+
+def test_an_exception_with_a_broken_text() -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    with pytest.raises(Broken):
+        raise travelled(Broken())
+
+
+def test_what_it_holds_is_bounded() -> None:
+    failure = failure_of(ValueError("x" * 10_000_000), node="n", task="j.0", attempt=1)
+    assert len(pickle.dumps(failure)) < 1 << 20
+    assert isinstance(to_exception(failure), RemoteError)
+
+
+def test_exit_says_so_and_keeps_the_code() -> None:
+    exc = travelled(SystemExit(3))
+    assert isinstance(exc, TaskExitedError)
+    assert exc.exit_code == 3
+    assert "j.3 on node node-a ended itself with sys.exit(3)" in str(exc)
+    assert pickle.loads(pickle.dumps(exc)).exit_code == 3
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), ("a message", 1)])
+def test_exit_codes_as_the_interpreter_gives_them(code: Any, expected: int) -> None:
+    exc = travelled(SystemExit(code))
+    assert isinstance(exc, TaskExitedError)
+    assert exc.exit_code == expected
+
+
+def test_cancelled() -> None:
+    exc = travelled(KeyboardInterrupt(), cancelled=True)
+    assert isinstance(exc, CancelledError)
+    assert "node node-a" in str(exc)
+
+
+def test_a_missing_package_names_node_package_and_command() -> None:
+    exc = ModuleNotFoundError("No module named 'sklearn'", name="sklearn.linear_model")
+    failures.name_missing_package(exc, "node-a")
+    back = travelled(exc)
+    assert type(back) is ModuleNotFoundError
+    assert back.name == "sklearn.linear_model"
+    assert "node 'node-a'" in str(back)
+    assert str(back).endswith("-m pip install scikit-learn")
+
+
+def test_equal_failures_fold() -> None:
+    summary = fold([ValueError("bad")] * 97 + [KeyError("k")] * 2 + [OSError("disk")])
+    assert summary.splitlines() == ["97 times: ValueError: bad", "2 times: KeyError: 'k'", "OSError: disk"]
+
+
+def test_a_fold_of_all_different_failures_is_bounded() -> None:
+    lines = fold(ValueError(number) for number in range(1000)).splitlines()
+    assert len(lines) == failures.FOLD_LIMIT + 1
+    assert lines[-1] == "and 990 more of 990 other kinds"

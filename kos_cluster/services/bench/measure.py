@@ -45,6 +45,11 @@ class Assignment(msgspec.Struct, frozen=True):
     began_s: float
 
 
+def noop(item: int) -> int:
+    """The task. As this module is run as a script, it is pickled by value, like a notebook's function."""
+    return item
+
+
 def main(job: str) -> None:
     """Measure, and leave the samples in the folder."""
     assignment = msgspec.json.decode(job, type=Assignment)
@@ -52,7 +57,7 @@ def main(job: str) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:WORKERS])
     folder = Path(assignment.folder)
     system = entry.load()
-    system.start(folder)
+    system.start(folder, noop)
     try:
         _checked(range(1), [system.sync(0)])
         first_s = time.monotonic() - assignment.began_s

@@ -16,13 +16,14 @@ from typing import Any, Protocol
 import msgspec
 
 WORKERS = 2
+Noop = Callable[[int], int]  # the task: gives its argument back
 
 
 class System(Protocol):
     """What is measured of a system. Each method returns what the no-op returned, so that results can be checked."""
 
-    def start(self, folder: Path) -> None:
-        """Form the cluster; work may be submitted when it returns."""
+    def start(self, folder: Path, noop: Noop) -> None:
+        """Form the cluster that is to run `noop`; work may be submitted when it returns."""
 
     def sync(self, item: int) -> Any:
         """Submit one no-op and wait for its result."""
@@ -80,7 +81,7 @@ ENTRIES = {
             ("distributed", "dask"),
             "not encrypted (its default); LocalCluster of a scheduler and 2 worker processes of one thread over TCP, "
             "no dashboard; `map`: client.map and gather; `map_chunked`: dask.bag of 8 partitions",
-            map_share=0.2,
+            map_share=0.1,
         ),
         Entry(
             "ray",
@@ -108,12 +109,3 @@ ENTRIES = {
         ),
     )
 }
-
-
-def made_noop() -> Callable[..., Any]:
-    """The task: gives its argument back. Made in a call, so that it is pickled by value like a notebook's function."""
-
-    def noop(item: int = 0) -> int:
-        return item
-
-    return noop

@@ -21,7 +21,7 @@ from typing import Any
 import zmq
 import zmq.auth.thread
 
-from kos_cluster.services.bench.systems import WORKERS, System, made_noop
+from kos_cluster.services.bench.systems import WORKERS, Noop, System
 
 CHUNK = 1000
 STOP = b""  # as a payload: end, daemon and worker
@@ -43,13 +43,13 @@ class OneKey:
 class BarePath:
     """Two such paths side by side; single tasks alternate between them, except in `sync`, which uses the first."""
 
-    def start(self, folder: Path) -> None:
+    def start(self, folder: Path, noop: Noop) -> None:
         public, secret = zmq.curve_keypair()
         server_public, server_secret = zmq.curve_keypair()
         started = []
         for number in range(WORKERS):
             ipc = f"ipc://{folder}/bare-{number}"
-            worker = _forked(partial(_work, ipc))
+            worker = _forked(partial(_work, ipc, noop))
             reader, writer = os.pipe()
             daemon = _forked(partial(_forward, ipc, writer, (server_public, server_secret), public))
             os.close(writer)
@@ -144,9 +144,8 @@ def _forward(ipc: str, port_fd: int, keys: tuple[bytes, bytes], admitted: bytes)
     context.destroy(linger=STOP_TIMEOUT_MS)
 
 
-def _work(ipc: str) -> None:
+def _work(ipc: str, noop: Noop) -> None:
     """The worker: calls the no-op on each element of a message."""
-    noop = made_noop()
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.routing_id = _WORKER_ID

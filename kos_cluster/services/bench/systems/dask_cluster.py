@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from kos_cluster.services.bench.systems import WORKERS, System, made_noop
+from kos_cluster.services.bench.systems import WORKERS, Noop, System
 
 PARTITIONS = 4 * WORKERS
 START_TIMEOUT_S = 60
@@ -15,10 +15,10 @@ START_TIMEOUT_S = 60
 class DaskCluster:
     """`pure=False` throughout: otherwise Dask answers an equal call from memory without running it."""
 
-    def start(self, folder: Path) -> None:
+    def start(self, folder: Path, noop: Noop) -> None:
         distributed = importlib.import_module("distributed")
         self._bag: Any = None
-        self._noop = made_noop()
+        self._noop = noop
         self._cluster = distributed.LocalCluster(
             n_workers=WORKERS,
             threads_per_worker=1,

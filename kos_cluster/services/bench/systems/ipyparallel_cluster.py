@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from kos_cluster.services.bench.systems import WORKERS, System, made_noop
+from kos_cluster.services.bench.systems import WORKERS, Noop, System
 
 START_TIMEOUT_S = 60
 
@@ -15,9 +15,9 @@ START_TIMEOUT_S = 60
 class IpyparallelCluster:
     """Single tasks go through the load-balanced view, which is what it offers for independent tasks."""
 
-    def start(self, folder: Path) -> None:
+    def start(self, folder: Path, noop: Noop) -> None:
         ipyparallel = importlib.import_module("ipyparallel")
-        self._noop = made_noop()
+        self._noop = noop
         self._cluster = ipyparallel.Cluster(
             n=WORKERS,
             controller_ip="127.0.0.1",

@@ -8,16 +8,17 @@ from typing import Any
 import kos_cluster
 from kos_cluster.home import Home
 from kos_cluster.services import embedded
-from kos_cluster.services.bench.systems import WORKERS, System, made_noop
+from kos_cluster.services.bench.systems import WORKERS, Noop, System
+from kos_cluster.services.daemons import changing
 
 
 class KosMesh:
     """KOS_HOME lies in the run's folder, and the run keeps to `WORKERS` cores, which gives each node one slot."""
 
-    def start(self, folder: Path) -> None:
-        self._noop = made_noop()
+    def start(self, folder: Path, noop: Noop) -> None:
+        self._noop = noop
         home = Home()
-        with embedded.forming(home):
+        with changing(home):
             self._up = embedded.up(home, WORKERS)
         self._cluster = kos_cluster.connect()
 
@@ -35,7 +36,7 @@ class KosMesh:
 
     def stop(self) -> None:
         self._cluster.close()
-        with embedded.forming(self._up.cluster.home):
+        with changing(self._up.cluster.home):
             embedded.down(self._up.cluster)
 
 

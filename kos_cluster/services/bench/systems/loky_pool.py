@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from kos_cluster.services.bench.systems import WORKERS, System, made_noop
+from kos_cluster.services.bench.systems import WORKERS, Noop, System
 
 CHUNK = 1000
 
@@ -14,8 +14,8 @@ CHUNK = 1000
 class LokyPool:
     """A plain ProcessPoolExecutor of loky."""
 
-    def start(self, folder: Path) -> None:
-        self._noop = made_noop()
+    def start(self, folder: Path, noop: Noop) -> None:
+        self._noop = noop
         self._pool = importlib.import_module("loky").ProcessPoolExecutor(max_workers=WORKERS)
 
     def sync(self, item: int) -> Any:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kos_cluster.services.bench.systems import WORKERS, System, made_noop
+from kos_cluster.services.bench.systems import WORKERS, Noop, System
 
 OBJECT_STORE_BYTES = 256 << 20
 
@@ -15,12 +15,12 @@ OBJECT_STORE_BYTES = 256 << 20
 class RayCluster:
     """Tasks of the default kind: one CPU each, results through the object store or inline as Ray decides."""
 
-    def start(self, folder: Path) -> None:
+    def start(self, folder: Path, noop: Noop) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
         self._ray = importlib.import_module("ray")
         self._pool: Any = None
-        self._noop = made_noop()
+        self._noop = noop
         self._ray.init(
             num_cpus=WORKERS,
             include_dashboard=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 TARGET_S = 0.02  # work that one batch should hold
 TASKS_LIMIT = 4096  # of one batch
+BATCH_LIMIT_BYTES = 4 << 20  # of one batch's payloads, by their mean
 GROWTH = 16  # a batch is at most this many times the largest that was measured
 SMOOTHING = 0.3  # weight of the newest measurement
 PREFETCH_BELOW_S = 0.02  # tasks shorter than this are queued ahead at busy nodes
@@ -34,10 +35,11 @@ class Durations:
         """Whether the tasks are known to be so short that a node should hold some in advance."""
         return self.mean_s is not None and self.mean_s < PREFETCH_BELOW_S
 
-    def batch_size(self, remaining: int, slots: int) -> int:
-        """How many of `remaining` tasks the next batch should hold, for a cluster of `slots` slots. At least 1."""
+    def batch_size(self, remaining: int, slots: int, each_bytes: int = 0) -> int:
+        """How many of `remaining` tasks, of `each_bytes` each, the next batch should hold for a cluster of `slots`."""
         if self.mean_s is None:
             return 1
         by_time = int(TARGET_S / max(self.mean_s, 1e-7))
         by_share = -(-remaining // (2 * max(1, slots)))
-        return max(1, min(by_time, by_share, self._measured * GROWTH, TASKS_LIMIT))
+        by_bytes = BATCH_LIMIT_BYTES // max(1, each_bytes)
+        return max(1, min(by_time, by_share, by_bytes, self._measured * GROWTH, TASKS_LIMIT))

@@ -2,7 +2,7 @@
 
 Theory of operation. Each node sends `Heard` (a heartbeat) every `HEARTBEAT_S`. Silence turns a member `suspect`, longer silence
 `dead`; hearing from it turns it `alive` again. A member that said it leaves is `left` until it is heard under a
-newer incarnation. Every change makes a new view, numbered from 1, which the keeper hands to whoever holds an older one.
+newer incarnation. Every change makes a new view, with a larger number, which the keeper hands to whoever holds an older one.
 
 This is the interface that later membership protocols take over: `handle(event, now)` and `tick(now)` return
 effects, `view` and `members()` tell the state; nobody else asks how it was agreed.
@@ -70,10 +70,13 @@ Effect = ViewChanged | MemberRefused
 
 
 class Registry:
-    """The keeper's machine. `restored` are members known before a restart; they count as heard at `now`."""
+    """The keeper's machine. `restored` are members known before a restart; they count as heard at `now`.
 
-    def __init__(self, restored: list[Member], now: float) -> None:
-        self.view = 1
+    `first_view` must be larger than any view number told before.
+    """
+
+    def __init__(self, restored: list[Member], now: float, first_view: int = 1) -> None:
+        self.view = first_view
         self._members = {member.id: member for member in restored}
         self._heard = dict.fromkeys(self._members, now)
         self._loads: dict[str, Load] = {}

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kos_cluster.core import placement
@@ -78,10 +78,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """`count` more tasks of a job, numbered on."""
+    """`count` more tasks of a job, numbered on, with payloads of `size_bytes` together."""
 
     job: str
     count: int
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,14 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class NodeUp:
-    """A node can take work (again). `packages` are what is installed there."""
+    """A node can take work (again). `packages` are installed there; `unreadable` payloads it could not read.
+
+    `unreadable` maps a package whose objects it cannot read to the reason; the key "" stands for every payload.
+    """
 
     member: Member
     packages: frozenset[str] = frozenset()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +283,13 @@ class _Job:
     history: deque[_Batch] = field(default_factory=lambda: deque(maxlen=HISTORY_LIMIT))
     durations: Durations = field(default_factory=Durations)
     lost_to_memory: dict[int, int] = field(default_factory=dict)
+    size_bytes: int = 0  # of all payloads so far
     waiting: int = 0
     sent: int = 0
     done: int = 0
     failed: int = 0
     cancelled: int = 0
+    nodes: set[str] = field(default_factory=set)  # where any of it ever ran
     closed: bool = False
     in_turn: bool = False  # stands among the jobs with waiting tasks
     stuck: tuple[str, ...] = ()  # why nothing could be placed, at the last try
@@ -296,6 +303,7 @@ class _Job:
 class _Node:
     member: Member
     packages: frozenset[str]
+    unreadable: Mapping[str, str]
     up: bool = True
     in_flight: int = 0  # slots
     batches: set[int] = field(default_factory=set)
@@ -321,8 +329,8 @@ class Ownership:
         match event:
             case Outcomes():
                 self._outcomes(event, now, effects)
-            case Added(job, count):
-                self._add(job, count)
+            case Added():
+                self._add(event)
             case Opened(spec):
                 self._jobs[spec.job] = _Job(spec, now)
             case Closed(job):
@@ -333,8 +341,8 @@ class Ownership:
                 self._lost(event, now, effects)
             case BatchRefused(batch, reason):
                 self._refused(batch, reason, now, effects)
-            case NodeUp(member, packages):
-                self._node_up(member, packages)
+            case NodeUp():
+                self._node_up(event)
             case NodeLoad(id_, load):
                 if id_ in self._nodes:
                     self._nodes[id_].load = load
@@ -371,7 +379,6 @@ class Ownership:
 
     def summary(self, job_id: str) -> JobSummary:
         job = self._jobs[job_id]
-        nodes = {self._name(batch.node) for batch in job.history} | {self._name(b.node) for b in job.batches.values()}
         return JobSummary(
             job=job_id,
             name=job.spec.name,
@@ -381,7 +388,7 @@ class Ownership:
             failed=job.failed + job.cancelled,
             running=job.sent,
             since_s=job.since_s,
-            nodes=tuple(sorted(nodes)),
+            nodes=tuple(sorted(map(self._name, job.nodes))),
             parent=job.spec.parent,
         )
 
@@ -422,8 +429,9 @@ class Ownership:
 
     # ---- transitions
 
-    def _add(self, job_id: str, count: int) -> None:
-        job = self._jobs[job_id]
+    def _add(self, event: Added) -> None:
+        job, count = self._jobs[event.job], event.count
+        job.size_bytes += event.size_bytes
         start = len(job.state)
         job.state.extend(bytes(count))
         job.waiting += count
@@ -560,12 +568,12 @@ class Ownership:
         self._end(batch, AttemptEnd.RETURNED, "", now)
         self._requeue(batch.job, left, batch.attempt)
 
-    def _node_up(self, member: Member, packages: frozenset[str]) -> None:
-        node = self._nodes.get(member.id)
+    def _node_up(self, event: NodeUp) -> None:
+        node = self._nodes.get(event.member.id)
         if node is None:
-            self._nodes[member.id] = _Node(member, packages)
+            self._nodes[event.member.id] = _Node(event.member, event.packages, event.unreadable)
             return
-        node.member, node.packages, node.up = member, packages, True
+        node.member, node.packages, node.unreadable, node.up = event.member, event.packages, event.unreadable, True
         node.refused_until_s, node.pause_s = 0.0, REFUSED_PAUSE_S
 
     def _node_down(self, id_: str, cause: str, now: float, effects: list[Effect]) -> None:
@@ -675,6 +683,7 @@ class Ownership:
     def _candidate(self, node: _Node, needs: Needs, now: float) -> placement.Candidate:
         member, load = node.member, node.load
         lacks = tuple(m for m in needs.modules if m not in node.packages)
+        unreadable = [why for module, why in node.unreadable.items() if not module or module in needs.modules]
         refused = "it refused work a moment ago" if now < node.refused_until_s else ""
         return placement.Candidate(
             member.id,
@@ -686,18 +695,21 @@ class Ownership:
             load.memory_available_bytes,
             lacks,
             refused,
+            "; ".join(unreadable),
         )
 
     def _send(self, job: _Job, node: _Node, now: float) -> Dispatch:
         spec = job.spec
         slots = sum(n.member.slots for n in self._nodes.values() if n.up)
-        size = 1 if spec.single else job.durations.batch_size(job.waiting, slots)
+        each_bytes = job.size_bytes // max(1, len(job.state))
+        size = 1 if spec.single else job.durations.batch_size(job.waiting, slots, each_bytes)
         runs, attempt = _take(job, size)
         number, self._next_batch = self._next_batch, self._next_batch + 1
         left = {i for start, count in runs for i in range(start, start + count)}
         batch = _Batch(number, job, node.member.id, runs, left, attempt, now)
         self._batches[number] = job.batches[number] = batch
         node.batches.add(number)
+        job.nodes.add(node.member.id)
         node.in_flight += spec.needs.cpus
         count = len(left)
         job.waiting -= count

@@ -28,6 +28,7 @@ class Candidate:
     memory_available_bytes: int
     lacks: tuple[str, ...] = ()  # needed packages that are not installed there
     refused: str = ""  # why it takes nothing at present; empty when it does
+    unreadable: str = ""  # why it could not read the payload; empty when it can
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ def why_never(needs: Needs, node: Candidate) -> str:
     """Why a node can never run the task, or an empty string."""
     if needs.on and needs.on not in (node.name, node.id):
         return f"the task asks for {needs.on}"
+    if node.unreadable:
+        return f"cannot read the payload: {node.unreadable}"
     if needs.cpus > node.slots:
         return f"needs {needs.cpus} slots, it has {node.slots}"
     if needs.memory_bytes and needs.memory_bytes > node.memory_bytes:

@@ -55,6 +55,11 @@ def pid_namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
 
 
+def memory_bytes() -> int:
+    """All of this machine's memory."""
+    return int(psutil.virtual_memory().total)
+
+
 def primary_address() -> str:
     """The address of the interface that leads outwards, found without sending a packet; loopback when there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -37,13 +37,14 @@ class OwnerState:
     jobs: list[JobSummary] = field(default_factory=list)
     view: int = 0
     pidfd: int | None = None
+    was_local: bool = False  # its process is, or was, on this machine
     next_serial: int = 1
     outbox: dict[int, tuple[Kept, float]] = field(default_factory=dict)  # serial -> (message, last sent)
     outbox_bytes: int = 0
 
     @property
     def is_local(self) -> bool:
-        return self.pidfd is not None
+        return self.was_local
 
     def keep(self, message: wire.Result | wire.Lost, frames: Sequence[bytes], now: float) -> None:
         self.outbox[message.serial] = ((message, frames), now)
@@ -126,8 +127,10 @@ class Owners:
         try:
             state.pidfd = os.pidfd_open(hello.pid)
         except ProcessLookupError:
+            state.was_local = True
             self._loop.call_soon(self.end, state)
             return
+        state.was_local = True
         self._loop.add_reader(state.pidfd, self.end, state)
 
     def _unwatch(self, state: OwnerState) -> None:

@@ -75,6 +75,7 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
+        self._fd = int(self._socket.getsockopt(zmq.FD))
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._closing = False
@@ -87,7 +88,7 @@ class Workers:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # the queue bounds it: one batch a worker
         self._socket.bind(self._address)
-        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._receive)
+        self._loop.add_reader(self._fd, self._receive)
         self._start_fork_server()
 
     def fork(self, number: int) -> None:
@@ -147,6 +148,11 @@ class Workers:
         else:
             worker.signal = what
 
+    def progress(self, number: int) -> tuple[int, int]:
+        """The batch and position of the task that a worker has started last; (0, 0) before its first."""
+        worker = self._workers.get(number)
+        return _progress(worker) if worker is not None else (0, 0)
+
     def pause_output(self, number: int, pause_s: float) -> None:
         """Stop reading a worker's pipes for a while, so that it waits when its owner is slow to take its output."""
         worker = self._workers.get(number)
@@ -159,7 +165,7 @@ class Workers:
     def close(self) -> None:
         """End everything: workers, their process groups, the fork server."""
         self._closing = True
-        self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+        self._loop.remove_reader(self._fd)
         for worker in list(self._workers.values()):
             if worker.pid:
                 _signal_group(worker.pid, signal.SIGKILL)
@@ -274,7 +280,7 @@ class Workers:
         except zmq.ZMQError as error:  # it has ended; `Exited` follows
             log.info("Worker %d could not be reached: %s", worker.number, error)
         # The FD is edge-triggered: a send may have consumed the edge of a message that waits.
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._receive)
 
     def _read_once(self, worker: _Worker, stream: str) -> bool:
@@ -311,9 +317,9 @@ class Workers:
             self._drain(worker, stream)
         if worker.pid:
             _signal_group(worker.pid, signal.SIGKILL)  # what it had started itself
-        batch, position = struct.unpack("<QQ", worker.progress[:PROGRESS_BYTES])
+        progress = _progress(worker)
         self._drop(worker)
-        self._listener.worker_exited(worker.number, detail, out_of_memory, (batch, position))
+        self._listener.worker_exited(worker.number, detail, out_of_memory, progress)
 
     def _drop(self, worker: _Worker) -> None:
         del self._workers[worker.number], self._by_secret[worker.secret]
@@ -321,6 +327,11 @@ class Workers:
             self._loop.remove_reader(fd)
             os.close(fd)
         worker.progress.close()
+
+
+def _progress(worker: _Worker) -> tuple[int, int]:
+    batch, position = struct.unpack("<QQ", worker.progress[:PROGRESS_BYTES])
+    return batch, position
 
 
 def _signal_group(pid: int, what: signal.Signals) -> None:

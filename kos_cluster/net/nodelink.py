@@ -1,0 +1,145 @@
+"""A link to one node, kept up: present the certificate, open the CURVE link, say hello, start over when it breaks.
+
+Theory of operation. `NodeLink` runs one coroutine. It presents one's certificate over the bulk port, which also gives
+the node's verified CURVE key, then opens the control link. A link that is refused (the daemon was restarted and
+forgot us) or stays down is made anew. What happens is told to a listener; nothing is sent while the link is down.
+
+    presenting --ok--> connecting --up--> up --down, refused--> presenting
+        |  refused, unreachable: pause, tell the listener, try again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import zmq
+
+from kos_cluster.errors import AuthError, KosError
+from kos_cluster.net import wire
+from kos_cluster.net.bulk import present
+from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.transport import Context, Link, LinkState, Payload
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.1  # between tries; doubles up to
+LONGEST_PAUSE_S = 5.0
+DOWN_LIMIT_S = 0.5  # a link that is down for longer is made anew
+GONE_AFTER_TRIES = 3  # tries to reach a node that was up, before it is told to be gone
+
+
+class Listener(Protocol):
+    """What its user does with what a link tells. All called in the loop's thread."""
+
+    def link_gone(self, link: NodeLink, why: str) -> None: ...
+    def link_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None: ...
+
+
+class NodeLink:
+    """One node, by the address of its control port. `peer` is None until it has proved who it is."""
+
+    def __init__(
+        self, context: Context, credentials: Credentials, host: str, port: int, hello: wire.Hello, listener: Listener
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.peer: Peer | None = None
+        self.up = False
+        self.failure: KosError | None = None  # why the last try failed
+        self.heard_s = time.monotonic()
+        self.given: set[str] = set()  # parts that the node holds, as far as we know
+        self._context = context
+        self._credentials = credentials
+        self._hello = hello
+        self._listener = listener
+        self._link: Link | None = None
+        self._changed = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"link-{host}:{port}")
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def send(self, message: wire.Message, frames: Sequence[Payload] = ()) -> bool:
+        """Queue a message; False when the link is down or full."""
+        return self._link is not None and self._link.send(message, frames)
+
+    def close(self) -> None:
+        self._task.cancel()
+        self._drop()
+
+    async def _keep(self) -> None:
+        """Never ends by itself: a dead node is tried for ever, slowly, since it may come back."""
+        pause_s, failures = FIRST_PAUSE_S, 0
+        while True:
+            try:
+                await self._present()
+                pause_s, failures = FIRST_PAUSE_S, 0
+                await self._hold()
+            except KosError as error:
+                self.failure = error
+                failures += 1
+                if failures == GONE_AFTER_TRIES or isinstance(error, AuthError):
+                    self._listener.link_gone(self, error.message)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _present(self) -> None:
+        self.peer = await asyncio.to_thread(present, self.host, self.port, self._credentials)
+        self.failure = None
+
+    async def _hold(self) -> None:
+        """Keep the control link until it is refused or has been down for too long."""
+        assert self.peer is not None
+        self._changed.clear()
+        self._link = Link(
+            self._context,
+            self._credentials,
+            self.peer.curve_public,
+            self.host,
+            self.port,
+            self._said,
+            self._state_changed,
+        )
+        try:
+            while True:
+                try:
+                    await asyncio.wait_for(self._changed.wait(), None if self.up else DOWN_LIMIT_S * 4)
+                except TimeoutError:
+                    return
+                self._changed.clear()
+                if self._link.state == "refused":
+                    return
+                if self._link.state == "down" and not await self._comes_back():
+                    return
+        finally:
+            self._drop()
+
+    async def _comes_back(self) -> bool:
+        """Wait a moment for ZeroMQ to reconnect by itself."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), DOWN_LIMIT_S)
+        except TimeoutError:
+            return False
+        return True
+
+    def _state_changed(self, state: LinkState) -> None:
+        self.up = state == "up"
+        self._changed.set()
+        if self.up:
+            self.heard_s = time.monotonic()
+            self.send(self._hello)
+
+    def _said(self, message: wire.Message, frames: list[zmq.Frame]) -> None:
+        self.heard_s = time.monotonic()
+        self._listener.link_said(self, message, frames)
+
+    def _drop(self) -> None:
+        self.up = False
+        if self._link is not None:
+            self._link.close()
+            self._link = None

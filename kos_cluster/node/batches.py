@@ -1,0 +1,389 @@
+"""The batches on this node, from `Exec` to released `Result`: carries out what `core.queue` decides.
+
+Rules. A batch is told to its owner as it goes: missing parts, refusal, start (if it lasts), outcomes, loss. Outcomes and
+losses stay in the owner's outbox until it releases them. The daemon never looks into a payload.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kos_cluster.core import queue
+from kos_cluster.core.queue import BatchSpec, Key, NodeQueue
+from kos_cluster.core.records import AttemptEnd, Cause, Runs, count_of, indices_of, runs_of
+from kos_cluster.net import local, wire
+from kos_cluster.net.transport import Payload
+from kos_cluster.node.history import BatchRecord, History
+from kos_cluster.node.owners import OUTBOX_LIMIT_BYTES, Owners, OwnerState
+from kos_cluster.node.parts import Parts
+from kos_cluster.node.workers import Workers
+
+log = logging.getLogger(__name__)
+
+STARTED_AFTER_S = 0.05  # a batch that runs longer is reported as started
+OUTPUT_PAUSE_S = 0.05  # how long a worker's output waits when its owner cannot take more
+LOG_TAIL_LINES = 10
+
+Send = Callable[[OwnerState, wire.Message, Sequence[Payload]], bool]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One batch that is held, queued or running here."""
+
+    owner: OwnerState
+    message: wire.Exec
+    payload: bytes
+    record: BatchRecord
+    order: list[int]  # task indices as they are run
+    left: set[int]  # without an outcome yet
+    missing: set[str]
+    told_started: bool = False
+    failed: list[int] = field(default_factory=list)
+
+
+class Batches:
+    """The running work of one node; also the listener of its workers."""
+
+    def __init__(self, node: str, slots: int, parts: Parts, owners: Owners, history: History, send: Send) -> None:
+        self._node = node
+        self._parts = parts
+        self._owners = owners
+        self._history = history
+        self._send = send
+        self._queue = NodeQueue(slots)
+        self._batches: dict[Key, _Batch] = {}
+        self._by_part: dict[str, set[Key]] = {}
+        self._workers: Workers | None = None
+        self._unsent: dict[int, tuple[OwnerState, wire.Output, bytes]] = {}
+
+    @property
+    def running(self) -> int:
+        return self._queue.running
+
+    @property
+    def queued(self) -> int:
+        return self._queue.queued
+
+    @property
+    def busy(self) -> bool:
+        """Whether `tick` has anything to look at."""
+        return bool(self._batches)
+
+    def start(self, workers: Workers) -> None:
+        """Begin, with workers whose fork server has been started."""
+        self._workers = workers
+        self._carry_out(self._queue.start())
+
+    # ---- from owners
+
+    def execute(self, owner: OwnerState, message: wire.Exec, payload: bytes) -> None:
+        """Take a batch; the same one again changes nothing."""
+        key = (owner.owner, message.batch)
+        if key in self._batches or any(k.batch == message.batch for (k, _), _ in owner.outbox.values()):
+            return
+        if owner.outbox_bytes > OUTBOX_LIMIT_BYTES:
+            self._send(owner, wire.Refused(message.batch, "results of this owner wait to be taken"), ())
+            return
+        missing = set(self._parts.missing(message.parts))
+        record = BatchRecord(
+            message.job, message.job_name, message.runs, message.attempt, time.time(), earlier=message.history
+        )
+        order = list(indices_of(message.runs))
+        self._batches[key] = _Batch(owner, message, payload, record, order, set(order), missing)
+        self._parts.pin(message.parts)
+        for hash_ in missing:
+            self._by_part.setdefault(hash_, set()).add(key)
+        spec = BatchSpec(key, message.job, message.env, message.needs.cpus, message.fresh, message.timeout_s)
+        self._apply(queue.Arrived(spec, held=bool(missing)))
+        if key in self._batches:
+            self._history.arrived(record)
+            if missing:
+                self._send(owner, wire.Missing(message.batch, sorted(missing)), ())
+
+    def part_arrived(self, hash_: str) -> None:
+        """A part is here: what waited for it alone may start."""
+        for key in self._by_part.pop(hash_, ()):
+            batch = self._batches.get(key)
+            if batch is not None:
+                batch.missing.discard(hash_)
+                if not batch.missing:
+                    self._apply(queue.PartsComplete(key))
+
+    def cancel(self, owner: OwnerState, batches: Sequence[int]) -> None:
+        self._apply(queue.CancelBatches(tuple((owner.owner, number) for number in batches)))
+
+    def owner_ended(self, owner: OwnerState) -> None:
+        """Nobody wants this owner's work any more."""
+        self._apply(queue.OwnerGone(owner.owner))
+        for (message, _), _ in owner.outbox.values():
+            self._discard(message)
+
+    def attempt_ended(self, parent: str) -> None:
+        """Stop what an attempt had submitted, `parent` being "JOB.INDEX#ATTEMPT"."""
+        keys = tuple(key for key, batch in self._batches.items() if batch.message.parent == parent)
+        if keys:
+            self._apply(queue.CancelBatches(keys))
+
+    def waits(self, task: str, attempt: int, waiting: bool) -> None:
+        """A task here waits for tasks that it submitted, or goes on: its slots are lent meanwhile."""
+        job, _, index = task.partition(".")
+        for key, batch in self._batches.items():
+            message = batch.message
+            if message.job == job and message.attempt == attempt and index.isdigit() and int(index) in batch.left:
+                self._apply(queue.TaskWaits(key, waiting))
+                return
+
+    def unknown(self, owner: OwnerState, outstanding: Sequence[int]) -> list[int]:
+        """Those of an owner's batches that are neither here nor waiting to be released."""
+        kept = {message.batch for (message, _), _ in owner.outbox.values()}
+        return [n for n in outstanding if n not in kept and (owner.owner, n) not in self._batches]
+
+    def release(self, owner: OwnerState, serials: list[int]) -> None:
+        for message in owner.release(serials):
+            self._discard(message)
+
+    def result_path(self, identity: str, name: str) -> Path | None:
+        """The file of a large outcome, if it is one of this identity's."""
+        for owner in self._owners:
+            if owner.peer.id != identity:
+                continue
+            for (message, _), _ in owner.outbox.values():
+                if isinstance(message, wire.Result) and any(file == name for file, _ in message.large.values()):
+                    return self._spool / name
+        return None
+
+    def stop(self) -> None:
+        """The node stops: give everything back."""
+        self._apply(queue.Stopping())
+
+    def tick(self, now: float) -> None:
+        """Report what has started, stop what is late."""
+        self._carry_out(self._queue.tick(now))
+        started: dict[int, tuple[OwnerState, list[int]]] = {}
+        wall = time.time()
+        for batch in self._batches.values():
+            begun = batch.record.started_s
+            if begun is not None and not batch.told_started and wall - begun >= STARTED_AFTER_S:
+                batch.told_started = True
+                started.setdefault(id(batch.owner), (batch.owner, []))[1].append(batch.message.batch)
+        for owner, numbers in started.values():
+            self._send(owner, wire.Started(numbers), ())
+
+    # ---- from workers (workers.Listener)
+
+    def worker_ready(self, worker: int) -> None:
+        self._apply(queue.WorkerReady(worker))
+
+    def worker_said(self, worker: int, message: local.Done | local.Display, frames: Sequence[bytes]) -> None:
+        key = self._queue.batch_of(worker)
+        batch = self._batches.get(key) if key is not None else None
+        if key is None or batch is None or message.batch != batch.message.batch:
+            log.warning("Worker %d spoke of batch %d, which it does not hold.", worker, message.batch)
+            return
+        if isinstance(message, local.Display):
+            self._displayed(worker, batch, message, frames)
+        else:
+            self._outcomes(worker, key, batch, message, frames)
+
+    def worker_wrote(self, worker: int, stream: str, data: bytes) -> None:
+        key = self._queue.batch_of(worker)
+        batch = self._batches.get(key) if key is not None else None
+        if batch is None:
+            log.info("worker %d wrote outside of a task: %s", worker, data.decode(errors="replace").rstrip())
+            return
+        message = batch.message
+        index = self._current(worker, batch)
+        self._history.wrote(f"{message.job}.{index}", data)
+        output = wire.Output(message.batch, message.job, index, message.attempt, stream)
+        if worker in self._unsent or not self._send(batch.owner, output, [data]):
+            self._hold_output(worker, batch.owner, output, data)
+
+    def worker_exited(self, worker: int, detail: str, out_of_memory: bool, progress: tuple[int, int]) -> None:
+        self._unsent.pop(worker, None)
+        effects = self._queue.handle(queue.WorkerExited(worker, out_of_memory, detail), time.monotonic())
+        for effect in effects:
+            if isinstance(effect, queue.Lose) and effect.worker == worker:
+                self._lost(effect, progress)
+            else:
+                self._carry_out([effect])
+
+    # ---- effects
+
+    def _apply(self, event: queue.Event) -> None:
+        self._carry_out(self._queue.handle(event, time.monotonic()))
+
+    def _carry_out(self, effects: Sequence[queue.Effect]) -> None:
+        assert self._workers is not None
+        for effect in effects:
+            match effect:
+                case queue.Assign(worker, key):
+                    self._assign(worker, self._batches[key])
+                case queue.Fork(worker):
+                    self._workers.fork(worker)
+                case queue.Interrupt(worker):
+                    self._workers.signal(worker, signal.SIGINT)
+                case queue.Kill(worker):
+                    self._workers.signal(worker, signal.SIGKILL)
+                case queue.Retire(worker):
+                    self._workers.send(worker, local.Stop())
+                case queue.Refuse(key, reason):
+                    batch = self._forget(key)
+                    self._send(batch.owner, wire.Refused(batch.message.batch, reason), ())
+                case queue.Lose():
+                    self._lost(effect, None)
+
+    def _assign(self, worker: int, batch: _Batch) -> None:
+        assert self._workers is not None
+        message = batch.message
+        for hash_ in message.parts:
+            if not self._workers.holds(worker, hash_):
+                content = self._parts.get(hash_)
+                if isinstance(content, bytes):
+                    self._workers.give(worker, local.Part(hash_), content)
+                else:
+                    self._workers.give(worker, local.Part(hash_, str(content)), None)
+        batch.record.started_s = time.time()
+        run = local.Run(
+            message.batch,
+            message.job,
+            message.runs,
+            message.attempt,
+            message.fn,
+            message.env,
+            self._node,
+            message.large,
+            message.seed,
+        )
+        self._workers.send(worker, run, [batch.payload])
+
+    def _outcomes(
+        self, worker: int, key: Key, batch: _Batch, message: local.Done, frames: Sequence[bytes]
+    ) -> None:
+        """Pass outcomes on; a task that was interrupted because it is being stopped is told as lost, not as failed."""
+        batch.left.difference_update(indices_of(message.runs))
+        cause = self._queue.stopping(key)
+        failed = dict.fromkeys(message.failed, AttemptEnd.FAILED)
+        batch.record.ends.update(failed)
+        if cause is not None and message.failed:
+            self._report_stopped(batch, message, cause)
+        elif message.runs or message.last:
+            owner = batch.owner
+            result = wire.Result(
+                batch.message.batch,
+                owner.next_serial,
+                message.runs,
+                message.failed,
+                message.large,
+                message.elapsed_s,
+                message.last,
+            )
+            self._deliver(owner, result, frames)
+        if message.last:
+            batch.record.done, batch.record.ended_s = True, time.time()
+            self._forget(key)
+            self._apply(queue.BatchDone(worker, message.retire))
+
+    def _report_stopped(self, batch: _Batch, message: local.Done, cause: Cause) -> None:
+        stopped = runs_of(sorted(set(indices_of(message.runs)) | batch.left))
+        self._tell_lost(batch, stopped, [], cause, "")
+        batch.left.clear()
+        batch.record.ends.update(dict.fromkeys(indices_of(stopped), _END[cause]))
+
+    def _displayed(self, worker: int, batch: _Batch, message: local.Display, frames: Sequence[bytes]) -> None:
+        assert self._workers is not None
+        sent = batch.message
+        self._send(batch.owner, wire.Displays(sent.batch, sent.job, message.index, sent.attempt), list(frames))
+        self._workers.send(worker, local.Displayed())
+
+    def _lost(self, effect: queue.Lose, progress: tuple[int, int] | None) -> None:
+        batch = self._forget(effect.key)
+        left = batch.left
+        if progress is None:
+            ran: Runs = []
+        else:
+            # One that died before its first task has failed at that task: else it would be tried for ever.
+            position = progress[1] if progress[0] == batch.message.batch else 0
+            ran = runs_of(i for i in batch.order[: position + 1] if i in left) or runs_of(sorted(left)[:1])
+        touched = set(indices_of(ran))
+        untouched = runs_of(i for i in batch.order if i in left and i not in touched)
+        record = batch.record
+        record.ended_s, record.cause, record.done = time.time(), effect.detail, True
+        record.ends.update(dict.fromkeys(touched, _END[effect.cause]))
+        record.ends.update(dict.fromkeys(indices_of(untouched), AttemptEnd.RETURNED))
+        self._tell_lost(batch, ran, untouched, effect.cause, effect.detail)
+
+    def _tell_lost(self, batch: _Batch, ran: Runs, untouched: Runs, cause: Cause, detail: str) -> None:
+        message, owner = batch.message, batch.owner
+        first = ran[0][0] if ran else (untouched[0][0] if untouched else 0)
+        tail = self._history.tail(f"{message.job}.{first}", LOG_TAIL_LINES) if count_of(ran) else ""
+        lost = wire.Lost(message.batch, owner.next_serial, ran, untouched, cause, detail, tail)
+        self._deliver(owner, lost, ())
+
+    def _deliver(self, owner: OwnerState, message: wire.Result | wire.Lost, frames: Sequence[bytes]) -> None:
+        """Send and keep until released; what an owner that is gone would have got is removed."""
+        if self._owners.get(owner.owner) is not owner:
+            self._discard(message)
+            return
+        owner.next_serial += 1
+        owner.keep(message, frames, time.monotonic())
+        self._send(owner, message, frames)
+
+    def _discard(self, message: wire.Result | wire.Lost) -> None:
+        if isinstance(message, wire.Result):
+            for name, _ in message.large.values():
+                (self._spool / name).unlink(missing_ok=True)
+
+    @property
+    def _spool(self) -> Path:
+        assert self._workers is not None
+        return self._workers.spool
+
+    def _forget(self, key: Key) -> _Batch:
+        batch = self._batches.pop(key)
+        self._parts.unpin(batch.message.parts)
+        for hash_ in batch.missing:
+            waiting = self._by_part.get(hash_)
+            if waiting is not None:
+                waiting.discard(key)
+                if not waiting:
+                    del self._by_part[hash_]
+        return batch
+
+    def _current(self, worker: int, batch: _Batch) -> int:
+        """The task that a worker is at: exact for batches of one, the latest started otherwise."""
+        assert self._workers is not None
+        number, position = self._workers.progress(worker)
+        if number != batch.message.batch or position >= len(batch.order):
+            position = 0
+        return batch.order[position]
+
+    # ---- output that the owner cannot take yet
+
+    def _hold_output(self, worker: int, owner: OwnerState, output: wire.Output, data: bytes) -> None:
+        """Keep one piece, and let the worker wait until the owner takes it."""
+        assert self._workers is not None
+        held = self._unsent.get(worker)
+        self._unsent[worker] = (owner, output, held[2] + data if held else data)
+        self._workers.pause_output(worker, OUTPUT_PAUSE_S)
+
+    def retry_output(self) -> None:
+        """Try again to hand over held output."""
+        for worker, (owner, output, data) in list(self._unsent.items()):
+            if self._owners.get(owner.owner) is not owner or self._send(owner, output, [data]):
+                del self._unsent[worker]
+
+
+_END: dict[Cause, AttemptEnd] = {
+    Cause.WORKER_DIED: AttemptEnd.WORKER_LOST,
+    Cause.OUT_OF_MEMORY: AttemptEnd.OUT_OF_MEMORY,
+    Cause.CANCELLED: AttemptEnd.CANCELLED,
+    Cause.TIMEOUT: AttemptEnd.TIMEOUT,
+    Cause.STOPPING: AttemptEnd.NODE_LOST,
+    Cause.SET_UP: AttemptEnd.FAILED,
+}

@@ -1,0 +1,415 @@
+"""The node daemon: wires sockets, cores and processes together on one asyncio loop, and authorises every message.
+
+Rules. Who sent a message is the authenticated peer that the transport names; what it may do is decided by `core.roles`, here and
+nowhere else. No user code runs in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import zmq
+
+from kos_cluster.core.members import HEARTBEAT_S
+from kos_cluster.core.records import Load, Member
+from kos_cluster.core.roles import Command, Role, may
+from kos_cluster.errors import StateError
+from kos_cluster.home import ClusterHome, Ready, private_folder, write_private
+from kos_cluster.net import wire
+from kos_cluster.net.admission import Admitted
+from kos_cluster.net.authority import CertificateAuthority
+from kos_cluster.net.beacon import Beacon
+from kos_cluster.net.bulk import BulkServer
+from kos_cluster.net.identity import Credentials
+from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.transport import Origin, Payload, Server
+from kos_cluster.node import machine
+from kos_cluster.node.answers import Answers
+from kos_cluster.node.batches import Batches
+from kos_cluster.node.history import History
+from kos_cluster.node.intake import Intake
+from kos_cluster.node.joining import Admission
+from kos_cluster.node.owners import Owners, OwnerState
+from kos_cluster.node.parts import Parts
+from kos_cluster.node.registry import Follower, Keeper
+from kos_cluster.node.store import Store
+from kos_cluster.node.workers import Workers
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1  # with work on the node; `HEARTBEAT_S` without
+WARM_TIMEOUT_S = 20.0
+REGISTERED_TIMEOUT_S = 10.0  # for the keeper's first answer
+FAREWELL_S = 0.2  # for what was given back to reach its owners
+PRELOADED = ("numpy",)  # imported in the fork server when it is idle, if installed
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a node is started. `host` is what it binds; `advertised` what others connect to."""
+
+    cluster: ClusterHome
+    node: str
+    host: str
+    port: int
+    advertised: str
+    keeper: tuple[str, int] | None  # None: this node keeps the registry
+    slots: int
+    beacon: bool
+
+
+class Daemon:
+    """One node. `run` returns when it was asked to stop."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._loop = asyncio.get_running_loop()
+        self._run = private_folder(start.cluster.run(start.node))
+        self._credentials = Credentials.load(start.cluster.node(start.node))
+        self._stop = asyncio.Event()
+        self._instance = os.urandom(8).hex()
+        self._packages: dict[str, str] = {}
+        self._meter = machine.LoadMeter()
+        self._load = Load()
+        self._admitted = Admitted()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._server = Server(self._context, self._credentials, self._admitted, self._received)
+        self._store = Store(start.cluster.node(start.node) / "state.sqlite")
+        shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run
+        self._history = History(start.node)
+        self._parts = Parts(self._run / "spool" / "parts")
+        self._owners = Owners(self._owner_ended)
+        self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
+        self._registry = self._make_registry()
+        self._answers = Answers(self._registry, self._owners, self._history, self._tell, self._stop.set)
+        self._keeper_link: NodeLink | None = None
+        self._node_routes: dict[str, bytes] = {}  # at the keeper: node id -> route
+        self._member = self._make_member()
+        self._handlers = self._make_handlers()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError."""
+        start = self._start
+        self._server.bind(start.host, start.port)
+        bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
+        workers = Workers(self._run, start.cluster.socket_path(start.node), dict(os.environ), self._batches)
+        beacon = await self._start_beacon()
+        try:
+            bulk.start()
+            workers.start()
+            self._batches.start(workers)
+            await self._register()
+            await asyncio.wait_for(workers.warm.wait(), WARM_TIMEOUT_S)
+            self._say_ready()
+            workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
+            background = [self._loop.create_task(work) for work in (self._beat(), self._learn_packages())]
+            await self._until_stopped(background)
+            await self._farewell()
+        finally:
+            (self._run / "ready.json").unlink(missing_ok=True)
+            if beacon is not None:
+                beacon.close()
+            if self._keeper_link is not None:
+                self._keeper_link.close()
+            workers.close()
+            bulk.close()
+            self._owners.close()
+            self._server.close()
+            self._context.term()
+            self._store.close()
+
+    def stop(self) -> None:
+        """Ask `run` to return."""
+        self._stop.set()
+
+    # ---- parts of the start
+
+    def _make_registry(self) -> Keeper | Follower:
+        if self._start.keeper is not None:
+            return Follower(self._view_changed)
+        return Keeper(self._store, self._start.cluster.read().ca_sha256, self._view_changed)
+
+    def _make_member(self) -> Member:
+        start = self._start
+        return Member(
+            id=self._credentials.peer.id,
+            name=start.node,
+            host=start.advertised,
+            port=start.port,
+            slots=start.slots,
+            versions=machine.versions(),
+            incarnation=time.time_ns(),
+            founder=start.keeper is None,
+            pid=os.getpid(),
+            boot_id=machine.boot_id(),
+            memory_bytes=machine.memory_bytes(),
+        )
+
+    def _make_intake(self) -> Intake:
+        admission = None
+        if isinstance(self._registry, Keeper):
+            home = self._start.cluster
+            authority = CertificateAuthority.load(home.name, home.path, home.home.path / "wrap.key")
+            admission = Admission(authority, self._registry, self._member.address)
+        return Intake(self._admitted, self._parts, self._batches, self._keeper_address, admission)
+
+    def _keeper_address(self) -> tuple[str, int]:
+        return self._start.keeper or (self._member.host, self._member.port)
+
+    async def _start_beacon(self) -> Beacon | None:
+        if not self._start.beacon:
+            return None
+        file = self._start.cluster.read()
+        return await Beacon.start(file.name, file.ca_sha256, self._member.host, self._member.port)
+
+    async def _register(self) -> None:
+        """Be in the registry before anybody is told that we are ready."""
+        self._sample()
+        if isinstance(self._registry, Keeper):
+            self._registry.heard(self._member, self._load)
+            return
+        assert self._start.keeper is not None
+        host, port = self._start.keeper
+        hello = wire.Hello(self._instance, machine.versions(), os.getpid(), "", 0)
+        self._keeper_link = NodeLink(self._context, self._credentials, host, port, hello, self)
+        deadline = time.monotonic() + REGISTERED_TIMEOUT_S
+        while not self._registry.view:
+            if time.monotonic() > deadline:
+                log.warning("The registry's keeper at %s:%d does not answer yet.", host, port)
+                return
+            await asyncio.sleep(0.01)
+
+    def _say_ready(self) -> None:
+        member = self._member
+        ready = Ready(member.name, member.id, os.getpid(), member.host, member.port)
+        write_private(self._run / "ready.json", msgspec.json.encode(ready))
+        log.info("%s is ready at %s with %d slots.", member.name, member.address, member.slots)
+
+    async def _learn_packages(self) -> None:
+        """What is installed here, for placement; found in a thread because it reads much of the disk."""
+        self._packages = await asyncio.to_thread(machine.packages)
+        for owner in self._owners:
+            self._send(owner, wire.Welcome(self._member, self._packages), ())
+        await self._stop.wait()
+
+    async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
+        """Wait for the order to stop; a background task that dies ends the daemon, saying why."""
+        stopping = self._loop.create_task(self._stop.wait())
+        done, pending = await asyncio.wait([stopping, *background], return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            if task is not stopping:
+                task.result()
+        if stopping not in done:
+            raise StateError("The daemon's background work ended.", "See the log above.")
+
+    async def _farewell(self) -> None:
+        """Give work back, tell the keeper, and let that go out."""
+        self._batches.stop()
+        leaving = wire.Leaving(left=False)
+        if self._keeper_link is not None:
+            self._keeper_link.send(leaving)
+        elif isinstance(self._registry, Keeper):
+            self._registry.departed(self._member.id, left=False)
+        await asyncio.sleep(FAREWELL_S)
+
+    # ---- time
+
+    async def _beat(self) -> None:
+        next_beat = 0.0
+        while True:
+            now = time.monotonic()
+            if self._batches.busy:
+                self._batches.tick(now)
+                self._batches.retry_output()
+            if now >= next_beat:
+                next_beat = now + HEARTBEAT_S
+                self._heartbeat(now)
+            await asyncio.sleep(TICK_S if self._batches.busy else HEARTBEAT_S)
+
+    def _heartbeat(self, now: float) -> None:
+        self._sample()
+        self._owners.expire(now)
+        if isinstance(self._registry, Keeper):
+            self._registry.heard(self._member, self._load)
+            self._registry.tick()
+        elif self._keeper_link is not None:
+            self._keeper_link.send(wire.Heartbeat(self._member, self._load, self._registry.view))
+
+    def _sample(self) -> None:
+        self._load = self._meter.sample(
+            running=self._batches.running, queued=self._batches.queued, dropped_frames=self._server.dropped
+        )
+
+    # ---- messages
+
+    def _make_handlers(self) -> dict[type, tuple[Command, Callable[[Origin, Any, list[zmq.Frame]], None]]]:
+        return {
+            wire.Exec: (Command.SUBMIT, self._on_exec),
+            wire.Release: (Command.SUBMIT, self._on_release),
+            wire.OwnerBeat: (Command.READ, self._on_owner_beat),
+            wire.PutPart: (Command.SUBMIT, self._on_part),
+            wire.Cancel: (Command.SUBMIT, self._on_cancel),
+            wire.Waits: (Command.SUBMIT, self._on_waits),
+            wire.AttemptEnded: (Command.SUBMIT, self._on_attempt_ended),
+            wire.Goodbye: (Command.READ, self._on_goodbye),
+            wire.Hello: (Command.READ, self._on_hello),
+            wire.SyncRequest: (Command.READ, self._on_sync_request),
+            wire.Request: (Command.READ, self._on_request),
+            wire.Heartbeat: (Command.BE_MEMBER, self._on_heartbeat),
+            wire.Leaving: (Command.REMOVE_SELF, self._on_leaving),
+            wire.OwnerEnded: (Command.BE_MEMBER, self._on_owner_ended),
+        }
+
+    def _received(self, origin: Origin, message: wire.Message, frames: list[zmq.Frame]) -> None:
+        entry = self._handlers.get(type(message))
+        if entry is None:
+            log.warning("%s sent a %s, which is not for a node.", origin.peer, type(message).__name__)
+            return
+        command, handle = entry
+        if not may(origin.peer.role, command):
+            log.warning("%s may not %s: its %s was dropped.", origin.peer, command, type(message).__name__)
+            if isinstance(message, wire.Exec):
+                reason = f"the role {origin.peer.role} may not run work"
+                self._server.send(origin.route, wire.Refused(message.batch, reason))
+            return
+        handle(origin, message, frames)
+
+    def _on_hello(self, origin: Origin, message: wire.Hello, _: list[zmq.Frame]) -> None:
+        welcome = wire.Welcome(self._member, self._packages)
+        if origin.peer.role is not Role.NODE and not self._owners.hello(
+            origin.peer, origin.route, message, time.monotonic()
+        ):
+            log.warning("%s was not welcomed: too many clients.", origin.peer)
+            return
+        self._server.send(origin.route, welcome)
+        self._server.send(origin.route, self._registry.sync_data(-1))
+
+    def _on_exec(self, origin: Origin, message: wire.Exec, frames: list[zmq.Frame]) -> None:
+        owner = self._owners.of_route(origin.route, origin.peer)
+        if owner is not None and frames:
+            self._batches.execute(owner, message, frames[0].bytes)
+
+    def _on_part(self, origin: Origin, message: wire.PutPart, frames: list[zmq.Frame]) -> None:
+        if not frames or not self._parts.add(message.hash, frames[0].bytes):
+            log.warning("%s sent a part that does not match its name.", origin.peer)
+            return
+        self._batches.part_arrived(message.hash)
+
+    def _on_release(self, origin: Origin, message: wire.Release, _: list[zmq.Frame]) -> None:
+        owner = self._owners.of_route(origin.route, origin.peer)
+        if owner is not None:
+            self._batches.release(owner, message.serials)
+
+    def _on_cancel(self, origin: Origin, message: wire.Cancel, _: list[zmq.Frame]) -> None:
+        owner = self._owners.of_route(origin.route, origin.peer)
+        if owner is not None:
+            self._batches.cancel(owner, message.batches)
+
+    def _on_waits(self, origin: Origin, message: wire.Waits, _: list[zmq.Frame]) -> None:
+        owner = self._owners.of_route(origin.route, origin.peer)
+        if owner is not None and owner.is_local:
+            self._batches.waits(message.task, message.attempt, message.waiting)
+
+    def _on_attempt_ended(self, origin: Origin, message: wire.AttemptEnded, _: list[zmq.Frame]) -> None:
+        self._batches.attempt_ended(f"{message.task}#{message.attempt}")
+
+    def _on_goodbye(self, origin: Origin, message: wire.Goodbye, _: list[zmq.Frame]) -> None:
+        owner = self._owners.of_route(origin.route, origin.peer)
+        if owner is not None:
+            self._owners.end(owner)
+
+    def _on_owner_beat(self, origin: Origin, message: wire.OwnerBeat, _: list[zmq.Frame]) -> None:
+        owner = self._owners.of_route(origin.route, origin.peer)
+        if owner is None:
+            return
+        now = time.monotonic()
+        owner.heard_s, owner.jobs = now, message.jobs
+        unknown = self._batches.unknown(owner, message.outstanding)
+        self._server.send(origin.route, wire.NodeBeat(self._member.incarnation, self._load, unknown))
+        for kept, frames in owner.overdue(now):
+            self._server.send(origin.route, kept, frames)
+        if message.view != self._registry.view:
+            self._server.send(origin.route, self._registry.sync_data(message.view))
+
+    def _on_sync_request(self, origin: Origin, message: wire.SyncRequest, _: list[zmq.Frame]) -> None:
+        self._server.send(origin.route, self._registry.sync_data(message.view))
+
+    def _on_request(self, origin: Origin, message: wire.Request, _: list[zmq.Frame]) -> None:
+        self._server.send(origin.route, self._answers.reply(origin.peer, message))
+
+    # ---- nodes to their keeper
+
+    def _on_heartbeat(self, origin: Origin, message: wire.Heartbeat, _: list[zmq.Frame]) -> None:
+        if not isinstance(self._registry, Keeper) or message.member.id != origin.peer.id:
+            return
+        if message.member.name != origin.peer.name or message.member.founder:
+            log.warning("%s sent a heartbeat that its certificate does not cover.", origin.peer)
+            return
+        self._node_routes[origin.peer.id] = origin.route
+        self._registry.heard(message.member, message.load)
+        self._server.send(origin.route, self._registry.sync_data(message.view))
+
+    def _on_leaving(self, origin: Origin, message: wire.Leaving, _: list[zmq.Frame]) -> None:
+        if isinstance(self._registry, Keeper):
+            self._registry.departed(origin.peer.id, message.left)
+
+    def _on_owner_ended(self, origin: Origin, message: wire.OwnerEnded, _: list[zmq.Frame]) -> None:
+        self._owner_gone(message)
+        self._relay(message, but=origin.peer.id)
+
+    def _relay(self, message: wire.OwnerEnded, but: str = "") -> None:
+        """The keeper passes on to every node that a client's process has ended."""
+        for id_, route in self._node_routes.items():
+            if id_ != but:
+                self._server.send(route, message)
+
+    def _owner_gone(self, message: wire.OwnerEnded) -> None:
+        owner = self._owners.get((message.identity, message.instance))
+        if owner is not None:
+            self._owners.end(owner)
+
+    # ---- the link to the keeper (nodelink.Listener)
+
+    def link_gone(self, link: NodeLink, why: str) -> None:
+        log.warning("The registry's keeper at %s cannot be reached: %s", link.address, why)
+
+    def link_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None:
+        if isinstance(message, wire.SyncData) and isinstance(self._registry, Follower):
+            self._registry.told(message)
+        elif isinstance(message, wire.Welcome):
+            link.send(wire.Heartbeat(self._member, self._load, -1))
+        elif isinstance(message, wire.OwnerEnded):
+            self._owner_gone(message)
+
+    # ---- owners
+
+    def _send(self, owner: OwnerState, message: wire.Message, frames: Sequence[Payload]) -> bool:
+        return self._server.send(owner.route, message, frames)
+
+    def _tell(self, owner: OwnerState, message: wire.Message) -> None:
+        self._server.send(owner.route, message)
+
+    def _owner_ended(self, owner: OwnerState) -> None:
+        """Free its work here, and, when its process was on this machine, everywhere."""
+        self._batches.owner_ended(owner)
+        if owner.was_local:
+            ended = wire.OwnerEnded(*owner.owner)
+            if self._keeper_link is not None:
+                self._keeper_link.send(ended)
+            else:
+                self._relay(ended)
+
+    def _view_changed(self) -> None:
+        for owner in self._owners:
+            self._server.send(owner.route, self._registry.sync_data(-1))

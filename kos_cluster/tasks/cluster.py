@@ -1,0 +1,312 @@
+"""The cluster as a program sees it: `connect`, `submit`, `map`, and what can be asked of it.
+
+Rules. One connection per process and cluster; it works inside tasks too, whose submissions belong to the task's attempt.
+Functions and arguments are pickled in the caller's thread at the time of the call, so later changes don't matter and errors
+appear where they are made.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import os
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from kos_cluster.core.records import JobSummary, Story
+from kos_cluster.core.roles import Command, may
+from kos_cluster.errors import AuthError, IncompatibleError, KosError, PlacementError, UsageError
+from kos_cluster.home import Home
+from kos_cluster.net import wire
+from kos_cluster.net.local import Environment
+from kos_cluster.tasks import output, serialise
+from kos_cluster.tasks.futures import Future, Outcome
+from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.mesh import Mesh
+from kos_cluster.tasks.options import Options, split_options
+from kos_cluster.tasks.functions import Functions, Shipped
+from kos_cluster.tasks.nodes import node_rows, status_of
+from kos_cluster.tasks.stories import merged
+
+STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
+_JOB_ID_BYTES = 5
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+_connections: dict[tuple[str, str], Cluster] = {}
+_connecting = threading.Lock()
+
+
+def connect(name: str | None = None) -> Cluster:
+    """The cluster of that name; else KOS_CLUSTER's, the current one, or the only one on this machine.
+
+    Raises NotInClusterError, UnreachableError, AuthError.
+    """
+    home = Home().cluster(name)
+    home.read()
+    key = (str(home.path), home.name)
+    with _connecting:
+        known = _connections.get(key)
+        if known is not None and known.usable:
+            return known
+        mesh = Mesh(home)
+        mesh.start()
+        cluster = _connections[key] = Cluster(mesh)
+        return cluster
+
+
+class Cluster:
+    """A connection to a cluster. Made by `connect`; closed by `close` or at the end of the process."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._functions = Functions()
+        self._streams: OrderedDict[tuple[Any, ...], Job] = OrderedDict()
+        self._streaming = threading.Lock()
+        atexit.register(self.close)
+
+    @property
+    def name(self) -> str:
+        return self._mesh.home.name
+
+    @property
+    def usable(self) -> bool:
+        """Whether this is open and of this process (a forked child must connect anew)."""
+        return not self._mesh.closed and self._mesh.pid == os.getpid()
+
+    # ---- running work
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future:
+        """Run `fn(*args, **kwargs)` somewhere in the cluster.
+
+        Keywords that are options (`cpus`, `memory`, `on`, `timeout`, `retries`, `name`, `seed`, `env`, `fresh`, `sink`)
+        say how to run it; the others are the function's own. Raises NotPicklableError, PlacementError, LimitError.
+        """
+        options, kwargs = split_options(keywords)
+        shipped = self._functions.ship(fn)
+        payload = serialise.dumps_args(args, kwargs)
+        return self._stream(fn, shipped, options).add(payload)
+
+    def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> MapResult:
+        """Run `fn` on each element (or each tuple of elements) in parallel; gives the results in order.
+
+        All keywords are options, see `submit`.
+        """
+        options, own = split_options(keywords)
+        if own:
+            raise UsageError(f"map() has no option {next(iter(own))!r}.", "Bind it with functools.partial.")
+        if not iterables:
+            raise UsageError("map() needs at least one iterable.", "Call it as cluster.map(fn, elements).")
+        shipped = self._functions.ship(fn)
+        payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
+        job = self._launch(_spec(fn, shipped, options))
+        job.add_many(payloads)
+        job.close()
+        return MapResult(job)
+
+    def launch(self, spec: JobSpec) -> Job:
+        """A job of one's own; add tasks to it and close it. The level below `submit` and `map`."""
+        return self._launch(spec)
+
+    def gather(self, futures: Iterable[Any]) -> list[Any]:
+        """The results of all, in order. When one fails the rest is cancelled; an interrupt cancels all."""
+        waiting = list(futures)
+        try:
+            return [future.result() for future in waiting]
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+
+    def as_completed(self, futures: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
+        """Each future as it gets done; see `concurrent.futures.as_completed`. An interrupt cancels the rest."""
+        waiting = list(futures)
+        try:
+            yield from concurrent.futures.as_completed(waiting, timeout)
+        except KeyboardInterrupt:
+            for future in waiting:
+                future.cancel()
+            raise
+
+    # ---- asking
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Each node as `kos cluster nodes --json` shows it."""
+        return node_rows(self._mesh.request(wire.Nodes(), wire.SyncData))
+
+    def status(self) -> dict[str, Any]:
+        """The cluster at a glance: alive nodes, slots, coordinator, this identity, and what a loss would mean."""
+        return status_of(self.name, self._mesh.credentials.peer, self.nodes())
+
+    def packages(self) -> dict[str, dict[str, str]]:
+        """What is installed on each node that is linked: import name -> version."""
+        return dict(self._mesh.packages)
+
+    def jobs(self) -> list[JobSummary]:
+        """The jobs of everybody, as the nodes know them."""
+        known: dict[str, JobSummary] = {}
+        for jobs in self._mesh.request_all(wire.Jobs(), list[JobSummary]).values():
+            for job in jobs:
+                if job.job not in known or job.done + job.failed >= known[job.job].done + known[job.job].failed:
+                    known[job.job] = job
+        return sorted(known.values(), key=lambda job: job.since_s)
+
+    def logs(self, id: str) -> list[tuple[str, bytes]]:
+        """The last output of a job's tasks, or of one task."""
+        answers = self._mesh.request_all(wire.Logs(id), list[tuple[str, bytes]]).values()
+        return sorted((log for logs in answers for log in logs), key=lambda log: _task_order(log[0]))
+
+    def stories(self, id: str) -> list[Story]:
+        """Every known attempt at a job's tasks, or at one task."""
+        return merged(self._mesh.request_all(wire.Stories(id), list[Story]).values())
+
+    def cancel(self, id: str) -> bool:
+        """Cancel a job or task by id, whoever submitted it. False when no node knows it."""
+        return any(self._mesh.request_all(wire.CancelWork(id), bool).values())
+
+    def mint_token(self, role: str, ttl_s: float) -> str:
+        """A join token, for one use. Needs the role admin."""
+        return self._mesh.request(wire.MintToken(role, ttl_s), str)
+
+    def stop_node(self, name: str) -> None:
+        """Stop a node's daemon. Needs the role admin."""
+        self._mesh.request(wire.StopNode(), bool, node=name)
+
+    def close(self) -> None:
+        """End the connection. Tasks that are not done are cancelled."""
+        self._mesh.close()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kos Cluster {self.name!r}{'' if self.usable else ' closed'}>"
+
+    # ---- inside
+
+    def _stream(self, fn: Callable[..., Any], shipped: Shipped, options: Options) -> Job:
+        """The job that submits of the same function, options and place share, so that they travel together."""
+        sink = options.sink or output.default_sink()
+        env = tuple(sorted(options.env.items())) if options.env else ()
+        key = (
+            shipped.key,
+            options.cpus,
+            options.memory,
+            options.on,
+            options.timeout,
+            options.retries,
+            options.name,
+            options.seed,
+            env,
+            options.fresh,
+            options.max_parallel,
+            id(sink),
+            current_parent(),
+        )
+        with self._streaming:
+            job = self._streams.get(key)
+            if job is None:
+                job = self._streams[key] = self._launch(_spec(fn, shipped, options, sink))
+                if len(self._streams) > STREAMS_LIMIT:
+                    self._streams.popitem(last=False)[1].close()
+            else:
+                self._streams.move_to_end(key)
+            return job
+
+    def _launch(self, spec: JobSpec) -> Job:
+        role = self._mesh.credentials.peer.role
+        if not may(role, Command.SUBMIT):
+            raise AuthError(
+                f"The role {role} of {self._mesh.credentials.peer.name} may look, but not run work.",
+                "Join with a token for the role client.",
+            )
+        job = Job(new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
+        never = self._mesh.why_never(job)
+        if never:
+            unreadable = all("cannot read the payload" in reason for reason in never)
+            kind: type[KosError] = IncompatibleError if unreadable else PlacementError
+            raise kind(f"No node can run {job.spec.name}: {'; '.join(never)}.", "Type 'kos cluster nodes' to see them.")
+        self._mesh.open(job)
+        return job
+
+
+class MapResult:
+    """The results of `map`, in order. Iterating waits; an exception of a task is raised at its place."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job.id
+        self._job = job
+        self._next = 0
+        self._futures: list[Future] | None = None
+
+    def __len__(self) -> int:
+        return len(self._job)
+
+    def __iter__(self) -> MapResult:
+        return self
+
+    def __next__(self) -> Any:
+        if self._next >= len(self._job):
+            raise StopIteration
+        index, self._next = self._next, self._next + 1
+        if self._futures is not None:
+            return self._futures[index].result()
+        try:
+            outcome = self._job.take(index)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        if isinstance(outcome, Outcome):
+            return outcome.value()
+        raise outcome or concurrent.futures.CancelledError(f"Task {self.job}.{index} was cancelled.")
+
+    @property
+    def futures(self) -> list[Future]:
+        """A future for each element. Ask before iterating; those that were taken already are left out."""
+        if self._futures is None:
+            taken = self._next
+            self._futures = [self._job.future(index) for index in range(taken, len(self._job))]
+            self._next = 0
+        return self._futures
+
+    def cancel(self) -> None:
+        """Cancel what is not done yet."""
+        self._job.cancel()
+
+    def __repr__(self) -> str:
+        return f"<kos MapResult {self.job}, {len(self)} tasks>"
+
+
+def current_parent() -> str:
+    """"JOB.INDEX#ATTEMPT" of the task that this code runs in, or an empty string."""
+    task = os.environ.get("KOS_TASK")
+    return f"{task}#{os.environ.get('KOS_ATTEMPT', '1')}" if task else ""
+
+
+def new_job_id() -> str:
+    """Eight characters, without those that look alike."""
+    number = secrets.randbits(8 * _JOB_ID_BYTES)
+    return "".join(_ALPHABET[(number >> 5 * place) & 31] for place in range(8))
+
+
+def _task_order(task: str) -> tuple[str, int]:
+    job, _, index = task.partition(".")
+    return job, int(index) if index.isdigit() else -1
+
+
+def _spec(fn: Callable[..., Any], shipped: Shipped, options: Options, sink: output.Sink | None = None) -> JobSpec:
+    environment = Environment(
+        modules=shipped.local_modules,
+        environ=dict(options.env or {}),
+        threads=options.cpus,
+        cwd=os.getcwd(),
+        fresh=options.fresh,
+    )
+    name = options.name or getattr(fn, "__qualname__", type(fn).__name__)
+    return JobSpec(shipped.payload, environment, shipped.parts, options, sink or options.sink, name, shipped.modules)

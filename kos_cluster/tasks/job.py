@@ -1,0 +1,180 @@
+"""A job on the owner's side: the payloads of its waiting tasks, and the outcomes that nobody has taken yet.
+
+Rules. The user's threads add tasks and take outcomes, the mesh thread settles them; one lock a job keeps both apart. A payload
+is kept until its task is final, an outcome until it is taken. Futures are made only for who asks for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kos_cluster.core.records import JobSummary, Runs, Story, indices_of
+from kos_cluster.errors import LimitError, UsageError
+from kos_cluster.net.local import Environment
+from kos_cluster.tasks.futures import Future, Outcome
+from kos_cluster.tasks.options import Options
+from kos_cluster.tasks.output import Sink
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.mesh import Mesh
+
+ARGUMENT_LIMIT_BYTES = 256 << 20  # of one call's pickled arguments
+
+Settled = Outcome | BaseException | None  # None: cancelled
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to run. `fn` is a pickled callable; `parts` has the bytes of every part that `environment` names."""
+
+    fn: bytes
+    environment: Environment = Environment()
+    parts: Mapping[str, bytes] = field(default_factory=dict)
+    options: Options = Options()
+    sink: Sink | None = None
+    name: str = ""
+    modules: tuple[str, ...] = ()  # installed packages that the code imports
+
+
+class Job:
+    """A growing row of tasks with one function. Made by `Cluster.launch`."""
+
+    def __init__(self, id_: str, spec: JobSpec, sink: Sink, mesh: Mesh, parent: str) -> None:
+        self.id = id_
+        self.spec = spec
+        self.sink = sink
+        self.parent = parent
+        self.since_s = time.monotonic()
+        self.progress_shown = False
+        self.needs = spec.options.needs(spec.modules)
+        self.fn_hash = part_hash(spec.fn)
+        environment = msgspec.msgpack.encode(spec.environment)
+        self.env_hash = part_hash(environment)
+        self.parts = {self.fn_hash: spec.fn, self.env_hash: environment, **spec.parts}
+        self._mesh = mesh
+        self._changed = threading.Condition()
+        self._count = 0
+        self._payloads: dict[int, bytes] = {}
+        self._futures: dict[int, Future] = {}
+        self._outcomes: dict[int, Settled] = {}
+
+    # ---- for users
+
+    def add(self, payload: bytes) -> Future:
+        """One more task. `payload` is a pickled `(args, kwargs)`; see `serialise.dumps_args`."""
+        _check_size(payload)
+        with self._changed:
+            index = self._count
+            self._count += 1
+            self._payloads[index] = payload
+            future = self._futures[index] = self._new_future(index)
+            self._mesh.added(self, 1, len(payload))
+        return future
+
+    def add_many(self, payloads: Sequence[bytes]) -> None:
+        """More tasks, without futures; take their outcomes with `take`, in any order."""
+        for payload in payloads:
+            _check_size(payload)
+        with self._changed:
+            start, self._count = self._count, self._count + len(payloads)
+            self._payloads.update(zip(range(start, self._count), payloads, strict=True))
+            self._mesh.added(self, len(payloads), sum(map(len, payloads)))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def future(self, index: int) -> Future:
+        """A future of a task that was added without one. Its outcome can then not be taken."""
+        with self._changed:
+            future = self._futures.get(index)
+            if future is None:
+                future = self._futures[index] = self._new_future(index)
+                if index in self._outcomes:
+                    future.settle(self._outcomes.pop(index))
+            return future
+
+    def take(self, index: int, timeout_s: float | None = None) -> Settled:
+        """Wait for a task's outcome and take it away. Raises TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: index in self._outcomes, timeout_s):
+                raise TimeoutError(f"Task {self.id}.{index} had no result after {timeout_s} s.")
+            return self._outcomes.pop(index)
+
+    def cancel(self) -> None:
+        """Cancel every task that is not final, also those that run."""
+        self._mesh.cancel(self, None)
+
+    def close(self) -> None:
+        """No more tasks will be added."""
+        self._mesh.close_job(self)
+
+    def abandon(self, error: BaseException) -> None:
+        """The connection is over: everything that is not final ends with this error."""
+        with self._changed:
+            left = list(self._payloads)
+        self._settle([(index, error) for index in left])
+
+    def summary(self) -> JobSummary:
+        """Counts by state. Raises UsageError once the job has been forgotten."""
+        summary = self._mesh.summary(self)
+        if summary is None:
+            raise UsageError(f"Job {self.id} is over and no longer known here.")
+        return summary
+
+    def story(self, index: int) -> Story | None:
+        return self._mesh.story(self, index)
+
+    # ---- for the mesh thread
+
+    def payloads(self, runs: Runs) -> list[bytes]:
+        """The payloads of these tasks; empty for those that are final already."""
+        with self._changed:
+            return [self._payloads.get(index, b"") for index in indices_of(runs)]
+
+    def settle(self, runs: Runs, outcomes: Mapping[int, Outcome]) -> None:
+        """Commit outcomes."""
+        self._settle([(index, outcomes[index]) for index in indices_of(runs)])
+
+    def settle_all(self, runs: Runs, outcome: BaseException | None) -> None:
+        """One ending for all of these: an error, or None for cancelled."""
+        self._settle([(index, outcome) for index in indices_of(runs)])
+
+    def _settle(self, settled: Sequence[tuple[int, Settled]]) -> None:
+        asked: list[tuple[Future, Settled]] = []
+        with self._changed:
+            for index, outcome in settled:
+                self._payloads.pop(index, None)
+                # The job forgets a future here, so that its result goes when the user drops it.
+                future = self._futures.pop(index, None)
+                if future is None:
+                    self._outcomes[index] = outcome
+                else:
+                    asked.append((future, outcome))
+            self._changed.notify_all()
+        for future, outcome in asked:  # without the lock: callbacks may add tasks
+            future.settle(outcome)
+
+    def _new_future(self, index: int) -> Future:
+        return Future(
+            f"{self.id}.{index}", lambda: self._mesh.cancel(self, index), lambda: self._mesh.story(self, index)
+        )
+
+
+def _check_size(payload: bytes) -> None:
+    if len(payload) > ARGUMENT_LIMIT_BYTES:
+        raise LimitError(
+            f"The arguments of a task are {len(payload):,} bytes, over the limit of {ARGUMENT_LIMIT_BYTES:,}.",
+            "Pass a path that the nodes can read, or split the work.",
+        )
+
+
+def part_hash(data: bytes) -> str:
+    """The name of a part: hex SHA-256 of its bytes."""
+    return hashlib.sha256(data).hexdigest()

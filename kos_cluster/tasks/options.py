@@ -1,0 +1,72 @@
+"""The options of `submit`, `map` and the commands that run work, checked in one place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from kos_cluster.core.records import Needs
+from kos_cluster.errors import UsageError
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.output import Sink
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tasks are to be run. `memory` is in bytes, or text such as "8G"; `timeout` in seconds a task."""
+
+    cpus: int = 1
+    memory: int | str = 0
+    on: str = ""  # a node's name; empty: any
+    timeout: float | None = None
+    retries: int = 3  # times a task is tried again after its worker or node was lost
+    name: str = ""  # of the job, in listings
+    seed: int | None = None  # makes `random` and numpy reproducible by task
+    env: Mapping[str, str] | None = None  # environment variables of the tasks
+    fresh: bool = False  # a new worker for each task
+    max_parallel: int = 0  # tasks running at once; 0: no cap
+    sink: Sink | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(_whole(self.cpus, 1), "cpus", self.cpus, "a whole number from 1")
+        _check(_whole(self.retries, 0), "retries", self.retries, "a whole number from 0")
+        _check(self.timeout is None or self.timeout > 0, "timeout", self.timeout, "a number of seconds above 0")
+        _check(self.max_parallel >= 0, "max_parallel", self.max_parallel, "a whole number from 0")
+        size_bytes(self.memory)
+
+    def needs(self, modules: tuple[str, ...] = ()) -> Needs:
+        return Needs(self.cpus, size_bytes(self.memory), self.on, modules)
+
+
+NAMES = frozenset(f.name for f in fields(Options))
+
+
+def split_options(keywords: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """Part a call's keywords into options and the function's own."""
+    own = {name: value for name, value in keywords.items() if name not in NAMES}
+    return Options(**{name: value for name, value in keywords.items() if name in NAMES}), own
+
+
+def size_bytes(size: int | str) -> int:
+    """`8 * 2**30`, `"8G"`, `"512 MiB"` as bytes. Raises UsageError for anything else."""
+    if isinstance(size, int) and size >= 0:
+        return size
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if match is None:
+        raise UsageError(f"{size!r} is not an amount of memory.", "Write it as 8G, 512M or a number of bytes.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _check(good: bool, name: str, value: object, wanted: str) -> None:
+    if not good:
+        raise UsageError(f"{name}={value!r} is not {wanted}.", f"Give {name} as {wanted}.")

@@ -1,0 +1,111 @@
+"""What an owner sends with its batches: the parts that a node lacks, small ones on the control link, large ones over TLS.
+
+Rules. A part is sent to a node once, as far as we know; the node asks again for what it lacks. Arguments of
+`wire.BULK_BYTES` and more travel as parts, so equal ones travel once to each node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+
+import msgspec
+
+from kos_cluster.core.ownership import Dispatch
+from kos_cluster.core.records import Attempt, indices_of
+from kos_cluster.errors import KosError
+from kos_cluster.net import wire
+from kos_cluster.net.bulk import put_part
+from kos_cluster.net.identity import Credentials
+from kos_cluster.tasks.job import Job, part_hash
+from kos_cluster.net.nodelink import NodeLink
+
+OVERSIZE_BYTES = 8 << 20  # a batch whose payloads are larger together sends its larger ones as parts
+OVERSIZE_PART_BYTES = 1 << 10  # what counts as larger then
+
+_encode = msgspec.msgpack.encode
+
+
+class Outgoing:
+    """Sends batches and their parts. Used in the mesh thread only."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._bulk: dict[tuple[str, str], asyncio.Task[None]] = {}  # (address, hash) of transfers under way
+        self._contents: dict[str, tuple[Job, bytes]] = {}  # parts of jobs that may be asked for again
+
+    def send(self, link: NodeLink, job: Job, dispatch: Dispatch, history: Mapping[int, list[Attempt]]) -> None:
+        """Send one batch, and before it what it needs."""
+        payloads = job.payloads(dispatch.runs)
+        large, arguments = self._part_large(dispatch, payloads)
+        parts = {**job.parts, **arguments}
+        for hash_, data in parts.items():
+            self._contents[hash_] = (job, data)
+            self._give(link, hash_, data)
+        options = job.spec.options
+        message = wire.Exec(
+            batch=dispatch.batch,
+            job=job.id,
+            job_name=job.spec.name,
+            runs=dispatch.runs,
+            attempt=dispatch.attempt,
+            fn=job.fn_hash,
+            env=job.env_hash,
+            parts=list(parts),
+            needs=job.needs,
+            large=large,
+            fresh=options.fresh,
+            timeout_s=options.timeout,
+            seed=options.seed,
+            parent=job.parent,
+            history=dict(history),
+        )
+        link.send(message, [_encode(payloads)])
+
+    def missing(self, link: NodeLink, hashes: list[str]) -> None:
+        """The node lacks these."""
+        for hash_ in hashes:
+            known = self._contents.get(hash_)
+            if known is not None:
+                link.given.discard(hash_)
+                self._give(link, hash_, known[1])
+
+    def forget(self, job: Job) -> None:
+        """A job is over: its parts need not be sent again."""
+        for hash_ in [h for h, (owner, _) in self._contents.items() if owner is job]:
+            del self._contents[hash_]
+
+    def _part_large(self, dispatch: Dispatch, payloads: list[bytes]) -> tuple[dict[int, str], dict[str, bytes]]:
+        """Take large payloads out of the list; they travel as parts."""
+        limit = wire.BULK_BYTES
+        if sum(map(len, payloads)) > OVERSIZE_BYTES:
+            limit = OVERSIZE_PART_BYTES
+        large: dict[int, str] = {}
+        parts: dict[str, bytes] = {}
+        for position, index in enumerate(indices_of(dispatch.runs)):
+            data = payloads[position]
+            if len(data) >= limit:
+                large[index] = part_hash(data)
+                parts[large[index]] = data
+                payloads[position] = b""
+        return large, parts
+
+    def _give(self, link: NodeLink, hash_: str, data: bytes) -> None:
+        if hash_ in link.given or (link.address, hash_) in self._bulk:
+            return
+        if len(data) < wire.BULK_BYTES:
+            if link.send(wire.PutPart(hash_), [data]):
+                link.given.add(hash_)
+            return
+        task = asyncio.get_running_loop().create_task(self._put(link, hash_, data), name=f"put-{hash_[:8]}")
+        self._bulk[link.address, hash_] = task
+
+    async def _put(self, link: NodeLink, hash_: str, data: bytes) -> None:
+        try:
+            await asyncio.to_thread(put_part, link.host, link.port, self._credentials, hash_, data)
+            link.given.add(hash_)
+        except KosError as error:  # the node asks again, or is lost and the work goes elsewhere
+            sys.stderr.write(f"kos: a payload could not be sent to {link.address}: {error.message}\n")
+        finally:
+            del self._bulk[link.address, hash_]

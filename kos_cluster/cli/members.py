@@ -1,19 +1,23 @@
 """`kos cluster create`, `token`, `join` and `leave`: who is in the cluster.
 
-Rules: a token is a secret. It is printed on stdout for whoever asked for it, and is never written to a file or to stderr.
+Rules: a token is a secret. It is printed on stdout for whoever asked for it, and never written to a file or to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import getpass
+import os
+import sys
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.grammar import TOKEN_TTL_LIMIT_S
 from kos_cluster.cli.tables import ago
-from kos_cluster.errors import UnreachableError
+from kos_cluster.errors import UnreachableError, UsageError
 from kos_cluster.home import ClusterHome, Home
-from kos_cluster.net.identity import Credentials
+from kos_cluster.net import beacon
+from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.services import daemons, membership
 
 
@@ -36,7 +40,27 @@ def token_(parsed: argparse.Namespace, console: Console) -> int:
         console.json({"token": token, "role": parsed.role, "ttl_s": parsed.ttl})
         return 0
     console.answer(token)
-    console.note(f"For one {parsed.role}, within {ago(parsed.ttl)}. Use it with 'kos cluster join NAME [HOST] --token'.")
+    console.note(
+        f"For one {parsed.role}, within {ago(parsed.ttl)}. Use it with 'kos cluster join NAME [HOST] --token'."
+    )
+    return 0
+
+
+def join_(parsed: argparse.Namespace, console: Console) -> int:
+    """Join a cluster."""
+    home = Home()
+    membership.new_cluster(home, parsed.name)  # refuses a name before the token is asked for
+    token = JoinToken.parse(_token(parsed.token))
+    host = _host(parsed.name, parsed.host, token)
+    with daemons.changing(home):
+        joined = membership.join(home, parsed.name, host, token, parsed.listen, parsed.node)
+    for warning in joined.warnings:
+        console.note(f"kos: {warning}")
+    if joined.start is None:
+        console.answer(f"Joined cluster {parsed.name!r} as {joined.role}; this machine runs no node of it.")
+    else:
+        where = f"{joined.start.advertise}:{joined.start.port}"
+        console.answer(f"Joined cluster {parsed.name!r}; this machine is its node {joined.node} at {where}.")
     return 0
 
 
@@ -52,6 +76,25 @@ def leave_(parsed: argparse.Namespace, console: Console) -> int:
     if nodes and not told:
         console.note(f"The cluster could not be told; it will list {', '.join(nodes)} as dead.")
     return 0
+
+
+def _token(typed: str | None) -> str:
+    """The token that was typed, or KOS_TOKEN, or what is typed when asked for. Raises UsageError."""
+    token = typed or os.environ.get("KOS_TOKEN")
+    if token:
+        return token
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "A join token is needed.", "Give it with --token or KOS_TOKEN; 'kos cluster token' on a member prints one."
+        )
+    return getpass.getpass("Join token: ")
+
+
+def _host(name: str, typed: tuple[str, int | None] | None, token: JoinToken) -> tuple[str, int]:
+    """A node of the cluster: the one that was typed, or one that its beacon tells of."""
+    if typed is not None:
+        return typed[0], typed[1] or membership.CONTROL_PORT
+    return beacon.find(name, token.ca_sha256)
 
 
 def _members(cluster: ClusterHome) -> list[dict[str, object]] | None:

@@ -10,14 +10,18 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kos_cluster.cli.console import Console
 from kos_cluster.errors import UsageError
 
 if TYPE_CHECKING:
     from kos_cluster.cli.progress import TerminalSink
+
+
+EXIT_CANCELLED = 130  # by `kos cancel`: as if it had been interrupted here
 
 
 def exec_(parsed: argparse.Namespace, console: Console) -> int:
@@ -27,47 +31,31 @@ def exec_(parsed: argparse.Namespace, console: Console) -> int:
     import kos_cluster as kos
     from kos_cluster.tasks import launching
 
-    line = parsed.argv[0] if len(parsed.argv) == 1 else list(parsed.argv)
+    command = parsed.argv[0] if len(parsed.argv) == 1 else parsed.argv
     cluster = kos.connect(parsed.cluster)
-    return _streamed(console, lambda sink: launching.run_command(cluster, line, on=parsed.node, sink=sink))
+    return _streamed(console, lambda sink: launching.run_command(cluster, command, on=parsed.node, sink=sink))
 
 
 def run_(parsed: argparse.Namespace, console: Console) -> int:
     """Run a command somewhere, or with --distribute a script across the cluster."""
     _check(parsed)
-    options = {
-        "on": parsed.on,
-        "cpus": parsed.cpus,
-        "memory": parsed.memory,
-        "timeout": parsed.timeout,
-        "retries": parsed.retries or 0,
-        "env": environment(parsed.env),
-    }
-    argv, redirect = script_words(parsed.argv) if parsed.distribute else parsed.argv, not parsed.no_redirect
+    env = environment(parsed.env)
     import kos_cluster as kos
     from kos_cluster.tasks import launching
 
     cluster = kos.connect(parsed.cluster)
-    if not parsed.distribute:
-        return _streamed(console, lambda sink: launching.run_command(cluster, argv, sink=sink, **options))
-    return _streamed(
-        console,
-        lambda sink: launching.run_script(cluster, argv, Path.cwd(), redirect=redirect, sink=sink, **options),
-    )
+    options: dict[str, Any] = {name: getattr(parsed, name) for name in ("on", "cpus", "memory", "timeout")}
+    options |= {"retries": parsed.retries or 0, "env": env}  # by default it runs once, since its output would repeat
 
-
-def script_words(words: Sequence[str]) -> list[str]:
-    """The script and its arguments, without a `python` in front. Raises UsageError when it is no such script."""
-    argv = list(words)
-    if os.path.basename(argv[0]) in ("python", "python3") and len(argv) > 1:
-        del argv[0]
-    if argv[0].startswith("-"):
-        raise UsageError(
-            f"--distribute runs a script, not python {argv[0]}.", "Put the code into a file, or leave it out."
+    def work(sink: TerminalSink) -> int:
+        if not parsed.distribute:
+            return launching.run_command(cluster, parsed.argv, sink=sink, **options)
+        options["report"] = lambda sentence: console.note(f"kos: {sentence}")
+        return launching.run_script(
+            cluster, parsed.argv, Path.cwd(), redirect=not parsed.no_redirect, sink=sink, **options
         )
-    if not Path(argv[0]).is_file():
-        raise UsageError(f"There is no script {argv[0]} in {Path.cwd()}.", "Name a Python file that exists.")
-    return argv
+
+    return _streamed(console, work)
 
 
 def environment(variables: Sequence[tuple[str, str | None]]) -> dict[str, str]:
@@ -101,6 +89,9 @@ def _streamed(console: Console, work: Callable[[TerminalSink], int]) -> int:
     sink = TerminalSink(console, time.monotonic)
     try:
         return work(sink)
+    except CancelledError:
+        console.note("kos: the job was cancelled.")
+        return EXIT_CANCELLED
     except KeyboardInterrupt:
         if sink.broken:
             raise BrokenPipeError from None

@@ -25,7 +25,7 @@ def found(cluster: ClusterHome, nodes: Sequence[str], bootstrap: Sequence[str], 
         authority = CertificateAuthority.create(cluster.name)
         for node in nodes:
             authority.local(uuid.uuid4().hex, node, Role.NODE).save(cluster.node(node))
-        authority.local(uuid.uuid4().hex, user_name(), Role.ADMIN).save(cluster.client)
+        authority.local(uuid.uuid4().hex, f"{user_name()}@{host_name()}", Role.ADMIN).save(cluster.client)
         authority.save(cluster.path, cluster.home.path / "wrap.key")
         cluster.write(ClusterFile(cluster.name, authority.sha256, embedded, list(bootstrap), list(nodes)))
     except BaseException:
@@ -34,12 +34,11 @@ def found(cluster: ClusterHome, nodes: Sequence[str], bootstrap: Sequence[str], 
 
 
 def user_name() -> str:
-    """The name in the user's own certificate."""
+    """Who types this."""
     try:
-        user = getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in containers
-        user = f"uid{os.getuid()}"
-    return f"{user}@{host_name()}"
+        return f"uid{os.getuid()}"
 
 
 def host_name() -> str:

@@ -1,7 +1,7 @@
 """Creating, joining and leaving a cluster of several machines: what is written here, and which daemon is started.
 
-Rules: a flow that fails half-way leaves this machine as it was. What the user typed is checked before anything is written or
-sent, and ports are tried first, so that a taken one costs no token. Call all within `daemons.changing`.
+Rules: a flow that fails half-way leaves this machine as it was. What the user typed is checked before anything is
+written or sent, and ports are tried first, so that a taken one costs no token. Call all within `daemons.changing`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import contextlib
 import ipaddress
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
 
 from kos_cluster.core.records import MemberState
-from kos_cluster.errors import StateError, UsageError
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home, checked_name
+from kos_cluster.core.roles import Role
+from kos_cluster.errors import PortTakenError, StateError, UsageError
+from kos_cluster.home import EMBEDDED_NAME, ClusterFile, ClusterHome, Home, checked_name
+from kos_cluster.net import joining
 from kos_cluster.net.identity import Credentials
+from kos_cluster.net.jointoken import JoinToken
+from kos_cluster.node import machine
 from kos_cluster.services import sweeping
 from kos_cluster.services.daemons import NodeStart, read_start, start_all, write_start
-from kos_cluster.services.founding import found, host_name
-from kos_cluster.services.ports import check_free, primary_address
+from kos_cluster.services.founding import found, host_name, user_name
+from kos_cluster.services.ports import check_free, free_pairs, primary_address
 
 CONTROL_PORT = 7567
-ANY_HOST = "0.0.0.0"
+WILDCARDS = ("0.0.0.0", "::")
 
 Listen = tuple[str, int | None]  # the port is None when it was not typed
 
@@ -39,6 +46,49 @@ def create(home: Home, name: str, listen: Listen | None, node: str | None) -> No
     return start
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What a join brought. `start` is None when the token's role runs no node."""
+
+    role: Role
+    node: str
+    start: NodeStart | None
+    warnings: list[str]
+
+
+def join(
+    home: Home, name: str, host: tuple[str, int], token: JoinToken, listen: Listen | None, node: str | None
+) -> Joined:
+    """Join through the node whose control port is at `host`; with a node token, start this machine's node.
+
+    Raises JoinError, UnreachableError, IncompatibleError, PortTakenError.
+    """
+    cluster = new_cluster(home, name)
+    start = placement(listen, searching=listen is None)
+    result = joining.join(
+        *host,
+        token,
+        name,
+        versions=machine.versions(),
+        name=checked_name(node or host_name()),
+        user=user_name(),
+        listen_host=start.advertise if listen else "",
+        listen_port=start.port,
+    )
+    with _undone(cluster):
+        result.client.save(cluster.client)
+        nodes = [result.node_name] if result.node else []
+        cluster.write(ClusterFile(name, result.ca_sha256, False, result.bootstrap, nodes))
+        if result.node:
+            result.node.save(cluster.node(result.node_name))
+            advertise = start.advertise if listen and listen[0] not in WILDCARDS else result.source_host
+            start = msgspec.structs.replace(start, advertise=advertise, keeper=result.bootstrap[0])
+            write_start(cluster, result.node_name, start)
+            start_all(cluster, nodes)
+    home.set_current(name)
+    return Joined(result.role, result.node_name, start if result.node else None, result.warnings)
+
+
 def new_cluster(home: Home, name: str) -> ClusterHome:
     """The place for a cluster of that name. Raises UsageError or StateError when it cannot be used."""
     cluster = ClusterHome(home, checked_name(name))
@@ -52,27 +102,35 @@ def new_cluster(home: Home, name: str) -> ClusterHome:
     return cluster
 
 
-def placement(listen: Listen | None) -> NodeStart:
-    """Where a node of this machine listens, and the address that others reach it at. Raises when a port is taken."""
-    host, port = listen or (ANY_HOST, None)
+def placement(listen: Listen | None, *, searching: bool = False) -> NodeStart:
+    """Where a node of this machine listens, and the address that others reach it at.
+
+    Raises PortTakenError; when `searching`, other ports are taken instead.
+    """
+    host, port = listen or (WILDCARDS[0], None)
     port = port or CONTROL_PORT
-    check_free(host, port)
-    advertise = primary_address() if host in (ANY_HOST, "::") else host
+    try:
+        check_free(host, port)
+    except PortTakenError:
+        if not searching:
+            raise
+        (port,) = free_pairs(1, host)
+    advertise = primary_address() if host in WILDCARDS else host
     return NodeStart(host, port, advertise, beacon=not _is_loopback(advertise))
 
 
 def leave(cluster: ClusterHome, members: list[dict[str, object]] | None) -> bool:
     """Stop this machine's nodes for good, and forget the cluster; whether the registry marked them as left.
 
-    `members` is the cluster's last known list of nodes, None when none could be asked. Raises StateError on the founding
-    machine while others are in the cluster.
+    `members` is the cluster's last known list of nodes, None when none could be asked. Raises StateError on the
+    founding machine while others are in the cluster.
     """
     nodes = cluster.read().nodes
     starts = {node: read_start(cluster, node) for node in nodes}
     others = [m["name"] for m in members or [] if m["name"] not in nodes and m["state"] != MemberState.LEFT]
     if others and any(not start.keeper for start in starts.values()):
         raise StateError(
-            f"This machine founded cluster {cluster.name!r} and keeps its registry; {', '.join(map(str, others))} need it.",
+            f"This machine keeps the registry of cluster {cluster.name!r}; {', '.join(map(str, others))} need it.",
             "Type 'kos cluster leave' on those machines first, and here last.",
         )
     sweeping.stop(cluster, nodes)

@@ -55,8 +55,6 @@ def home(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("up -n 1000", 2, "too many"),
         ("run", 2, "kos run --distribute script.py"),
         ("cluster exec desk", 2, "No command"),
-        ("run --distribute absent.py", 2, "no script absent.py"),
-        ("run --distribute python -c pass", 2, "runs a script"),
         ("run --over xs ls", 2, "notebook's cell"),
         ("run --out ys ls", 2, "notebook's cell"),
         ("run --no-redirect ls", 2, "--distribute"),

@@ -32,11 +32,11 @@ def run(shell: InteractiveShell, line: str, cell: str) -> None:
     parsed = parse(line)
     try:
         source = "\n" + shell.transform_cell(cell)  # for the magic's own line, so that line numbers are the notebook's
-        names = free_names(source, shell.compile.cache(source, shell.execution_count))
+        names = free_names(source, shell.compile.cache(source, shell.displayhook.prompt_count))
     except SyntaxError as error:
         refuse_syntax(shell, error)
     travel = _Travel(shell.user_ns, cell, names, imported_modules(source))
-    options = submit_options(parsed, f"cell {shell.execution_count}")
+    options = submit_options(parsed, f"cell {shell.displayhook.prompt_count}")
     if parsed.over is None:
         travel.single(options, parsed.retries or 0)
     else:
@@ -107,9 +107,7 @@ class _Travel:
 
     def single(self, options: dict[str, Any], retries: int) -> None:
         remote = self._pack(self._names, value_back=False)
-        cluster = _connect(options)
-        future = cluster.submit(remote, **options, retries=retries, fresh=True)
-        answer = self._result(future.result)
+        (answer,) = self._run(remote, [None], [None], {**options, "retries": retries, "fresh": True})
         unpacking = self._open(answer)
         self._namespace.update(dict(unpacking))
         for name, reason in {**answer.left_out, **unpacking.missing}.items():
@@ -119,18 +117,8 @@ class _Travel:
         packed, wanted = self._pack_items(items)
         names = [name for name in dict.fromkeys([*self._names, *wanted]) if name not in ("item", "index")]
         remote = self._pack(names, value_back=out is not None)
-        results = _connect(options).map(remote, range(len(packed)), packed, **options)
-        answers = self._result(lambda: list(results))
-        values: list[Any] = []
-        for index, answer in enumerate(answers):
-            unpacking = self._open(answer)
-            values += dict(unpacking).values()
-            for reason in {**answer.left_out, **unpacking.missing}.values():
-                kind = "The last expression's value" if out else "It"
-                raise UsageError(
-                    f"{kind} of element {index} cannot come back: {reason.removeprefix(repr(VALUE)).strip()}",
-                    "End the cell in a value that can be pickled.",
-                )
+        answers = self._run(remote, range(len(packed)), packed, options)
+        values = [self._value(index, answer) for index, answer in enumerate(answers)] if out is not None else []
         lost = sorted({name for answer in answers for name in answer.changed})
         if lost:
             _warn(f"changed in place by elements, which is lost with --over: {', '.join(lost)}.")
@@ -159,34 +147,51 @@ class _Travel:
         known = [self._sent[position] for position in answer.known]
         return Unpacking(answer.parcel, self._namespace, known, lenient=True)
 
-    def _result(self, wait: Any) -> Any:
-        """What `wait` returns. Raises what the cell raised, shown as it was raised there."""
-        try:
-            return wait()
-        except CellError as error:
-            self._raise(error)
-        except KeyboardInterrupt as error:
-            raise rendered(error, "KeyboardInterrupt: the cell was stopped on the cluster.") from None
+    def _value(self, index: int, answer: Answer) -> Any:
+        """The last expression of one element. Raises UsageError when it can't come back."""
+        unpacking = self._open(answer)
+        found = dict(unpacking)
+        if VALUE in found:
+            return found[VALUE]
+        reason = {**answer.left_out, **unpacking.missing}[VALUE].removeprefix(repr(VALUE)).strip()
+        raise UsageError(
+            f"The last expression of element {index} does not come back: {reason}",
+            "End the cell in a value that can be pickled.",
+        )
 
-    def _raise(self, failed: CellError) -> NoReturn:
-        error: Any = None
-        if failed.answer is not None:
-            error = dict(self._open(failed.answer)).get(VALUE)
-        if not isinstance(error, Exception):  # one that cannot travel; or SystemExit, which must not end the notebook
-            error = KosError(failed.summary)
-        error.__cause__ = None
-        raise rendered(error, f"On the cluster ({failed.where}):", failed.text) from None
+    def _run(
+        self, remote: RemoteCell, indices: Sequence[int | None], items: Sequence[Parcel | None], options: dict[str, Any]
+    ) -> list[Answer]:
+        """The answers for all items, in order. Raises what the cell raised, shown as it was raised there."""
+        import kos_cluster as kos
+
+        cluster = kos.connect(options.pop("cluster"))
+        # A job of its own, which is forgotten with its variables when it is done.
+        results = cluster.map(remote, indices, items, **options)
+        try:
+            return list(results)
+        except BaseException as error:
+            results.cancel()
+            self._raise(error)
+
+    def _raise(self, failed: BaseException) -> NoReturn:
+        if isinstance(failed, CellError):
+            raise rendered(self._rebuilt(failed), f"On the cluster ({failed.where}):", failed.text) from None
+        if isinstance(failed, KeyboardInterrupt):
+            raise rendered(failed, "KeyboardInterrupt: the cell was stopped on the cluster.") from None
+        if isinstance(failed, KosError):
+            raise failed
+        raise rendered(failed, f"{type(failed).__name__}: {failed}") from None
+
+    def _rebuilt(self, failed: CellError) -> Exception:
+        error = dict(self._open(failed.answer)).get(VALUE) if failed.answer is not None else None
+        # One that cannot travel is told by its text; and a SystemExit must not end the notebook.
+        return error if isinstance(error, Exception) else KosError(failed.summary)
 
 
 def _imports(modules: Iterable[str]) -> CodeType:
     importable = sorted(name for name in modules if all(part.isidentifier() for part in name.split(".")))
     return compile("\n".join(f"import {name}" for name in importable), "<imports>", "exec")
-
-
-def _connect(options: dict[str, Any]) -> Any:
-    import kos_cluster as kos
-
-    return kos.connect(options.pop("cluster"))
 
 
 def _assignable(name: str) -> bool:

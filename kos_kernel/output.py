@@ -83,7 +83,7 @@ class CellSink:
         self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
         self._shell = shell
         self._publisher = getattr(shell, "display_pub", None)
-        self._count = getattr(shell, "execution_count", 0)
+        self._count = shell.displayhook.prompt_count if shell is not None else 0
         self._decoders: dict[tuple[str, str], codecs.IncrementalDecoder] = {}
         self._left_bytes = OUTPUT_LIMIT_BYTES
         self._bars: dict[str, Bar] = {}

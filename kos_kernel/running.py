@@ -173,11 +173,14 @@ class _Stage:
 
     def failure(self, error: BaseException) -> CellError:
         from kos_cluster.tasks import context
+        from kos_cluster.tasks.failures import name_missing_package
 
+        task = context.current()
         for link in _chain(error):
             link.__traceback__ = _users_frames(link.__traceback__)
+            if task is not None and isinstance(link, ModuleNotFoundError):
+                name_missing_package(link, task.node)
         text = "".join(traceback.format_exception(error)).rstrip("\n")
-        task = context.current()
         where = f"task {task.task} on {task.node}, attempt {task.attempt}" if task else "this process"
         error.__traceback__ = error.__cause__ = error.__context__ = None
         answer = self.packed({VALUE: error}, self.changed())

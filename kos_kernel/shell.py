@@ -145,6 +145,7 @@ def the_shell() -> CellShell:
         return CellShell.instance()
     config = Config()
     config.HistoryManager.enabled = False
+    config.HistoryManager.hist_file = ":memory:"
     config.CellShell.warn_venv = False
     saved_main = sys.modules["__main__"]
     try:

@@ -194,8 +194,8 @@ class Unpacking:
             self._unpickler.absent = ""
             try:
                 value = self._unpickler.load()
-            except ImportError as error:
-                raise ImportError(f"{name!r} needs what is not here: {error}", name=error.name) from error
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(f"{name!r} needs what is not here: {error}", name=error.name) from error
             finally:
                 if own_builtins is not None:  # cloudpickle puts its own there
                     self._namespace["__builtins__"] = own_builtins

@@ -1,0 +1,103 @@
+"""Real IPython kernels, driven through Jupyter's own client."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_client.manager import KernelManager
+
+START_TIMEOUT_S = 60
+CELL_TIMEOUT_S = 60
+
+
+class Cell:
+    """What one execution has shown so far."""
+
+    def __init__(self, client: Any, code: str) -> None:
+        self.id = client.execute(code)
+        self.messages: list[tuple[str, dict[str, Any]]] = []
+        self.idle = False
+
+    def text(self, name: str = "stdout") -> str:
+        return "".join(
+            content["text"] for kind, content in self.messages if kind == "stream" and content["name"] == name
+        )
+
+    def shown(self) -> list[str]:
+        """All outputs in order: prints as they are, displays as their plain text, errors as their shown lines."""
+        parts: list[str] = []
+        for kind, content in self.messages:
+            if kind == "stream":
+                parts.append(content["text"])
+            elif kind in ("display_data", "execute_result", "update_display_data"):
+                parts.append(f"[{kind}] {content['data'].get('text/plain', '')}")
+            elif kind == "error":
+                parts.append("\n".join(content["traceback"]))
+            elif kind == "clear_output":
+                parts.append("[clear_output]")
+        return parts
+
+    def mimes(self) -> set[str]:
+        return {mime for _, content in self.messages for mime in content.get("data", {})}
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return next((content for kind, content in self.messages if kind == "error"), {})
+
+
+class Kernel:
+    """A real IPython kernel, driven through Jupyter's own client."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._manager = KernelManager()
+        self._manager.start_kernel(env={**os.environ, **environment})
+        self._client = self._manager.client()
+        self._client.start_channels()
+        self._client.wait_for_ready(timeout=START_TIMEOUT_S)
+        self._cells: dict[str, Cell] = {}
+
+    def start(self, code: str) -> Cell:
+        cell = Cell(self._client, code)
+        self._cells[cell.id] = cell
+        return cell
+
+    def run(self, code: str, timeout: float = CELL_TIMEOUT_S) -> Cell:
+        cell = self.start(code)
+        self.wait(lambda: cell.idle, timeout)
+        return cell
+
+    def value(self, expression: str) -> str:
+        """What evaluating the expression prints."""
+        cell = self.run(f"print({expression})")
+        assert not cell.error, cell.error
+        return cell.text().strip()
+
+    def wait(self, condition: Callable[[], bool], timeout: float = CELL_TIMEOUT_S) -> None:
+        """Take messages until the condition holds."""
+        end = time.monotonic() + timeout
+        while not condition():
+            left = end - time.monotonic()
+            assert left > 0, "\n".join(str(part) for cell in self._cells.values() for part in cell.shown())
+            message = self._client.get_iopub_msg(timeout=left)
+            cell = self._cells.get(message["parent_header"].get("msg_id", ""))
+            if cell is None:
+                continue
+            if message["msg_type"] == "status":
+                cell.idle = cell.idle or message["content"]["execution_state"] == "idle"
+            else:
+                cell.messages.append((message["msg_type"], message["content"]))
+
+    def interrupt(self) -> None:
+        self._manager.interrupt_kernel()
+
+    def complete(self, code: str) -> list[str]:
+        reply = self._client.complete(code, len(code), reply=True, timeout=CELL_TIMEOUT_S)
+        matches: list[str] = reply["content"]["matches"]
+        return matches
+
+    def stop(self) -> None:
+        self._client.stop_channels()
+        self._manager.shutdown_kernel(now=True)

@@ -1,0 +1,219 @@
+"""Cells in a real kernel on a real cluster of two nodes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.kernel.kernels import Kernel
+
+UP_TIMEOUT_S = 60
+STOPPED_WITHIN_S = 3.0  # the promise is 1 s; a loaded machine gets more before a test fails
+
+
+def kos(*words: str, home: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kos_cluster.cli.main", *words],
+        env={**os.environ, "KOS_HOME": home},
+        capture_output=True,
+        text=True,
+        timeout=UP_TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[str]:
+    """A cluster of two nodes."""
+    folder = tempfile.mkdtemp(prefix="kos-")
+    try:
+        done = kos("up", "-n", "2", home=folder)
+        assert done.returncode == 0, done.stderr
+        yield folder
+    finally:
+        kos("down", home=folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def notebook(home: str) -> Iterator[Kernel]:
+    """A kernel in that cluster."""
+    kernel = Kernel({"KOS_HOME": home, "KOS_NOTE": "taken along"})
+    try:
+        assert not kernel.run("%load_ext kos_kernel").error
+        yield kernel
+    finally:
+        kernel.stop()
+
+
+def ok(cell: Any) -> Any:
+    assert not cell.error, cell.shown()
+    return cell
+
+
+def test_a_cell_runs_in_another_process_and_its_assignments_return(notebook: Kernel) -> None:
+    ok(
+        notebook.run(
+            "import os\nfactor = 3\ndef times(x): return x * factor\nclass Box:\n  def get(self): return factor"
+        )
+    )
+    ok(
+        notebook.run(
+            "%%kos run --distribute\nfactor = 5\nfifteen = times(3)\npid = os.getpid()\nbox = Box()\n"
+            "def late(): return factor + 1\nfor i in range(4): pass"
+        )
+    )
+    assert (
+        notebook.value("fifteen, factor, i, late(), isinstance(box, Box), pid != os.getpid()") == "15 5 3 6 True True"
+    )
+    ok(notebook.run("factor = 7"))
+    assert notebook.value("late(), times(1), box.get()") == "8 7 7"
+
+
+def test_a_variable_changed_in_place_returns_and_others_stay_themselves(notebook: Kernel) -> None:
+    ok(notebook.run("import numpy as np\ngrown, kept, array = [1], [2], np.zeros(1000)\nbefore = kept, array"))
+    ok(notebook.run("%%kos run --distribute\ngrown.append(kept)\narray[7] = 1\nsame = kept"))
+    assert (
+        notebook.value("grown, array[7], kept is before[0], same is kept, grown[1] is kept")
+        == "[1, [2]] 1.0 True True True"
+    )
+
+
+def test_a_cell_that_fails_assigns_nothing_and_shows_its_own_traceback(notebook: Kernel) -> None:
+    ok(notebook.run("kept = 1\nlisted = []"))
+    cell = notebook.run("%%kos run --distribute\nkept = 2\nlisted.append(1)\nnew = 3\nprint('so far')\n1 / 0")
+    assert cell.error["ename"] == "ZeroDivisionError"
+    shown = "\n".join(cell.error["traceback"])
+    assert 'File "<kos cell>"' in shown
+    assert "1 / 0" in shown
+    assert "node" in shown.splitlines()[0]
+    assert "kos_kernel" not in shown
+    assert "kos_cluster" not in shown
+    assert cell.text() == "so far\n"
+    assert notebook.value("kept, listed, 'new' in globals()") == "1 [] False"
+
+
+def test_prints_displays_figures_and_the_last_expression_come_in_order(notebook: Kernel) -> None:
+    cell = ok(
+        notebook.run(
+            "%%kos run --distribute\nimport matplotlib.pyplot as plt\nfrom IPython.display import display, HTML\n"
+            "print('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\nplt.plot([1, 2])\nplt.show()\n!echo four\n"
+            "plt.plot([3, 4])\n'five'"
+        )
+    )
+    figure = "[display_data] <Figure size 640x480 with 1 Axes>"
+    html = "[display_data] <IPython.core.display.HTML object>"
+    assert cell.shown() == ["one\n", html, "three\n", figure, "four\n", "[execute_result] 'five'", figure]
+    assert {"text/html", "image/png"} <= cell.mimes()
+
+
+def test_magics_and_shell_commands_run_there(notebook: Kernel) -> None:
+    ok(notebook.run("word = 'hello'"))
+    cell = ok(notebook.run("%%kos run --distribute\n!echo {word} $word\nlines = !echo a; echo $KOS_NODE\n%time z = 1"))
+    assert cell.text().startswith("hello hello\n")
+    assert "Wall time" in cell.text()
+    assert notebook.value("lines[0], lines[1] != '', z") == "a True 1"
+
+
+def test_asking_for_input_raises_a_sentence(notebook: Kernel) -> None:
+    cell = notebook.run("%%kos run --distribute\nname = input('Who? ')")
+    assert "cannot ask for input" in cell.error["evalue"]
+
+
+def test_a_syntax_error_submits_nothing(notebook: Kernel) -> None:
+    cell = notebook.run("%%kos run --distribute\nprint('never')\nx = = 1")
+    assert cell.error["ename"] == "SyntaxError"
+    assert cell.text() == ""
+
+
+def test_what_cannot_come_back_is_named_and_the_rest_comes(notebook: Kernel) -> None:
+    cell = ok(notebook.run("%%kos run --distribute\nimport threading\nlock = threading.Lock()\nrest = 4"))
+    assert "'lock' (_thread.lock)" in cell.text("stderr")
+    assert notebook.value("rest, 'lock' in globals()") == "4 False"
+
+
+def test_too_large_variables_are_refused_by_name(notebook: Kernel) -> None:
+    ok(notebook.run("huge = np.zeros(101 << 17)"))
+    cell = notebook.run("%%kos run --distribute\nhuge.sum()")
+    assert "huge 101.0 MiB" in cell.error["evalue"]
+    ok(notebook.run("del huge"))
+
+
+def test_over_runs_once_for_each_element(notebook: Kernel) -> None:
+    ok(notebook.run("numbers = list(range(20))\nbase = 100\nseen = []\ndef shift(x): return x + base"))
+    cell = ok(
+        notebook.run(
+            "%%kos run --distribute --over numbers --out shifted\nassigned = 1\n"
+            "if item == 3: seen.append(item)\nif item == 4: print('four')\n(index, shift(item))"
+        )
+    )
+    assert cell.text() == "four\n"
+    assert cell.text("stderr").count("seen") == 1
+    assert (
+        notebook.value("shifted == [(n, n + 100) for n in numbers], seen, 'assigned' in globals()") == "True [] False"
+    )
+
+
+def test_an_element_that_fails_assigns_nothing(notebook: Kernel) -> None:
+    ok(notebook.run("out = 'before'"))
+    cell = notebook.run("%%kos run --distribute --over numbers --out out\n1 / (item - 5)")
+    assert cell.error["ename"] == "ZeroDivisionError"
+    assert notebook.value("out") == "before"
+
+
+def test_options_reach_the_task(notebook: Kernel) -> None:
+    name = notebook.value("__import__('kos_cluster').connect().nodes()[1]['name']")
+    ok(
+        notebook.run(
+            f"%%kos run --distribute --on {name} --env KOS_NOTE --seed 3\nimport random, os\n"
+            "where, note, number = os.environ['KOS_NODE'], os.environ.get('KOS_NOTE'), random.random()"
+        )
+    )
+    assert notebook.value("where, note") == f"{name} taken along"
+    first = notebook.value("number")
+    ok(notebook.run("%%kos run --distribute --seed 3\nnumber = random.random()"))
+    assert notebook.value("number") == first
+
+
+def test_a_cell_over_its_timeout_is_stopped(notebook: Kernel) -> None:
+    cell = notebook.run("%%kos run --distribute --timeout 1s\nimport time\ntime.sleep(60)")
+    assert cell.error["ename"] == "TaskTimeoutError"
+    assert len(cell.error["traceback"]) == 1
+
+
+def test_an_interrupt_stops_the_remote_work_at_once(notebook: Kernel, tmp_path: Any) -> None:
+    path = tmp_path / "pid"
+    ok(notebook.run(f"path = {str(path)!r}"))
+    cell = notebook.start(
+        "%%kos run --distribute\nimport os, time\nopen(path, 'w').write(str(os.getpid()))\nprint('begun', flush=True)\n"
+        "while True: time.sleep(0.01)"
+    )
+    notebook.wait(lambda: "begun" in cell.text())
+    began = time.monotonic()
+    notebook.interrupt()
+    notebook.wait(lambda: cell.idle)
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    assert len(cell.error["traceback"]) == 1
+    pid = int(path.read_text())
+    while os.path.exists(f"/proc/{pid}"):
+        assert time.monotonic() - began < STOPPED_WITHIN_S
+        time.sleep(0.01)
+    assert notebook.value("1 + 1") == "2"
+
+
+def test_listings_print_the_commands_table(notebook: Kernel) -> None:
+    cell = ok(notebook.run("%kos nodes"))
+    assert len([line for line in cell.text().splitlines() if "alive" in line]) == 2
+
+
+def test_live_nodes_are_completed(notebook: Kernel) -> None:
+    names = notebook.value("*[n['name'] for n in __import__('kos_cluster').connect().nodes()]").split()
+    assert sorted(notebook.complete("%kos run --on ")) == sorted(names)

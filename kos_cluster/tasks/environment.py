@@ -13,7 +13,6 @@ import importlib.machinery
 import importlib.util
 import linecache
 import os
-import pickle
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ import msgspec
 
 from kos_cluster.errors import KosError
 from kos_cluster.net.local import Environment
+from kos_cluster.tasks import serialise
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -70,7 +70,7 @@ def apply(environment: Environment, parts: Parts, *, node: str, key: str, worksp
             load_main((folder or Path.cwd()) / environment.main)
     if environment.initializer:
         with _step("running the initializer", node):
-            initializer, args = pickle.loads(parts(environment.initializer))
+            initializer, args = serialise.loads(parts(environment.initializer))
             initializer(*args)
 
 

@@ -12,14 +12,16 @@ import pickle
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from kos_cluster.errors import KosError
 
 TEXT_LIMIT = 64 << 10  # characters of a failure's message, and of its traceback
 PICKLE_LIMIT_BYTES = 256 << 10  # of the exception itself
 FOLD_LIMIT = 10  # distinct failures that a summary lists
-_MACHINERY = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_MACHINERY = tuple(os.path.join(_ROOT, package, "") for package in ("kos_cluster", "kos_kernel"))
 _PIP_NAMES = {
     "Crypto": "pycryptodome",
     "PIL": "pillow",
@@ -34,8 +36,7 @@ _PIP_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """One task's failure, as the outcome that a worker sends."""
 
     type_name: str  # "module.Type"

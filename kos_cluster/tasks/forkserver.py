@@ -18,8 +18,8 @@ import signal
 import socket
 import sys
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,8 +32,7 @@ PROGRESS_FD = 3  # where a worker finds its progress memfd
 FAILED_START = 70  # a worker's exit status when it could not even start
 
 
-@dataclass(frozen=True)
-class _Child:
+class _Child(NamedTuple):
     worker: int
     workspaces: Path
     memory_kills: int  # the kernel's count when it was forked

@@ -18,12 +18,15 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from kos_cluster.tasks.framing import split
+
 _PICKLING = frozenset({"builtins", "copyreg", "types", "_codecs", "cloudpickle", "cloudpickle.cloudpickle"})
 
 
-def modules_in(data: bytes | memoryview, buffers: Iterable[memoryview] = ()) -> set[str]:
-    """The names, such as "numpy.random", that a pickle refers to by reference."""
-    reader = _Reader(io.BytesIO(data), buffers=buffers)
+def modules_in(payload: bytes | bytearray | memoryview) -> set[str]:
+    """The names, such as "numpy.random", that a payload refers to by reference. Executes nothing."""
+    pickled, buffers = split(payload)
+    reader = _Reader(io.BytesIO(pickled), buffers=buffers)
     reader.load()
     return reader.modules - _PICKLING
 

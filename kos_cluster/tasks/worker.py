@@ -38,6 +38,7 @@ from kos_cluster.net import local
 from kos_cluster.net.wire import BULK_BYTES
 from kos_cluster.tasks import environment, failures, randomness, serialise
 from kos_cluster.tasks.context import here
+from kos_cluster.tasks.framing import Segments
 
 FLUSH_S = 0.020  # an outcome waits no longer than this for the next task's
 NOT_TINY_S = 0.002  # after a task of this length, sending its outcome at once costs nothing that counts
@@ -299,7 +300,7 @@ class Worker:
 
     # ---- outcomes
 
-    def _keep_large(self, out: _Outcomes, index: int, outcome: bytes | serialise.Segments) -> None:
+    def _keep_large(self, out: _Outcomes, index: int, outcome: bytes | Segments) -> None:
         try:
             spooled = self._spill([outcome] if isinstance(outcome, bytes) else outcome)
         except OSError as error:
@@ -310,7 +311,7 @@ class Worker:
         out.indices.append(index)
         out.data.append(b"")
 
-    def _spill(self, segments: serialise.Segments) -> tuple[str, int]:
+    def _spill(self, segments: Segments) -> tuple[str, int]:
         name = os.urandom(16).hex()
         path = self._spool / name
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

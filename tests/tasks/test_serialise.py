@@ -17,7 +17,7 @@ import pytest
 
 from kos_cluster.errors import NotPicklableError
 from kos_cluster.net.wire import BULK_BYTES
-from kos_cluster.tasks import serialise
+from kos_cluster.tasks import framing, serialise
 
 
 def in_new_python(code: str, data: bytes) -> str:
@@ -73,19 +73,6 @@ class TestRoundTrips:
         code = LOAD + "sys.stdout.write(serialise.dumps_result(value[0][0]).hex())"
         assert type(serialise.loads_result(bytes.fromhex(in_new_python(code, data)))) is main.Point
 
-    def test_main_can_travel_by_reference(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        main = main_module("def f(): return g()\ndef g(): return 1\nclass C: pass", monkeypatch)
-        data = serialise.dumps_callable(main.f, main_by_reference=True)
-        assert b"cloudpickle" not in data
-        main_module("def f(): return 'the loaded one'", monkeypatch)
-        assert serialise.loads(data)() == "the loaded one"
-
-    def test_a_lambda_of_main_refers_to_the_rest_by_reference(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        main = main_module("def g(): return 1\nf = lambda: g()", monkeypatch)
-        data = serialise.dumps_callable(main.f, main_by_reference=True)
-        main_module("def g(): return 'the loaded one'", monkeypatch)
-        assert serialise.loads(data)() == "the loaded one"
-
 
 class TestLargeArrays:
     array = np.arange(BULK_BYTES // 4, dtype=np.float64)
@@ -116,7 +103,7 @@ class TestLargeArrays:
     def test_its_memory_is_aligned(self) -> None:
         data = joined(serialise.dumps_result(["odd", self.array]))
         (found,) = [data.index(self.array[:100].tobytes())]
-        assert found % serialise.ALIGN_BYTES == 0
+        assert found % framing.ALIGN_BYTES == 0
 
     def test_as_an_argument(self) -> None:
         (back,), _ = serialise.loads(serialise.dumps_args((self.array,), {}))

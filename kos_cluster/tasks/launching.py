@@ -9,12 +9,10 @@ Rules it keeps:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,8 +127,7 @@ def _run(cluster: Cluster, spec: JobSpec, words: Sequence[str], call: dict[str, 
         result: CommandResult = future.result()
     except KeyboardInterrupt:
         job.cancel()
-        with contextlib.suppress(CancelledError):
-            wait_for([future], CANCEL_WAIT_S)  # a second interrupt ends this wait
+        wait_for([future], CANCEL_WAIT_S)  # a second interrupt ends this wait
         raise
     return future.task, result
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import hashlib
 import heapq
 import importlib.machinery
 import os
@@ -37,7 +36,7 @@ _INSTALLED_FOLDERS = ("site-packages", "dist-packages")
 
 
 class LocalModule(NamedTuple):
-    """A module as it travels (`environment.ShippedModule` is its counterpart). `path` is such as "pkg/mod.py"."""
+    """A module's part, as MessagePack; `environment.ShippedModule` reads it. `path` is such as "pkg/mod.py"."""
 
     path: str
     is_package: bool
@@ -55,8 +54,8 @@ class _Read(NamedTuple):
 _cache: OrderedDict[str, _Read] = OrderedDict()
 
 
-def local_modules(names: Iterable[str]) -> dict[str, LocalModule]:
-    """The local modules among `names`, and all that they need of their kind. Raises LimitError."""
+def local_modules(names: Iterable[str]) -> dict[str, bytes]:
+    """The local modules among `names` and all that they need of their kind, each as its part. Raises LimitError."""
     found: dict[str, LocalModule] = {}
     waiting = list(names)
     seen: set[str] = set()
@@ -82,26 +81,20 @@ def local_modules(names: Iterable[str]) -> dict[str, LocalModule]:
         waiting += _absolute(read.imports, name, is_package)
         waiting += _bound(sys.modules.get(name))
     _check_size(found)
-    return dict(sorted(found.items()))
-
-
-def parts_of(modules: dict[str, LocalModule]) -> tuple[dict[str, str], dict[str, bytes]]:
-    """`Environment.modules` (name -> part hash), and the parts by hash."""
-    named: dict[str, str] = {}
-    parts: dict[str, bytes] = {}
-    for name, module in modules.items():
-        data = msgspec.msgpack.encode(module)
-        named[name] = hashlib.sha256(data).hexdigest()
-        parts[named[name]] = data
-    return named, parts
+    return {name: msgspec.msgpack.encode(module) for name, module in sorted(found.items())}
 
 
 def installed_imports(script: str, local: Container[str]) -> tuple[str, ...]:
-    """The top-level packages that a script imports, less the standard library's and those whose paths are in `local`."""
+    """The top-level packages that a script imports, less the standard library's and those with a path in `local`."""
     read = _read(script)
     tops = {name.partition(".")[0] for level, name in read.imports if level == 0} if read else set()
-    outer = sys.stdlib_module_names | _OWN
-    return tuple(sorted(top for top in tops if top not in outer and f"{top}.py" not in local and top not in local))
+    return third_party(top for top in tops if f"{top}.py" not in local and top not in local)
+
+
+def third_party(names: Iterable[str]) -> tuple[str, ...]:
+    """The top-level names of what is neither the standard library's nor KOS's own."""
+    tops = {name.partition(".")[0] for name in names}
+    return tuple(sorted(tops - sys.stdlib_module_names - _OWN))
 
 
 # ---- finding

@@ -251,7 +251,7 @@ class ClusterPool(concurrent.futures.Executor):
         except concurrent.futures.CancelledError as error:
             failure = BrokenProcessPool(self._broken) if self._broken else error
         except BaseException as error:  # the user's exception, of whatever kind, belongs to the future
-            failure = self._judged(error)
+            failure = self._judged(error.with_traceback(None))  # the settler's own frames are nobody's business
         if isinstance(failure, concurrent.futures.CancelledError):
             concurrent.futures.Future.cancel(future)
         if not future.set_running_or_notify_cancel():

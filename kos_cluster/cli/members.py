@@ -20,6 +20,8 @@ from kos_cluster.net import beacon
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.services import daemons, membership
 
+BEACON_TIMEOUT_S = 5.0  # a node announces itself each two seconds
+
 
 def create_(parsed: argparse.Namespace, console: Console) -> int:
     """Found a cluster on this machine."""
@@ -51,9 +53,9 @@ def join_(parsed: argparse.Namespace, console: Console) -> int:
     home = Home()
     membership.new_cluster(home, parsed.name)  # refuses a name before the token is asked for
     token = JoinToken.parse(_token(parsed.token))
-    host = _host(parsed.name, parsed.host, token)
+    hosts = _hosts(parsed.name, parsed.host, token)
     with daemons.changing(home):
-        joined = membership.join(home, parsed.name, host, token, parsed.listen, parsed.node)
+        joined = membership.join(home, parsed.name, hosts, token, parsed.listen, parsed.node)
     for warning in joined.warnings:
         console.note(f"kos: {warning}")
     if joined.start is None:
@@ -90,11 +92,17 @@ def _token(typed: str | None) -> str:
     return getpass.getpass("Join token: ")
 
 
-def _host(name: str, typed: tuple[str, int | None] | None, token: JoinToken) -> tuple[str, int]:
-    """A node of the cluster: the one that was typed, or one that its beacon tells of."""
+def _hosts(name: str, typed: tuple[str, int | None] | None, token: JoinToken) -> list[tuple[str, int]]:
+    """Nodes of the cluster to try: the one that was typed, or those that are heard on the network."""
     if typed is not None:
-        return typed[0], typed[1] or membership.CONTROL_PORT
-    return beacon.find(name, token.ca_sha256)
+        return [(typed[0], typed[1] or membership.CONTROL_PORT)]
+    heard = beacon.find(name, token.ca_sha256, BEACON_TIMEOUT_S)
+    if not heard:
+        raise UnreachableError(
+            f"No node of cluster {name!r} was heard on this network within {BEACON_TIMEOUT_S:.0f} s.",
+            f"Name one: 'kos cluster join {name} HOST'. Beacons are UDP multicast, port {beacon.PORT}.",
+        )
+    return heard
 
 
 def _members(cluster: ClusterHome) -> list[dict[str, object]] | None:

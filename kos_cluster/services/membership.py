@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from kos_cluster.core.records import MemberState
 from kos_cluster.core.roles import Role
-from kos_cluster.errors import PortTakenError, StateError, UsageError
+from kos_cluster.errors import PortTakenError, StateError, UnreachableError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterFile, ClusterHome, Home, checked_name
 from kos_cluster.net import joining
 from kos_cluster.net.identity import Credentials
@@ -57,36 +57,50 @@ class Joined:
 
 
 def join(
-    home: Home, name: str, host: tuple[str, int], token: JoinToken, listen: Listen | None, node: str | None
+    home: Home, name: str, hosts: Sequence[joining.Address], token: JoinToken, listen: Listen | None, node: str | None
 ) -> Joined:
-    """Join through the node whose control port is at `host`; with a node token, start this machine's node.
+    """Join through the first of these nodes that answers; with a node token, start this machine's node.
 
     Raises JoinError, UnreachableError, IncompatibleError, PortTakenError.
     """
     cluster = new_cluster(home, name)
     start = placement(listen, searching=listen is None)
-    result = joining.join(
-        *host,
-        token,
-        name,
-        versions=machine.versions(),
-        name=checked_name(node or host_name()),
-        user=user_name(),
-        listen_host=start.advertise if listen else "",
-        listen_port=start.port,
-    )
+    result = _admitted(hosts, token, name, checked_name(node or host_name()), start)
     with _undone(cluster):
         result.client.save(cluster.client)
         nodes = [result.node_name] if result.node else []
         cluster.write(ClusterFile(name, result.ca_sha256, False, result.bootstrap, nodes))
         if result.node:
             result.node.save(cluster.node(result.node_name))
-            advertise = start.advertise if listen and listen[0] not in WILDCARDS else result.source_host
+            advertise = result.source_host if start.host in WILDCARDS else start.host
             start = msgspec.structs.replace(start, advertise=advertise, keeper=result.bootstrap[0])
             write_start(cluster, result.node_name, start)
             start_all(cluster, nodes)
     home.set_current(name)
     return Joined(result.role, result.node_name, start if result.node else None, result.warnings)
+
+
+def _admitted(
+    hosts: Sequence[joining.Address], token: JoinToken, cluster: str, name: str, start: NodeStart
+) -> joining.JoinResult:
+    """Ask the nodes in turn; the first that answers decides."""
+    for place, (host, port) in enumerate(hosts, 1):
+        try:
+            return joining.join(
+                host,
+                port,
+                token,
+                cluster,
+                versions=machine.versions(),
+                name=name,
+                user=user_name(),
+                listen_host="" if start.host in WILDCARDS else start.host,
+                listen_port=start.port,
+            )
+        except UnreachableError:
+            if place == len(hosts):
+                raise
+    raise AssertionError("there is at least one host to ask")
 
 
 def new_cluster(home: Home, name: str) -> ClusterHome:

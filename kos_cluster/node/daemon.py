@@ -159,11 +159,8 @@ class Daemon:
         if isinstance(self._registry, Keeper):
             home = self._start.cluster
             authority = CertificateAuthority.load(home.name, home.path, home.home.path / "wrap.key")
-            admission = Admission(authority, self._registry, self._member.address)
-        return Intake(self._admitted, self._parts, self._batches, self._keeper_address, admission)
-
-    def _keeper_address(self) -> tuple[str, int]:
-        return self._start.keeper or (self._member.host, self._member.port)
+            admission = Admission(authority, self._registry)
+        return Intake(self._admitted, self._parts, self._batches, self._start.keeper, admission)
 
     async def _start_beacon(self) -> Beacon | None:
         if not self._start.beacon:

@@ -35,7 +35,7 @@ class Intake:
         admitted: Admitted,
         parts: Parts,
         batches: Batches,
-        keeper: Callable[[], tuple[str, int]],
+        keeper: tuple[str, int] | None,
         admission: Admission | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -64,8 +64,8 @@ class Intake:
     def result_path(self, peer: Peer, name: str) -> Path | None:
         return self._in_loop(lambda: self._batches.result_path(peer.id, name))
 
-    def authority(self) -> tuple[str, int]:
-        return self._in_loop(self._keeper)
+    def authority(self) -> tuple[str, int] | None:
+        return self._keeper
 
     def join(self, request: JoinRequest, source_host: str) -> JoinReply:
         admission = self._admission

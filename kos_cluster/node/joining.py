@@ -1,32 +1,44 @@
 """Admitting new machines: the registry's keeper redeems a token and certifies the joiner's keys.
 
-Rules. The token is spent on the disk before the certificates are given away, so it can't be used twice even if the machine fails in
-between. The role is the token's, never the request's.
+Rules. The token is spent on the disk before the certificates are given away, so it can't be used twice even if the
+machine fails in between. The role is the token's, never the request's. A wanted name that is taken is replaced.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-import uuid
 
-from kos_cluster.core.roles import Role
-from kos_cluster.errors import JoinError
+from kos_cluster.core.records import MemberState
 from kos_cluster.net.authority import CertificateAuthority
+from kos_cluster.net.granting import grant
 from kos_cluster.net.joining import JoinReply, JoinRequest
+from kos_cluster.node import machine
 from kos_cluster.node.registry import Keeper
 
 log = logging.getLogger(__name__)
 
 
 class Admission:
-    """Answers joiners. Used in the daemon's loop."""
+    """Answers joiners at the keeper. Used in the daemon's loop."""
 
-    def __init__(self, authority: CertificateAuthority, keeper: Keeper, address: str) -> None:
+    def __init__(self, authority: CertificateAuthority, keeper: Keeper) -> None:
         self._authority = authority
         self._keeper = keeper
-        self._address = address
 
     def admit(self, request: JoinRequest, source_host: str) -> JoinReply:
-        """Raises JoinError; the token stays good then, unless it was the cause."""
-        raise NotImplementedError
+        """Raises JoinError, IncompatibleError, AuthError, StateError; the token is spent only by a good request."""
+        alive = [m.address for m in self._keeper.members() if m.state is MemberState.ALIVE]
+        reply = grant(
+            request,
+            source_host,
+            authority=self._authority,
+            tokens=self._keeper.tokens,
+            versions=machine.versions(),
+            node_name=self._keeper.free_name(request.name),
+            bootstrap=alive,
+            now=time.time(),
+        )
+        self._keeper.save_tokens()
+        log.info("%s joined from %s as %s.", reply.node_name or request.user, source_host, reply.role)
+        return reply

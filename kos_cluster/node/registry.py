@@ -55,6 +55,7 @@ class Keeper:
         return wire.SyncData(self.view, self.members() if view != self.view else None, self.loads())
 
     def heard(self, member: Member, load: Load) -> None:
+        self._promised.pop(member.name, None)
         self._apply(self._registry.handle(Heard(member, load), time.monotonic()))
 
     def departed(self, id_: str, left: bool) -> None:
@@ -63,16 +64,13 @@ class Keeper:
     def tick(self) -> None:
         self._apply(self._registry.tick(time.monotonic()))
 
-    def free_name(self, wanted: str) -> str | None:
-        """The wanted name if nobody has it (None if somebody has), or the next `nodeN` when none is wanted."""
+    def free_name(self, wanted: str) -> str:
+        """The wanted name, or the next free `nodeN` when it is taken or none is wanted. Kept for a while."""
         now = time.monotonic()
         self._promised = {name: until for name, until in self._promised.items() if until > now}
-        name = wanted
-        number = len(self.members()) + 1
-        while not name or (not wanted and self._taken(name)):
+        name, number = wanted, len(self.members()) + 1
+        while not name or self._taken(name):
             name, number = f"node{number}", number + 1
-        if self._taken(name):
-            return None
         self._promised[name] = now + NAME_PROMISE_S
         return name
 

@@ -6,7 +6,6 @@ have changed. Equal pickles have equal hashes, so an unchanged function is not s
 
 from __future__ import annotations
 
-import sys
 import threading
 import types
 import weakref
@@ -57,9 +56,10 @@ def ship(payload: bytes) -> Shipped:
     """A pickled callable with all that has to travel beside it."""
     referred = references.modules_in(payload)
     local = modules.local_modules(referred)
-    names, parts = modules.parts_of(local)
-    tops = {name.partition(".")[0] for name in referred} - {name.partition(".")[0] for name in local}
-    installed = tuple(sorted(top for top in tops if top not in sys.stdlib_module_names and not top.startswith("kos_")))
+    parts = {part_hash(data): data for data in local.values()}
+    names = {name: part_hash(data) for name, data in local.items()}
+    local_tops = {name.partition(".")[0] for name in local}
+    installed = modules.third_party(top for name in referred if (top := name.partition(".")[0]) not in local_tops)
     return Shipped(payload, part_hash(payload), names, parts, installed)
 
 

@@ -1,0 +1,339 @@
+"""The owner's table under a seeded cluster that loses, delays, repeats and forgets: one result a task, always."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kos_cluster.core import ownership as own
+from kos_cluster.core.records import (
+    AttemptEnd,
+    Cause,
+    Load,
+    Member,
+    MemberState,
+    Needs,
+    Runs,
+    TaskState,
+    Versions,
+    count_of,
+    indices_of,
+    runs_of,
+)
+
+VERSIONS = Versions("0", 1, "3.11.0", "", "3")
+
+
+def member(number: int, slots: int = 2) -> Member:
+    return Member(f"id{number}", f"node{number}", "h", 1, slots, VERSIONS, 1, MemberState.ALIVE, memory_bytes=1 << 33)
+
+
+def machine(nodes: int = 2, slots: int = 2, seed: int = 0) -> own.Ownership:
+    core = own.Ownership(random.Random(seed))
+    for number in range(nodes):
+        core.handle(own.NodeUp(member(number, slots)), 0.0)
+    return core
+
+
+def opened(core: own.Ownership, count: int, **spec: object) -> list[own.Effect]:
+    core.handle(own.Opened(own.JobSpec("j", "f", **spec)), 1.0)  # type: ignore[arg-type]
+    return core.handle(own.Added("j", count), 1.0)
+
+
+def dispatches(effects: list[own.Effect]) -> list[own.Dispatch]:
+    return [e for e in effects if isinstance(e, own.Dispatch)]
+
+
+def done(core: own.Ownership, d: own.Dispatch, now: float = 2.0, elapsed_s: float = 1e-6) -> list[own.Effect]:
+    return core.handle(own.Outcomes(d.batch, d.node, d.runs, frozenset(), elapsed_s, True), now)
+
+
+def test_first_tasks_go_alone_to_every_slot():
+    sent = dispatches(opened(machine(nodes=2, slots=2), 100))
+    assert [count_of(d.runs) for d in sent] == [1, 1, 1, 1]
+    assert sorted(d.node for d in sent) == ["id0", "id0", "id1", "id1"]
+
+
+def test_short_tasks_travel_in_growing_batches():
+    core = machine()
+    sent = dispatches(opened(core, 10_000))
+    largest = 1
+    while sent:
+        following = dispatches(done(core, sent.pop(0)))
+        largest = max([largest, *(count_of(d.runs) for d in following)])
+        sent += following
+    assert largest > 200
+    assert core.summary("j").done == 10_000
+
+
+def test_a_result_is_committed_once():
+    core = machine()
+    (d,) = dispatches(opened(core, 1))
+    first = done(core, d)
+    assert [e.runs for e in first if isinstance(e, own.Commit)] == [[(0, 1)]]
+    assert not [e for e in done(core, d) if isinstance(e, own.Commit)]
+
+
+def test_a_lost_node_means_another_attempt_elsewhere():
+    core = machine()
+    (d,) = dispatches(opened(core, 1))
+    effects = core.handle(own.NodeDown(d.node, "power cut"), 3.0)
+    (again,) = dispatches(effects)
+    assert again.attempt == 2
+    assert again.node != d.node
+    assert own.AttemptOver("j", [(0, 1)], 1) in effects
+    done(core, again, 4.0)
+    story = core.story("j", 0)
+    assert story is not None
+    assert story.state is TaskState.DONE
+    assert [(a.number, a.end, a.cause) for a in story.attempts] == [
+        (1, AttemptEnd.NODE_LOST, "power cut"),
+        (2, AttemptEnd.DONE, ""),
+    ]
+
+
+def test_retries_bound_the_attempts():
+    core = machine(nodes=1)
+    (d,) = dispatches(opened(core, 1, retries=2))
+    for attempt in (1, 2):
+        assert d.attempt == attempt
+        lost = own.BatchLost(d.batch, d.runs, [], Cause.WORKER_DIED, "SIGKILL")
+        (d,) = dispatches(core.handle(lost, 2.0))
+    effects = core.handle(own.BatchLost(d.batch, d.runs, [], Cause.WORKER_DIED, "SIGKILL"), 2.0)
+    assert [(e.end, e.attempts) for e in effects if isinstance(e, own.GiveUp)] == [(AttemptEnd.WORKER_LOST, 3)]
+
+
+def test_without_retries_a_task_that_may_have_run_is_not_run_again():
+    core = machine(nodes=1)
+    (d,) = dispatches(opened(core, 1, retries=0))
+    effects = core.handle(own.BatchLost(d.batch, d.runs, [], Cause.WORKER_DIED, "SIGKILL"), 2.0)
+    assert not dispatches(effects)
+    assert core.summary("j").failed == 1
+
+
+def test_what_did_not_run_keeps_its_attempt():
+    core = machine(nodes=1)
+    (d,) = dispatches(opened(core, 1, retries=0))
+    (again,) = dispatches(core.handle(own.BatchLost(d.batch, [], d.runs, Cause.WORKER_DIED, "SIGKILL"), 2.0))
+    assert again.attempt == 1
+
+
+def test_out_of_memory_is_tried_once_more_only():
+    core = machine(nodes=1)
+    (d,) = dispatches(opened(core, 1, retries=9))
+    (d,) = dispatches(core.handle(own.BatchLost(d.batch, d.runs, [], Cause.OUT_OF_MEMORY, ""), 2.0))
+    effects = core.handle(own.BatchLost(d.batch, d.runs, [], Cause.OUT_OF_MEMORY, ""), 2.0)
+    assert [e.end for e in effects if isinstance(e, own.GiveUp)] == [AttemptEnd.OUT_OF_MEMORY]
+
+
+def test_a_refusal_is_no_attempt_and_goes_elsewhere():
+    core = machine(nodes=2, slots=1)
+    (d,) = dispatches(opened(core, 1))
+    (again,) = dispatches(core.handle(own.BatchRefused(d.batch, "full"), 2.0))
+    assert again.node != d.node
+    story = core.story("j", 0)
+    assert story is not None and len(story.attempts) == 1
+
+
+def test_refused_by_all_waits_and_is_tried_again():
+    core = machine(nodes=1, slots=1)
+    (d,) = dispatches(opened(core, 1))
+    assert not dispatches(core.handle(own.BatchRefused(d.batch, "full"), 2.0))
+    assert "refused" in core.why("j")[0]
+    assert dispatches(core.tick(2.0 + own.REFUSED_PAUSE_S))
+
+
+def test_cancel_reaches_nodes_and_waiting_tasks():
+    core = machine(nodes=1, slots=1)
+    (d,) = dispatches(opened(core, 5))
+    effects = core.handle(own.Cancelled("j"), 2.0)
+    assert own.CancelAt(d.node, [d.batch]) in effects
+    assert own.Dropped("j", [(0, 5)]) in effects
+    assert own.JobIdle("j") in effects
+    assert not [e for e in done(core, d) if isinstance(e, own.Commit)]
+
+
+def test_cancelling_one_task_spares_its_batchmates():
+    core = machine(nodes=1, slots=1)
+    (d,) = dispatches(opened(core, 200))
+    sent = dispatches(done(core, d))
+    batch = max(sent, key=lambda e: count_of(e.runs))
+    victim = batch.runs[0][0]
+    effects = core.handle(own.Cancelled("j", victim), 3.0)
+    assert own.Dropped("j", [(victim, 1)]) in effects
+    waiting = [*[b for b in sent if b is not batch], *dispatches(effects)]
+    while waiting:
+        waiting += dispatches(done(core, waiting.pop()))
+    summary = core.summary("j")
+    assert (summary.done, summary.failed) == (199, 1)
+
+
+def test_a_cap_bounds_what_runs_at_once():
+    core = machine(nodes=4, slots=4)
+    assert len(dispatches(opened(core, 100, max_parallel=3))) == 3
+
+
+def test_impossible_needs_are_told_with_each_nodes_reason():
+    core = machine(nodes=2, slots=2)
+    assert core.impossible(Needs(cpus=3)) == ("node0: needs 3 slots, it has 2", "node1: needs 3 slots, it has 2")
+    assert core.impossible(Needs(cpus=2)) == ()
+    assert "asks for node9" in core.impossible(Needs(on="node9"))[0]
+
+
+def test_unreadable_payloads_exclude_a_node():
+    core = machine(nodes=1)
+    core.handle(own.NodeUp(member(1), unreadable={"numpy": "it has numpy 1.26, this side 2.1"}), 0.0)
+    assert all(d.node == "id0" for d in dispatches(opened(core, 8, needs=Needs(modules=("numpy",)))))
+
+
+@dataclass
+class Cluster:
+    """A seeded network and nodes that misbehave in every way the design allows."""
+
+    rng: random.Random
+    core: own.Ownership
+    held: dict[str, dict[int, own.Dispatch]] = field(default_factory=dict)
+    network: list[own.Event] = field(default_factory=list)
+    committed: dict[int, int] = field(default_factory=dict)
+    ended: dict[int, str] = field(default_factory=dict)
+    down: set[str] = field(default_factory=set)
+    now: float = 1.0
+
+    def feed(self, event: own.Event) -> None:
+        self.now += 0.01
+        self.take(self.core.handle(event, self.now))
+
+    def take(self, effects: list[own.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case own.Dispatch():
+                    assert effect.node not in self.down, "dispatched to a node that is down"
+                    self.held.setdefault(effect.node, {})[effect.batch] = effect
+                case own.Commit(_, runs):
+                    for index in indices_of(runs):
+                        assert index not in self.committed, "committed twice"
+                        assert index not in self.ended
+                        self.committed[index] = 1
+                case own.GiveUp(_, runs) | own.Dropped(_, runs):
+                    for index in indices_of(runs):
+                        assert index not in self.committed
+                        assert index not in self.ended
+                        self.ended[index] = type(effect).__name__
+                case own.CancelAt(node, batches):
+                    for batch in batches:
+                        self.held.get(node, {}).pop(batch, None)
+
+    def step(self, faults: bool) -> None:
+        choices = ["finish"] * 6 + ["deliver"] * 6
+        if faults:
+            choices += ["part", "lose", "crash", "recover", "refuse", "repeat", "load"]
+        getattr(self, self.rng.choice(choices))()
+
+    def pick(self) -> own.Dispatch | None:
+        batches = [d for held in self.held.values() for d in held.values()]
+        return self.rng.choice(batches) if batches else None
+
+    def finish(self) -> None:
+        d = self.pick()
+        if d is None:
+            return
+        del self.held[d.node][d.batch]
+        failed = frozenset(i for i in indices_of(d.runs) if self.rng.random() < 0.1)
+        self.network.append(own.Outcomes(d.batch, d.node, d.runs, failed, self.rng.random() * 0.01, True))
+
+    def part(self) -> None:
+        """Some outcomes of a batch, more to come."""
+        d = self.pick()
+        if d is not None and count_of(d.runs) > 1:
+            some = runs_of(sorted(self.rng.sample(list(indices_of(d.runs)), count_of(d.runs) // 2)))
+            self.network.append(own.Outcomes(d.batch, d.node, some, frozenset(), 0.001, False))
+
+    def lose(self) -> None:
+        d = self.pick()
+        if d is None:
+            return
+        del self.held[d.node][d.batch]
+        indices = list(indices_of(d.runs))
+        cut = self.rng.randrange(len(indices) + 1)
+        ran, untouched = runs_of(indices[:cut]), runs_of(indices[cut:])
+        cause = self.rng.choice([Cause.WORKER_DIED, Cause.OUT_OF_MEMORY, Cause.STOPPING, Cause.TIMEOUT])
+        self.network.append(own.BatchLost(d.batch, ran, untouched, cause, "x"))
+
+    def crash(self) -> None:
+        node = f"id{self.rng.randrange(3)}"
+        self.down.add(node)
+        self.held.pop(node, None)
+        self.feed(own.NodeDown(node, "crash"))
+
+    def recover(self) -> None:
+        for node in sorted(self.down):
+            self.down.discard(node)
+            self.feed(own.NodeUp(member(int(node[2:]))))
+
+    def refuse(self) -> None:
+        d = self.pick()
+        if d is not None:
+            del self.held[d.node][d.batch]
+            self.network.append(own.BatchRefused(d.batch, "full"))
+
+    def repeat(self) -> None:
+        if self.network:
+            self.network.append(self.rng.choice(self.network))
+
+    def load(self) -> None:
+        self.feed(own.NodeLoad("id0", Load(running=self.rng.randrange(4))))
+
+    def deliver(self) -> None:
+        if self.network:
+            self.feed(self.network.pop(self.rng.randrange(len(self.network))))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(0, 3))
+def test_every_task_ends_exactly_once_whatever_happens(seed: int, tasks: int, retries: int):
+    rng = random.Random(seed)
+    cluster = Cluster(rng, machine(nodes=3, seed=seed))
+    cluster.feed(own.Opened(own.JobSpec("j", "f", retries=retries)))
+    cluster.feed(own.Added("j", tasks))
+    for _ in range(200):
+        cluster.step(faults=True)
+    if rng.random() < 0.2:
+        cluster.feed(own.Cancelled("j", rng.randrange(tasks)))
+    cluster.recover()
+    for _ in range(5000):
+        if len(cluster.committed) + len(cluster.ended) == tasks:
+            break
+        cluster.step(faults=False)
+        cluster.now += 1.1
+        cluster.take(cluster.core.tick(cluster.now))
+    assert sorted([*cluster.committed, *cluster.ended]) == list(range(tasks))
+    summary = cluster.core.summary("j")
+    assert summary.running == 0
+    assert summary.done + summary.failed == tasks
+
+
+def test_all_outcomes_of_a_batch_may_come_apart():
+    core = machine(nodes=1, slots=1)
+    (d,) = dispatches(opened(core, 50))
+    sent = dispatches(done(core, d))
+    batch = max(sent, key=lambda e: count_of(e.runs))
+    indices = list(indices_of(batch.runs))
+    seen: Runs = []
+    for position, index in enumerate(indices):
+        last = position == len(indices) - 1
+        for effect in core.handle(own.Outcomes(batch.batch, "id0", [(index, 1)], frozenset(), 0.1, last), 3.0):
+            if isinstance(effect, own.Commit):
+                seen += effect.runs
+    assert [start for start, _ in seen] == indices
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_an_unknown_message_is_no_error(count: int):
+    core = machine()
+    assert core.handle(own.Outcomes(99, "id0", [(0, count)], frozenset(), 0.0, True), 1.0) == []
+    assert core.handle(own.BatchLost(99, [], [], Cause.CANCELLED, ""), 1.0) == []
+    assert core.handle(own.Cancelled("nobody"), 1.0) == []

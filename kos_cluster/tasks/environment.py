@@ -78,7 +78,9 @@ def apply(environment: Environment, parts: Parts, *, node: str, key: str, worksp
 def _step(doing: str, node: str) -> Iterator[None]:
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise KosError(
             f"A worker on node {node} could not be set up: {doing} raised {type(error).__name__}: {error}.",
             "The tasks that need it have not run.",

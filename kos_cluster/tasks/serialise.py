@@ -73,6 +73,8 @@ def dumps_result(value: Any) -> bytes | Segments:
 
 def loads(payload: bytes | bytearray | memoryview) -> Any:
     """Read a payload of either form. Large arrays in a writable one (a bytearray, say) are views of it."""
+    if len(payload) < BULK_BYTES:  # too small to be framed
+        return pickle.loads(payload)
     pickled, buffers = split(payload)
     return pickle.loads(pickled, buffers=buffers)
 

@@ -13,7 +13,6 @@ the spool. A worker that cannot be set up, or has taken more parts than `PARTS_L
 from __future__ import annotations
 
 import atexit
-import gc
 import mmap
 import os
 import pickle
@@ -190,40 +189,41 @@ class Worker:
 
     def _run(self, run: local.Run, payloads: list[bytes]) -> None:
         """Run a batch and send its outcomes. Only the end of the process ends this early."""
+        if (here.node, here.attempt) != (run.node, run.attempt):
+            os.environ["KOS_NODE"] = run.node
+            os.environ["KOS_ATTEMPT"] = str(run.attempt)
         here.node, here.job, here.attempt, here.batch = run.node, run.job, run.attempt, run.batch
         self._interrupts.seen = False
         PROGRESS.pack_into(self._progress, 0, run.batch, 0)  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
-        refusal, cancelled = self._prepare(run)
-        if refusal is None and not cancelled:
+        refusal = self._prepare(run)
+        if refusal is None:
             self._run_tasks(run, indices, payloads)
         else:
-            error = refusal or KeyboardInterrupt()
-            out = self._fail_rest(run.batch, _Outcomes(), indices, error, cancelled=refusal is None)
+            cancelled = self._interrupts.seen and isinstance(refusal, KeyboardInterrupt)
+            out = self._fail_rest(run.batch, _Outcomes(), indices, refusal, cancelled=cancelled)
             self._flush(run.batch, out, last=True, retire=True)
 
-    def _prepare(self, run: local.Run) -> tuple[BaseException | None, bool]:
-        """Set up what the batch needs: (why it cannot be, whether a cancellation came in between)."""
-        os.environ["KOS_NODE"] = run.node
-        os.environ["KOS_ATTEMPT"] = str(run.attempt)
+    def _prepare(self, run: local.Run) -> BaseException | None:
+        """Set up what the batch needs. Returns why that cannot be; KeyboardInterrupt when it was interrupted."""
         interrupts = self._interrupts
         try:
-            interrupts.enter()
-            self._set_up(run)
-            if run.seed is not None:
-                randomness.prepare_seeding()
-            interrupts.in_user_code = False
+            try:
+                interrupts.enter()
+                if self._environment != run.env:
+                    self._set_up(run)
+                if run.seed is not None:
+                    randomness.prepare_seeding()
+                interrupts.in_user_code = False
+            except KosError as error:
+                interrupts.in_user_code = False
+                return error
         except KeyboardInterrupt as interrupt:
-            return (None, True) if interrupts.seen else (interrupt, False)
-        except KosError as error:
-            return error, False
-        finally:
             interrupts.in_user_code = False
-        return None, False
+            return interrupt
+        return None
 
     def _set_up(self, run: local.Run) -> None:
-        if self._environment == run.env:
-            return
         if self._environment is not None:
             raise KosError(
                 f"A worker on node {run.node} was given work for a second environment.", "Run the task again."
@@ -375,7 +375,6 @@ def main(spawn: local.Spawn, progress_fd: int) -> int:
     _open_streams()
     progress = mmap.mmap(progress_fd, PROGRESS.size)
     os.close(progress_fd)
-    gc.enable()
     randomness.renew()
     sys.path.insert(0, "")  # as in an interactive session: the folder that the task works in
     environment.stand_for_main(types.ModuleType("__main__"))

@@ -73,7 +73,7 @@ def up(home: Home, count: int | None) -> Up:
 def down(cluster: ClusterHome) -> list[str]:
     """Stop this machine's nodes and sweep up after them; an embedded cluster's folder goes too.
 
-    Call within `daemons.changing`. Gives the names of those that ran. Safe to call at any time, also when `up` was killed half-way.
+    Call within `daemons.changing`. Gives the names of those that ran. Safe at any time, also when `up` was killed.
     """
     stopped = sweeping.stop(cluster, sweeping.node_folders(cluster))
     sweeping.sweep(cluster)

@@ -1,0 +1,239 @@
+"""The bulk port: one TLS 1.3 port to present certificates, to move parts and results, and to join. ALPN decides which.
+
+Theory of operation. A thread accepts; each connection is served by a thread of its own, at most `CONNECTIONS_LIMIT` at
+once: further ones wait in the kernel's backlog. Connections that have not proved who they are (a handshake, a join) end
+within seconds, and one source has at most `UNPROVEN_LIMIT` of them, so that a flood leaves room for other sources.
+
+Rules: without a certificate that verifies, a peer gets nothing but the join exchange. No ALPN of ours: closed. What
+goes wrong with a connection ends that connection, and is counted in `dropped`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
+
+from kos_cluster.errors import AuthError, JoinError, KosError, PortTakenError, UsageError
+from kos_cluster.net import joining, tls, transfers
+from kos_cluster.net.identity import Credentials, Peer, verify_peer
+from kos_cluster.net.outcome import to_wire
+from kos_cluster.net.transfers import Outcome, get_result, present, put_part
+
+__all__ = ["BulkServer", "Handler", "get_result", "present", "put_part"]
+
+CONNECTIONS_LIMIT = 128
+UNPROVEN_LIMIT = 48  # of one source at once
+BACKLOG = 256
+JOINS_LIMIT = 30  # of one source in `JOIN_WINDOW_S`
+JOIN_WINDOW_S = 60.0
+SOURCES_LIMIT = 4096  # whose joins are remembered
+ACCEPT_PAUSE_S = 0.1  # when the process has no descriptor left
+CLOSE_TIMEOUT_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class Handler(transfers.Store, Protocol):
+    """What the node does. Called from several threads at once; refusals are raised as KosError and reach the peer."""
+
+    def presented(self, peer: Peer, /) -> None:
+        """A peer's certificate was verified on a new connection. Raises AuthError to send it away, say when revoked."""
+
+    def join(self, request: joining.JoinRequest, source_host: str, /) -> joining.JoinReply:
+        """Answer a joiner; only asked where the registry is kept. Raises JoinError."""
+
+    def authority(self) -> joining.Address | None:
+        """Host and control port of the node that keeps the registry; None when this one does."""
+
+
+class BulkServer:
+    """Serves the bulk port `port` of `host`. Raises PortTakenError, or UsageError for an address that is not ours."""
+
+    def __init__(self, host: str, port: int, credentials: Credentials, handler: Handler) -> None:
+        self.dropped = 0
+        self._address = (host, port)
+        self._credentials = credentials
+        self._handler = handler
+        self._context = tls.server_context(credentials)
+        self._slots = threading.Semaphore(CONNECTIONS_LIMIT)
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._unproven: Counter[str] = Counter()
+        self._joins = _JoinRate()
+        self._closing = False
+        self._listening = _listen(host, port)
+        self._acceptor = threading.Thread(target=self._accept, name=f"bulk-{port}", daemon=True)
+
+    def start(self) -> None:
+        self._acceptor.start()
+
+    def close(self) -> None:
+        """Stop at once: connections end where they are."""
+        self._closing = True
+        with contextlib.suppress(OSError):  # not connected: this is how a blocked accept is woken
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            with contextlib.suppress(OSError):  # it ended by itself meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
+        if self._acceptor.is_alive():
+            self._acceptor.join(CLOSE_TIMEOUT_S)
+
+    def _accept(self) -> None:
+        while not self._closing:
+            if not self._slots.acquire(timeout=CLOSE_TIMEOUT_S / 2):
+                continue
+            try:
+                connection, source = self._listening.accept()
+            except OSError as error:
+                self._slots.release()
+                if not self._closing:
+                    _log.warning("The bulk port cannot accept connections: %s.", error.strerror)
+                    time.sleep(ACCEPT_PAUSE_S)
+                continue
+            self._begin(connection, source[0])
+
+    def _begin(self, connection: socket.socket, source: str) -> None:
+        with self._lock:
+            crowded = self._unproven[source] >= UNPROVEN_LIMIT
+            if not crowded:
+                self._unproven[source] += 1
+        if crowded:
+            self._drop(f"{source} has {UNPROVEN_LIMIT} connections that have not proved who they are")
+            connection.close()
+            self._slots.release()
+            return
+        threading.Thread(target=self._serve, args=(connection, source), name="bulk-connection", daemon=True).start()
+
+    def _serve(self, connection: socket.socket, source: str) -> None:
+        """One connection, from its first byte to its last."""
+        try:
+            with self._followed(connection):
+                try:
+                    stream, peer = self._met(connection, source)
+                finally:
+                    self._no_longer_unproven(source)
+                with stream:
+                    if peer is not None:
+                        transfers.serve(stream, peer, self._handler)
+        except OSError as error:
+            self._drop(f"a connection from {source} failed ({error.strerror or error})")
+        except KosError as error:
+            self._drop(f"{source} was refused: {error.message}")
+        finally:
+            self._slots.release()
+
+    def _met(self, connection: socket.socket, source: str) -> tuple[ssl.SSLSocket, Peer | None]:
+        """The stream after the handshake, and the peer that has a transfer to ask for; None when all is done."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(tls.HANDSHAKE_TIMEOUT_S)
+        stream = self._context.wrap_socket(connection, server_side=True)
+        try:
+            stream.settimeout(tls.IDLE_TIMEOUT_S)
+            alpn = stream.selected_alpn_protocol()
+            if alpn == tls.ALPN_JOIN:
+                answer = partial(self._joined, source)
+                joining.serve(stream, self._credentials, self._keeper_elsewhere(), answer)
+                return stream, None
+            if alpn not in (tls.ALPN_PRESENT, tls.ALPN_BULK):
+                raise AuthError("It asked for no protocol of this port.")
+            peer = self._presented(stream)
+            return stream, peer if alpn == tls.ALPN_BULK else None
+        except BaseException:
+            stream.close()
+            raise
+
+    def _presented(self, stream: ssl.SSLSocket) -> Peer:
+        certificate = stream.getpeercert(binary_form=True)
+        if certificate is None:
+            raise AuthError("It showed no certificate.")
+        peer = verify_peer(certificate, self._credentials.ca_pem, self._credentials.peer.cluster)
+        try:
+            self._handler.presented(peer)
+        except KosError as error:
+            transfers.reply(stream, Outcome(error=to_wire(error)))
+            raise
+        transfers.reply(stream, Outcome())
+        return peer
+
+    def _joined(self, source: str, request: joining.JoinRequest) -> joining.JoinReply:
+        with self._lock:
+            allowed = self._joins.allow(source, time.monotonic())
+        if not allowed:
+            raise JoinError(f"More than {JOINS_LIMIT} joins came from {source} within {JOIN_WINDOW_S:.0f} s.", "Wait.")
+        return self._handler.join(request, source)
+
+    def _keeper_elsewhere(self) -> joining.Address | None:
+        keeper = self._handler.authority()
+        here = (self._address[0], self._address[1] - 1)
+        return None if keeper == here else keeper
+
+    @contextlib.contextmanager
+    def _followed(self, connection: socket.socket) -> Iterator[None]:
+        """Let `close` reach the connection: by a duplicate, as TLS takes the descriptor over."""
+        with connection.dup() as handle:
+            with self._lock:
+                self._open.add(handle)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._open.discard(handle)
+                connection.close()
+
+    def _no_longer_unproven(self, source: str) -> None:
+        with self._lock:
+            self._unproven[source] -= 1
+            if not self._unproven[source]:
+                del self._unproven[source]
+
+    def _drop(self, why: str) -> None:
+        with self._lock:
+            self.dropped += 1
+        _log.info("Bulk port: %s.", why.rstrip("."))
+
+
+class _JoinRate:
+    """Counts the joins of each source within a window. Used under its owner's lock."""
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def allow(self, source: str, now: float) -> bool:
+        times = self._times.setdefault(source, deque())
+        self._times.move_to_end(source)
+        while len(self._times) > SOURCES_LIMIT:
+            self._times.popitem(last=False)
+        while times and now - times[0] >= JOIN_WINDOW_S:
+            times.popleft()
+        if len(times) >= JOINS_LIMIT:
+            return False
+        times.append(now)
+        return True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTakenError(
+                f"Port {port} of {host}, the bulk port, is in use.",
+                "Choose another control port with --listen HOST:PORT; the bulk port is the next one.",
+            ) from None
+        raise UsageError(
+            f"This machine cannot listen on {host}:{port} ({error.strerror}).",
+            "Give an address of this machine with --listen HOST[:PORT].",
+        ) from None

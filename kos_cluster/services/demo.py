@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 from kos_cluster.errors import KosError, StateError, UsageError
 
@@ -35,6 +37,7 @@ COMMAND_TIMEOUT_S = 90
 KERNEL = "kos-demo"
 SUMMARY_TAG = "summary"
 EXIT_INTERRUPTED = 130
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def main() -> int:
@@ -42,7 +45,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         with temporary_home() as folder, local_cluster(NODES):
-            _print_summary(execute(NOTEBOOK, folder), sys.stdout.isatty())
+            _print_summary(execute(NOTEBOOK, folder))
     except KeyboardInterrupt:
         return _failed("interrupted; the cluster is stopped and nothing is left.", EXIT_INTERRUPTED)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -99,6 +102,7 @@ def execute(notebook: Path, folder: Path, cells: tuple[str, ...] = ()) -> Any:
         kernel_name=KERNEL,
         resources={"metadata": {"path": str(folder)}},
         on_cell_executed=_narrate,
+        config=_config(folder),
     )
     asyncio.run(client.async_execute())
     return document
@@ -110,6 +114,11 @@ def _write_kernel(folder: Path) -> None:
     spec.parent.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec.write_text(json.dumps({"argv": argv, "display_name": KERNEL, "language": "python"}))
+
+
+def _config(folder: Path) -> Config:
+    """Jupyter talks to the kernel through sockets in our private folder, not over TCP without encryption."""
+    return Config({"KernelManager": {"transport": "ipc", "ip": str(folder / "jupyter" / "k")}})
 
 
 def _narrate(cell: Any, cell_index: int, execute_reply: dict[str, Any]) -> None:
@@ -126,10 +135,9 @@ def text_of(cell: Any) -> str:
     return "\n".join(piece.rstrip() for piece in pieces if piece.strip())
 
 
-def _print_summary(document: Any, colour: bool) -> None:
+def _print_summary(document: Any) -> None:
     cell = next(cell for cell in document.cells if SUMMARY_TAG in cell.metadata.get("tags", []))
-    heading = "What ran where, and how long it took beside a serial run (the results are equal):"
-    print(f"\n\033[1m{heading}\033[0m" if colour and "NO_COLOR" not in os.environ else f"\n{heading}")
+    print("\nWhat ran where, and how long it took beside a serial run (the results are equal):")
     print(text_of(cell), flush=True)
 
 
@@ -146,7 +154,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 
 def _failed(sentence: str, code: int) -> int:
-    print(f"demo: {sentence}", file=sys.stderr)
+    print(f"demo: {_COLOURS.sub('', sentence)}", file=sys.stderr)
     return code
 
 

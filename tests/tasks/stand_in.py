@@ -11,6 +11,7 @@ import os
 import pickle
 import queue
 import secrets
+import signal
 import struct
 import subprocess
 import sys
@@ -42,6 +43,11 @@ class StandIn:
         self.jobs.append(job)
         return job
 
+    def stop(self) -> None:
+        """End what still runs."""
+        for job in self.jobs:
+            job.stop()
+
 
 class StandInJob:
     def __init__(self, id_: str, spec: JobSpec, folder: Path) -> None:
@@ -51,8 +57,12 @@ class StandInJob:
         self._waiting: queue.SimpleQueue[tuple[int, bytes, Future] | None] = queue.SimpleQueue()
         self._states: dict[int, TaskState] = {}
         self._cancelled = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._workers: list[subprocess.Popen[bytes]] = []
         for number in range(min(WORKERS, spec.options.max_parallel or WORKERS)):
-            threading.Thread(target=self._serve, args=(f"n{number}",), daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(f"n{number}",), daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def add(self, payload: bytes) -> Future:
         index = self._count
@@ -65,12 +75,25 @@ class StandInJob:
     def cancel(self) -> None:
         self._cancelled.set()
 
+    @property
+    def was_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
     def close(self) -> None:
         self._waiting.put(None)
 
+    def stop(self) -> None:
+        self.close()
+        for worker in self._workers:
+            os.killpg(worker.pid, signal.SIGKILL)
+        for thread in self._threads:
+            thread.join()
+
     def _drop(self, index: int, future: Future) -> None:
-        self._states[index] = TaskState.CANCELLED
-        future.settle(None)
+        """A task that runs goes on here, which a mesh would take for a node that does not answer."""
+        if self._states[index] is TaskState.WAITING:
+            self._states[index] = TaskState.CANCELLED
+            future.settle(None)
 
     def _story(self, index: int) -> Story:
         return Story(f"{self.id}.{index}", "", self._states[index], ())
@@ -88,15 +111,23 @@ class StandInJob:
             future.settle(_ask(worker, self.id, index, payload))
         self._waiting.put(None)
         if worker is not None:
-            worker.stdin.close()  # type: ignore[union-attr]
-            worker.wait()
+            with worker:
+                self._workers.remove(worker)
 
     def _start(self, node: str) -> subprocess.Popen[bytes]:
         workspaces = self._folder / f"{node}-{secrets.token_hex(4)}"
         set_up = pickle.dumps((self.spec.environment, dict(self.spec.parts), self.spec.fn, node, workspaces))
         words = [sys.executable, "-P", os.path.abspath(__file__)]
         # A worker's environment is its node's, not the script's.
-        worker = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_node_environ(), cwd="/")
+        worker = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_node_environ(),
+            cwd="/",
+            process_group=0,
+        )
+        self._workers.append(worker)
         _put(worker.stdin, set_up)  # type: ignore[arg-type]
         return worker
 

@@ -77,6 +77,8 @@ class LineBar:
 
 def state(summary: JobSummary) -> str:
     """What a running job is doing."""
+    if summary.total == 1:
+        return f"running on {_nodes(summary)}" if summary.running else f"waiting, for {_nodes(summary)}"
     failed = f", {summary.failed} failed" if summary.failed else ""
     return f"{summary.done}/{summary.total} done{failed}, {summary.running} running on {_nodes(summary)}"
 
@@ -99,9 +101,13 @@ def _ended(summary: JobSummary) -> float:
 
 
 def _text_bar(summary: JobSummary) -> str:
+    if summary.total == 1:
+        return "kos:"
     filled = round(BAR_CHARACTERS * _ended(summary))
     return f"[{'#' * filled}{'.' * (BAR_CHARACTERS - filled)}]"
 
 
 def _html_bar(summary: JobSummary) -> str:
-    return f'<progress value="{_ended(summary):.4f}" style="width:20em"></progress> {html.escape(state(summary))}'
+    # Of a single task there is nothing to measure: a bar without a value only shows that something goes on.
+    value = "" if summary.total == 1 else f' value="{_ended(summary):.4f}"'
+    return f'<progress{value} style="width:20em"></progress> {html.escape(state(summary))}'

@@ -103,7 +103,7 @@ class _Travel:
         self._cell = cell
         self._names = names
         self._modules = set(modules)
-        self._sent: dict[int, Any] = {}  # memo position -> object, of the parcel that was sent
+        self._packing = Packing(namespace)  # of what was sent; knows the objects that an answer refers to
 
     def single(self, options: dict[str, Any], retries: int) -> None:
         remote = self._pack(self._names, value_back=False)
@@ -126,10 +126,8 @@ class _Travel:
             self._namespace[out] = values
 
     def _pack(self, names: Iterable[str], value_back: bool) -> RemoteCell:
-        packing = Packing(self._namespace)
-        packing.add_all(names)
-        parcel = packing.parcel()
-        self._sent = packing.objects()
+        self._packing.add_all(names)
+        parcel = self._packing.parcel()
         return RemoteCell(self._cell, parcel, value_back, _imports(self._modules | parcel.modules))
 
     def _pack_items(self, items: Iterable[Any]) -> tuple[list[Parcel], list[str]]:
@@ -144,7 +142,8 @@ class _Travel:
         return packed, list(wanted)
 
     def _open(self, answer: Answer) -> Unpacking:
-        known = [self._sent[position] for position in answer.known]
+        objects = self._packing.objects() if answer.known else {}
+        known = [objects[position] for position in answer.known]
         return Unpacking(answer.parcel, self._namespace, known, lenient=True)
 
     def _value(self, index: int, answer: Answer) -> Any:

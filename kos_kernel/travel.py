@@ -112,7 +112,7 @@ class _Counting(io.RawIOBase):
 
 
 class Packing:
-    """One parcel in the making. `objects` afterwards maps each memo position to the object there."""
+    """One parcel in the making."""
 
     def __init__(self, namespace: dict[str, Any], known: Sequence[Any] = (), limit: int = LIMIT_BYTES) -> None:
         self._limit = limit
@@ -123,6 +123,7 @@ class Packing:
         self._file.write(_prelude(len(known)))
         self._pickler.memo = {id(obj): (position, obj) for position, obj in enumerate(known)}
         self.sizes: dict[str, int] = {}
+        self._objects: dict[int, Any] | None = None
 
     def add(self, name: str, value: Any) -> None:
         """Raises NotPicklableError when it can't travel; the packing is then of no further use."""
@@ -170,7 +171,10 @@ class Packing:
         return list(self._pickler.wanted)
 
     def objects(self) -> dict[int, Any]:
-        return dict(self._pickler.memo.copy().values())
+        """Each memo position's object."""
+        if self._objects is None:
+            self._objects = dict(self._pickler.memo.copy().values())
+        return self._objects
 
 
 class Unpacking:

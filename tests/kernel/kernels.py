@@ -26,12 +26,22 @@ class Cell:
             content["text"] for kind, content in self.messages if kind == "stream" and content["name"] == name
         )
 
+    def progress(self) -> list[tuple[str, dict[str, Any]]]:
+        """The messages of the progress display."""
+        return [
+            (kind, content)
+            for kind, content in self.messages
+            if content.get("transient", {}).get("display_id", "").startswith("kos-")
+        ]
+
     def shown(self) -> list[str]:
-        """All outputs in order: prints as they are, displays as their plain text, errors as their shown lines."""
+        """All outputs but progress, in order: prints as they are, displays as plain text, errors as their lines."""
         parts: list[str] = []
         for kind, content in self.messages:
             if kind == "stream":
                 parts.append(content["text"])
+            elif content.get("transient", {}).get("display_id", "").startswith("kos-"):
+                continue  # the progress, which comes when a machine is slow
             elif kind in ("display_data", "execute_result", "update_display_data"):
                 parts.append(f"[{kind}] {content['data'].get('text/plain', '')}")
             elif kind == "error":

@@ -163,7 +163,7 @@ def test_over_runs_once_for_each_element(notebook: Kernel) -> None:
 
 
 def test_an_element_that_fails_assigns_nothing(notebook: Kernel) -> None:
-    ok(notebook.run("out = 'before'"))
+    ok(notebook.run("out, numbers = 'before', list(range(20))"))
     cell = notebook.run("%%kos run --distribute --over numbers --out out\n1 / (item - 5)")
     assert cell.error["ename"] == "ZeroDivisionError"
     assert notebook.value("out") == "before"
@@ -207,6 +207,44 @@ def test_an_interrupt_stops_the_remote_work_at_once(notebook: Kernel, tmp_path: 
         assert time.monotonic() - began < STOPPED_WITHIN_S
         time.sleep(0.01)
     assert notebook.value("1 + 1") == "2"
+
+
+def test_a_cell_whose_worker_dies_is_not_run_again(notebook: Kernel, tmp_path: Any) -> None:
+    path = tmp_path / "runs"
+    ok(notebook.run(f"path = {str(path)!r}"))
+    cell = notebook.run("%%kos run --distribute\nimport os\nopen(path, 'a').write('x')\nos.kill(os.getpid(), 9)")
+    assert cell.error["ename"] == "TaskLostError"
+    assert len(cell.error["traceback"]) == 1
+    assert path.read_text() == "x"
+
+
+def test_modules_beside_the_notebook_travel(notebook: Kernel, tmp_path: Any) -> None:
+    (tmp_path / "beside.py").write_text("def seven():\n    return 7\nclass Thing:\n    pass\n")
+    ok(notebook.run(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport beside\nthing = beside.Thing()"))
+    ok(notebook.run("%%kos run --distribute\nimport beside\nthing.value = beside.seven()"))
+    assert notebook.value("thing.value, type(thing) is beside.Thing") == "7 True"
+
+
+def test_a_package_that_the_node_lacks_is_named(notebook: Kernel) -> None:
+    cell = notebook.run("%%kos run --distribute\nimport no_such_package_here")
+    assert cell.error["ename"] == "ModuleNotFoundError"
+    assert "on node" in cell.error["evalue"]
+    assert "pip install no_such_package_here" in cell.error["evalue"]
+
+
+def test_remote_output_lands_in_the_cell_that_submitted_it(notebook: Kernel, tmp_path: Any) -> None:
+    path = tmp_path / "go"
+    ok(
+        notebook.run(
+            "import kos_cluster, time, os\ndef speak(path, word):\n  while not os.path.exists(path): time.sleep(0.01)\n"
+            "  print(word)\ncluster = kos_cluster.connect()"
+        )
+    )
+    first = ok(notebook.run(f"one = cluster.submit(speak, {str(path)!r}, 'first')"))
+    second = ok(notebook.run(f"two = cluster.submit(speak, {str(path)!r}, 'second')"))
+    third = ok(notebook.run(f"open({str(path)!r}, 'w')\none.result(), two.result()"))
+    notebook.wait(lambda: bool(first.text() and second.text()))
+    assert (first.text(), second.text(), third.text()) == ("first\n", "second\n", "")
 
 
 def test_listings_print_the_commands_table(notebook: Kernel) -> None:

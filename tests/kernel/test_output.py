@@ -85,18 +85,18 @@ def test_progress_is_one_display_that_ends_as_a_line(sinks: Any) -> None:
         "e = JobSummary('j', 'n', 'u', total=8, done=8, failed=0, running=0, since_s=0, nodes=('n1', 'n2'))\n"
         "in_thread(('progress', s), ('progress', s), ('finished', e))"
     )
-    kinds = [kind for kind, _ in cell.messages if kind != "execute_input"]
-    assert kinds == ["display_data", "update_display_data", "update_display_data"]
-    assert len({content["transient"]["display_id"] for kind, content in cell.messages if "display" in kind}) == 1
-    assert "2/8 done, 2 running on n1, n2" in cell.shown()[0]
-    assert "kos: 8 tasks on n1, n2 in 2.0 s" in cell.shown()[-1]
+    assert [kind for kind, _ in cell.progress()] == ["display_data", "update_display_data", "update_display_data"]
+    texts = [content["data"]["text/plain"] for _, content in cell.progress()]
+    assert "2/8 done, 2 running on n1, n2" in texts[0]
+    assert "kos: 8 tasks on n1, n2 in 2.0 s" in texts[-1]
+    assert len({content["transient"]["display_id"] for _, content in cell.progress()}) == 1
 
 
 def test_a_job_that_ends_soon_shows_no_progress(sinks: Any) -> None:
     cell = sinks.run(
         "sink = output.default_sink()\nin_thread(('finished', JobSummary('j', 'n', 'u', 1, 1, 0, 0, since_s=0)))"
     )
-    assert cell.shown() == []
+    assert cell.progress() == []
 
 
 def test_a_character_split_between_messages_is_one(capsys: pytest.CaptureFixture[str]) -> None:

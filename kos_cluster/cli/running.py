@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kos_cluster.cli.console import Console
-from kos_cluster.errors import UsageError
+from kos_cluster.core.records import MemberState
+from kos_cluster.errors import NoSuchNodeError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
+    from kos_cluster import Cluster
     from kos_cluster.cli.progress import TerminalSink
 
 
@@ -33,6 +35,7 @@ def exec_(parsed: argparse.Namespace, console: Console) -> int:
 
     command = parsed.argv[0] if len(parsed.argv) == 1 else parsed.argv
     cluster = kos.connect(parsed.cluster)
+    _check_node(cluster, parsed.node)
     return _streamed(console, lambda sink: launching.run_command(cluster, command, on=parsed.node, sink=sink))
 
 
@@ -44,6 +47,7 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
     from kos_cluster.tasks import launching
 
     cluster = kos.connect(parsed.cluster)
+    _check_node(cluster, parsed.on)
     options: dict[str, Any] = {name: getattr(parsed, name) for name in ("on", "cpus", "memory", "timeout")}
     options |= {"retries": parsed.retries or 0, "env": env}  # by default it runs once, since its output would repeat
 
@@ -80,6 +84,15 @@ def _check(parsed: argparse.Namespace) -> None:
         raise UsageError("Nothing to run was given.", "Type for example: kos run --distribute script.py")
     if parsed.no_redirect and not parsed.distribute:
         raise UsageError("--no-redirect only means something with --distribute.", "Leave it out, or add --distribute.")
+
+
+def _check_node(cluster: Cluster, name: str) -> None:
+    """Raises NoSuchNodeError, or UnreachableError for one that is dead or has left, before anything is sent."""
+    states = {node["name"]: node["state"] for node in cluster.nodes()} if name else {}
+    if name and name not in states:
+        raise NoSuchNodeError(f"No node {name!r} is in cluster {cluster.name!r}.", f"Its nodes: {', '.join(states)}.")
+    if states.get(name) in (MemberState.DEAD, MemberState.LEFT):
+        raise UnreachableError(f"Node {name} is {states[name]}.", "Type 'kos nodes' for those that are alive.")
 
 
 def _streamed(console: Console, work: Callable[[TerminalSink], int]) -> int:

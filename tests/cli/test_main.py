@@ -137,7 +137,7 @@ def test_reports_are_bounded_and_hold_no_token(home: Path, monkeypatch: pytest.M
     for number in range(CRASH_REPORTS_LIMIT + 5):
         (folder / f"2020-{number:02}.txt").write_text("old")
     failing_with(monkeypatch, ZeroDivisionError())
-    monkeypatch.setattr("kos_cluster.cli.forming.join_", looking.nodes_, raising=False)
+    monkeypatch.setattr("kos_cluster.cli.members.join_", looking.nodes_)
     ending("cluster", "join", "lab", "desk", "--token=KOS1.aa.bb.cc")
     reports = sorted(folder.iterdir())
     assert len(reports) == CRASH_REPORTS_LIMIT

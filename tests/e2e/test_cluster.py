@@ -245,7 +245,6 @@ def test_joining_wrongly_leaves_nothing(lab: Lab, machine: Any) -> None:
         ((f"lab {lab.address}"), 2, "KOS_TOKEN"),
         ((f"lab 127.0.0.1:{free_port()} --token {token}"), 4, "127.0.0.1"),
         ((f"lab {lab.address} --token {token} --listen {lab.address}"), 8, str(lab.port)),
-        ((f"lab {lab.address} --token {token} --listen 127.0.0.1:{free_port()} --name desk"), 7, "desk"),
     ]
     for words, code, mentions in attempts:
         done = machine.kos("cluster", "join", *words.split())
@@ -253,6 +252,19 @@ def test_joining_wrongly_leaves_nothing(lab: Lab, machine: Any) -> None:
         assert mentions in done.stderr
         assert machine.processes() == []
         assert not (machine.home / "clusters").exists() or not os.listdir(machine.home / "clusters")
+
+
+def test_a_name_that_is_taken_is_said_and_another_given(lab: Lab, machine: Any) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    done = machine.kos(
+        "cluster", "join", "lab", lab.address, "--token", lab.token(), "--listen", listen, "--name", "desk"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "desk is taken" in done.stderr
+    (name,) = os.listdir(machine.home / "clusters" / "lab" / "nodes")
+    assert name != "desk"
+    assert f"its node {name}" in done.stdout
+    machine.ok("cluster", "leave")
 
 
 def test_an_expired_token_is_refused(lab: Lab, machine: Any, until: Callable[..., Any]) -> None:

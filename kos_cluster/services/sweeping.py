@@ -94,15 +94,12 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _kill_groups(pids: Iterable[int]) -> None:
-    """SIGKILL the groups of these processes; never our own group, where they die alone."""
+def _kill_groups(pids: Sequence[int]) -> None:
+    """SIGKILL these processes, with the whole group of each that leads one: others' groups may hold other programs."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            group = os.getpgid(pid)
-            if group == os.getpgrp():
-                os.kill(pid, signal.SIGKILL)
-            else:
-                os.killpg(group, signal.SIGKILL)
+            kill = os.killpg if os.getpgid(pid) == pid else os.kill
+            kill(pid, signal.SIGKILL)
 
 
 def _wait_gone(pids: Iterable[int], timeout_s: float) -> list[int]:

@@ -288,8 +288,14 @@ def test_down_and_up_keep_membership(lab: Lab, member: Any, until: Callable[...,
     until(lambda: alive(lab.founder, 2), "both nodes are alive")
     member.ok("down")
     until(lambda: alive(lab.founder, 1), "the stopped node is known to be dead")
+    foreground = member.start("node")
+    until(lambda: alive(lab.founder, 2), "it is back, in the foreground")
+    assert "runs already" in member.kos("node").stderr
+    foreground.send_signal(signal.SIGTERM)
+    foreground.communicate(timeout=20)
+    assert foreground.returncode == 0
     assert "rack1" in member.ok("up")
-    until(lambda: alive(lab.founder, 2), "it is back")
+    until(lambda: alive(lab.founder, 2), "it is back in the background")
 
 
 def test_leave_is_for_good(lab: Lab, machine: Any, until: Callable[..., Any]) -> None:

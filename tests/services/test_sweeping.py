@@ -73,6 +73,18 @@ def test_sweep_ends_what_belongs_and_nothing_else(cluster: ClusterHome, spawned:
     assert sweeping.sweep(cluster) == 0
 
 
+def test_sweep_spares_a_group_that_only_holds_what_belongs(
+    cluster: ClusterHome, spawned: list[subprocess.Popen[bytes]]
+) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", STUBBORN], process_group=0)
+    environ = os.environ | {"KOS_RUN": str(cluster.run("desk"))}
+    belonging = subprocess.Popen([sys.executable, "-c", STUBBORN], env=environ, process_group=bystander.pid)
+    spawned += [bystander, belonging]
+    assert sweeping.sweep(cluster) == 1
+    assert belonging.wait(5) == -signal.SIGKILL
+    assert bystander.poll() is None
+
+
 def test_a_reused_pid_in_ready_json_is_not_taken_for_the_daemon(
     cluster: ClusterHome, spawned: list[subprocess.Popen[bytes]]
 ) -> None:

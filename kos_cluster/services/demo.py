@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -42,7 +42,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 def main() -> int:
     """Run the demo; 0 when every cell ran and its checks held."""
-    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         with temporary_home() as folder, local_cluster(NODES):
             _print_summary(execute(NOTEBOOK, folder))
@@ -104,8 +104,26 @@ def execute(notebook: Path, folder: Path, cells: tuple[str, ...] = ()) -> Any:
         on_cell_executed=_narrate,
         config=_config(folder),
     )
-    asyncio.run(client.async_execute())
+    with asyncio.Runner(loop_factory=_SignalFreeLoop) as runner:
+        runner.run(_executed(client))
     return document
+
+
+class _SignalFreeLoop(asyncio.SelectorEventLoop):
+    """Refuses signal handlers, as a loop outside the main thread would: nbclient's break off its own clean-up."""
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+        raise RuntimeError("signals are handled by the runner, which cancels the execution")
+
+
+async def _executed(client: NotebookClient) -> None:
+    try:
+        await client.async_execute()
+    except DeadKernelError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # nbclient takes its own cancelling for the kernel's death
+            raise asyncio.CancelledError from None
+        raise
 
 
 def _write_kernel(folder: Path) -> None:
@@ -149,8 +167,8 @@ def _kos(*words: str) -> None:
         raise StateError(f"'kos {' '.join(words)}' failed ({done.returncode}): {done.stderr.strip()}")
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 def _failed(sentence: str, code: int) -> int:

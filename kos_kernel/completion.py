@@ -1,8 +1,7 @@
 """Tab completion of `%kos`: sub-commands and options from the grammar, node names from the cluster.
 
-Rules: completing never blocks longer than `NODES_WAIT_S` and never shows an error: without an answer in time there
-are no node names. Node names are asked for in a thread, at most one at a time, and kept for `NODES_KEPT_S`. It never
-starts a connection in a process that has none: asking the cluster's nodes needs what `kos.connect` gives.
+Rules: completing never blocks longer than `NODES_WAIT_S` and never shows an error: without an answer in time there are
+no node names. Node names are asked for in a thread, at most one at a time, and kept for `NODES_KEPT_S`.
 """
 
 from __future__ import annotations

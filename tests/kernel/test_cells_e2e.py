@@ -162,6 +162,18 @@ def test_over_runs_once_for_each_element(notebook: Kernel) -> None:
     )
 
 
+def test_over_nothing_gives_an_empty_list(notebook: Kernel) -> None:
+    ok(notebook.run("nothing = ()"))
+    ok(notebook.run("%%kos run --distribute --over nothing --out results\nitem"))
+    assert notebook.value("results") == "[]"
+
+
+def test_a_value_that_cannot_come_back_is_told_by_its_element(notebook: Kernel) -> None:
+    cell = notebook.run("%%kos run --distribute --over numbers --out out\n(c for c in 'ab') if item == 2 else item")
+    assert "element 2" in cell.error["evalue"]
+    assert "generator" in cell.error["evalue"]
+
+
 def test_an_element_that_fails_assigns_nothing(notebook: Kernel) -> None:
     ok(notebook.run("out, numbers = 'before', list(range(20))"))
     cell = notebook.run("%%kos run --distribute --over numbers --out out\n1 / (item - 5)")

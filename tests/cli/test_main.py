@@ -144,6 +144,15 @@ def test_reports_are_bounded_and_hold_no_token(home: Path, monkeypatch: pytest.M
     assert "KOS1" not in reports[-1].read_text()
 
 
+def test_a_cluster_that_no_beacon_tells_of_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kos_cluster.cli.members.BEACON_TIMEOUT_S", 0.05)
+    token = f"KOS1.{'0' * 64}.{'1' * 12}.{'2' * 32}"
+    code, out, err = ending("cluster", "join", "attic", "--token", token)
+    assert (code, out) == (4, "")
+    assert "'attic' was heard" in err
+    assert "kos cluster join attic HOST" in err
+
+
 def test_an_interrupt_is_130(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_with(monkeypatch, KeyboardInterrupt())
     assert ending("nodes") == (EXIT_INTERRUPTED, "", "kos: interrupted.\n")

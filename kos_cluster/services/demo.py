@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVarTuple
 
 import nbformat
 from nbclient import NotebookClient
@@ -37,6 +37,7 @@ COMMAND_TIMEOUT_S = 90
 KERNEL = "kos-demo"
 SUMMARY_TAG = "summary"
 EXIT_INTERRUPTED = 130
+_Arguments = TypeVarTuple("_Arguments")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -112,7 +113,7 @@ def execute(notebook: Path, folder: Path, cells: tuple[str, ...] = ()) -> Any:
 class _SignalFreeLoop(asyncio.SelectorEventLoop):
     """Refuses signal handlers, as a loop outside the main thread would: nbclient's break off its own clean-up."""
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[[*_Arguments], Any], *args: *_Arguments) -> None:
         raise RuntimeError("signals are handled by the runner, which cancels the execution")
 
 

@@ -73,26 +73,29 @@ class TerminalSink:
                 self._console.note(summary_line(self._last, took_s))
 
     def _show(self, summary: JobSummary) -> None:
-        where = f"{summary.name} on {', '.join(summary.nodes) or 'no node yet'}"
+        counted = (
+            f" {summary.done}/{summary.total}" if summary.total > 1 else ""
+        )  # of one task there is nothing to count
+        took = ago(self._clock() - self._began_s)
+        text = f"{summary.name} on {', '.join(summary.nodes) or 'no node yet'}{counted}, {took}"
         if self._bar is None:
             from rich.console import Console as RichConsole
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
             bar = Progress(
-                *columns,
-                TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
                 console=RichConsole(file=self._console.err),
                 transient=True,
                 auto_refresh=False,
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            self._bar = bar, bar.add_task(where, total=None)
+            self._bar = bar, bar.add_task(text, total=None)
             bar.start()
         bar, shown = self._bar
-        total = summary.total if summary.total > 1 else None  # of a single task there is nothing to measure
-        bar.update(shown, description=where, completed=summary.done, total=total, refresh=True)
+        total = summary.total if summary.total > 1 else None
+        bar.update(shown, description=text, completed=summary.done, total=total, refresh=True)
 
     def _hide(self) -> None:
         if self._bar is not None:

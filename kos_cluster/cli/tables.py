@@ -41,7 +41,7 @@ def draw(columns: Sequence[Column], rows: Sequence[Sequence[str]], out: TextIO) 
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.heading, justify="right" if column.right else "left")
+        table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
     Console(file=out, highlight=False).print(table)

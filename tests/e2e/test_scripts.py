@@ -1,0 +1,193 @@
+"""Scripts across a real cluster: what they see, what comes back, and how they are stopped."""
+
+from __future__ import annotations
+
+import signal
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def folder(local: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder that commands are typed in, fresh for each test."""
+    place = tmp_path / "work"
+    place.mkdir()
+    monkeypatch.setattr(local, "work", place)
+    return place
+
+
+def write(folder: Path, name: str, source: str) -> None:
+    (folder / name).write_text(textwrap.dedent(source))
+
+
+def test_a_script_and_its_tasks_bring_their_files_back(local: Any, folder: Path) -> None:
+    write(folder, "helper.py", "def triple(x):\n    return 3 * x\n")
+    write(
+        folder,
+        "script.py",
+        """
+        import argparse, os, sys, time
+        from concurrent.futures import ProcessPoolExecutor
+        from helper import triple
+
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--count", type=int, required=True)
+        table = None
+
+        def prepare(offset):
+            global table
+            table = {i: triple(i) + offset for i in range(100)}
+
+        def work(i):
+            time.sleep(0.1)
+            with open(f"part{i}.txt", "w") as file:
+                file.write(open("params.txt").read() + os.environ["KOS_NODE"])
+            return table[i]
+
+        if __name__ == "__main__":
+            given = parser.parse_args()
+            open("params.txt", "w").write("from ")
+            with ProcessPoolExecutor(initializer=prepare, initargs=(1000,)) as pool:
+                print(list(pool.map(work, range(given.count))))
+            print(sorted(name for name in os.listdir(".")), repr(sys.stdin.read()))
+            sys.exit(3)
+        """,
+    )
+    done = local.kos("run", "--distribute", "script.py", "--count", "8")
+    assert done.returncode == 3, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == str([3 * i + 1000 for i in range(8)])
+    assert second.endswith(" ''")
+    nodes = {(folder / f"part{i}.txt").read_text() for i in range(8)}
+    assert nodes == {"from node1", "from node2"}
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["helper.py", "script.py", "params.txt", *(f"part{i}.txt" for i in range(8))]
+    )
+
+
+def test_without_redirect_the_pool_stays_where_the_script_is(local: Any, folder: Path) -> None:
+    write(
+        folder,
+        "script.py",
+        """
+        import os
+        from concurrent.futures import ProcessPoolExecutor
+
+        def where(_):
+            return os.environ["KOS_NODE"]
+
+        if __name__ == "__main__":
+            with ProcessPoolExecutor(2) as pool:
+                print(len(set(pool.map(where, range(8)))), ProcessPoolExecutor.__module__)
+        """,
+    )
+    assert local.ok("run", "--distribute", "--no-redirect", "script.py") == "1 concurrent.futures.process\n"
+
+
+def test_a_traceback_looks_as_under_plain_python(local: Any, folder: Path) -> None:
+    write(folder, "script.py", "def inner():\n    1 / 0\n\ninner()\n")
+    done = local.kos("run", "--distribute", "script.py")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("kos:")]
+    assert done.returncode == 1
+    assert lines[0] == "Traceback (most recent call last):"
+    assert 'script.py", line 4, in <module>' in lines[1]
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert "kos_cluster" not in done.stderr
+
+
+def test_a_file_changed_on_both_sides_comes_back_beside(
+    local: Any, folder: Path, until: Callable[..., Any], tmp_path: Path
+) -> None:
+    flags = tmp_path / "flags"
+    flags.mkdir()
+    write(folder, "log.txt", "old")
+    write(
+        folder,
+        "script.py",
+        f"""
+        import os, time
+        open({str(flags / "started")!r}, "w").close()
+        while not os.path.exists({str(flags / "go")!r}):
+            time.sleep(0.02)
+        open("log.txt", "w").write("theirs")
+        os.unlink("keep.txt")
+        """,
+    )
+    write(folder, "keep.txt", "kept")
+    running = local.start("run", "--distribute", "script.py")
+    until((flags / "started").exists, "the script runs")
+    write(folder, "log.txt", "mine")
+    (flags / "go").touch()
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 0, err
+    (copy,) = folder.glob("log.kos-conflict-*.txt")
+    assert ((folder / "log.txt").read_text(), copy.read_text()) == ("mine", "theirs")
+    assert copy.name in err
+    assert (folder / "keep.txt").read_text() == "kept"  # deletions never come back
+
+
+def test_an_interrupt_stops_the_script_and_its_tasks(
+    local: Any, folder: Path, until: Callable[..., Any], tmp_path: Path
+) -> None:
+    flags = tmp_path / "flags"
+    flags.mkdir()
+    write(
+        folder,
+        "script.py",
+        f"""
+        import os, time
+        from concurrent.futures import ProcessPoolExecutor
+
+        def flag(name):
+            open(os.path.join({str(flags)!r}, name), "w").close()
+
+        def stay(who):
+            flag(f"{{who}} runs")
+            try:
+                time.sleep(60)
+            finally:
+                flag(f"{{who}} ended")
+
+        if __name__ == "__main__":
+            with ProcessPoolExecutor() as pool:
+                pool.submit(stay, "task")
+                stay("script")
+        """,
+    )
+    running = local.start("run", "--distribute", "script.py")
+    until(lambda: (flags / "task runs").exists() and (flags / "script runs").exists(), "the script and its task run")
+    running.send_signal(signal.SIGINT)
+    until(lambda: (flags / "task ended").exists() and (flags / "script ended").exists(), "both were stopped", 10.0)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130, err
+    assert local.ok("run", "echo", "next") == "next\n"
+
+
+def test_what_cannot_run_is_said_before_anything_is_sent(local: Any, folder: Path) -> None:
+    missing = local.kos("run", "--distribute", "nowhere.py")
+    assert missing.returncode == 2
+    assert "nowhere.py" in missing.stderr
+    write(folder.parent, "outside.py", "")
+    outside = local.kos("run", "--distribute", "../outside.py")
+    assert outside.returncode == 2
+    assert "only that folder is sent" in outside.stderr
+    write(folder, "script.py", "")
+    with (folder / "huge.bin").open("wb") as file:
+        file.truncate(101 << 20)
+    large = local.kos("run", "--distribute", "script.py")
+    assert large.returncode == 10
+    assert "huge.bin (101.0 MiB)" in large.stderr
+    write(folder, ".kosignore", "*.bin\n")
+    assert local.kos("run", "--distribute", "script.py").returncode == 0
+
+
+def test_commands_pass_their_exit_code_through(local: Any, folder: Path) -> None:
+    done = local.kos("cluster", "exec", "node2", "echo out; echo err >&2; echo $KOS_NODE; exit 5")
+    assert (done.returncode, done.stdout) == (5, "out\nnode2\n")
+    assert "err\n" in done.stderr
+    assert local.kos("run", "no-such-command").returncode == 127
+    assert local.kos("run", "--on", "node1", "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL

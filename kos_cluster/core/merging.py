@@ -30,7 +30,7 @@ LINK = stat.S_IFLNK | 0o777
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One file, folder or symbolic link. `mode` is one of the four above: who may read what is each machine's affair."""
+    """One file, folder or symbolic link. `mode` is one of the four above: reading rights stay each machine's own."""
 
     sha256: str  # hex, of a file's content; empty for the others
     size: int

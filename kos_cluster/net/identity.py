@@ -8,6 +8,7 @@ Private keys are written 0600 and leave the process in no other way.
 from __future__ import annotations
 
 import datetime
+import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,7 +218,10 @@ def _curve_key(extensions: x509.Extensions) -> bytes:
     key = _private_extension(extensions, CURVE_KEY_OID)
     if len(key) != CURVE_KEY_BYTES:
         raise ValueError("its CURVE key has a wrong length")
-    z85.decode(key)
+    try:
+        z85.decode(key)
+    except (KeyError, struct.error):
+        raise ValueError("its CURVE key is not Z85 text") from None
     return key
 
 

@@ -180,7 +180,10 @@ def _verified_opening(stream: ssl.SSLSocket, host: str, port: int, token: JoinTo
 
 def _asked(keys: Keys, challenge: bytes) -> Asked:
     secret = X25519PrivateKey.from_private_bytes(z85.decode(keys.curve_secret))
-    shared = secret.exchange(X25519PublicKey.from_public_bytes(challenge))
+    try:
+        shared = secret.exchange(X25519PublicKey.from_public_bytes(challenge))
+    except ValueError as error:
+        raise ProtocolError(f"The node opened the join exchange with a bad key ({error}).") from None
     return Asked(keys.request_pem, _proof(shared, keys.request_pem))
 
 

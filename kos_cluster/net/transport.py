@@ -80,13 +80,14 @@ class Server:
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.router_mandatory = True
         self._socket = socket
-        self._monitor = _Monitor(socket, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        self._strangers = _Strangers()
+        self._monitor = _Monitor(socket, _Strangers.EVENTS, self._strangers.happened)
         self._reader = _Reader(socket, self._receive)
 
     @property
     def dropped(self) -> int:
         """Messages and connections refused so far: malformed, oversized, too many frames, not admitted."""
-        return self._malformed + self._gate.denied + self._monitor.seen
+        return self._malformed + self._strangers.gone
 
     def bind(self, host: str, port: int) -> None:
         """Listen. Raises PortTakenError, or UsageError when the address is not one of this machine."""
@@ -194,7 +195,7 @@ class Link:
         self._monitor.close()
         self._socket.close()
 
-    def _happened(self, event: int) -> None:
+    def _happened(self, event: int, value: int) -> None:
         state = _STATE_AFTER[event]
         if state != self.state and not (self.state == "refused" and state == "down"):
             self.state = state
@@ -265,11 +266,34 @@ class _Reader:
                 self._schedule()
 
 
-class _Monitor:
-    """Follows a socket's connection events in the loop; counts them, and tells them on."""
+class _Strangers:
+    """Counts the connections that end without having got through the handshake.
 
-    def __init__(self, socket: zmq.Socket[bytes], events: int, tell: Callable[[int], None] | None = None) -> None:
-        self.seen = 0
+    ZeroMQ does not say which connection has got through; it is taken to be the newest one, as strangers linger. A wrong
+    guess counts later, when the other one ends.
+    """
+
+    EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+    def __init__(self) -> None:
+        self.gone = 0
+        self._waiting: dict[int, None] = {}  # descriptors, in the order of their coming
+
+    def happened(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            self._waiting[value] = None
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if self._waiting:
+                self._waiting.popitem()
+        elif value in self._waiting:
+            del self._waiting[value]
+            self.gone += 1
+
+
+class _Monitor:
+    """Tells a socket's connection events in the loop."""
+
+    def __init__(self, socket: zmq.Socket[bytes], events: int, tell: Callable[[int, int], None]) -> None:
         self._watched = socket
         self._tell = tell
         self._socket = socket.get_monitor_socket(events)
@@ -277,16 +301,16 @@ class _Monitor:
 
     def close(self) -> None:
         self._reader.close()
-        self._watched.disable_monitor()
+        if not self._socket.closed:
+            self._watched.disable_monitor()
+            self._socket.close(linger=0)
 
     def _receive(self) -> bool:
         try:
-            event = parse_monitor_message(self._socket.recv_multipart(zmq.NOBLOCK))["event"]
+            told = parse_monitor_message(self._socket.recv_multipart(zmq.NOBLOCK))
         except zmq.Again:
             return False
-        self.seen += 1
-        if self._tell is not None and event != zmq.EVENT_MONITOR_STOPPED:
-            self._tell(event)
+        self._tell(told["event"], told["value"])
         return True
 
 

@@ -27,7 +27,6 @@ class Gate:
     """Answers ZeroMQ's question about each new connection of a context."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], admitted: Admitted) -> None:
-        self.denied = 0
         self._admitted = admitted
         self._loop = asyncio.get_running_loop()
         self._socket = context.socket(zmq.REP)
@@ -59,7 +58,6 @@ class Gate:
         key = _curve_key(request)
         if key is not None and self._admitted.get(key) is not None:
             return [_VERSION, request_id, b"200", b"OK", key, b""]
-        self.denied += 1
         _log.info("Denied a connection: its key has not been presented with a certificate.")
         return [_VERSION, request_id, b"400", b"Present a certificate first", b"", b""]
 

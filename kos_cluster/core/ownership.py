@@ -596,9 +596,11 @@ class Ownership:
             return
         wanted = range(len(job.state)) if index is None else range(index, index + 1)
         by_node: dict[str, list[int]] = {}
-        for batch in list(job.batches.values()):
-            if not batch.left.isdisjoint(wanted):
+        for batch in job.batches.values():
+            stopped = batch.left.intersection(wanted)
+            if stopped:
                 by_node.setdefault(batch.node, []).append(batch.number)
+                effects.append(AttemptOver(job_id, runs_of(sorted(stopped)), batch.attempt))
         if index is None:
             runs = runs_of(i for i, state in enumerate(job.state) if state in (_WAITING, _SENT))
             for batch in list(job.batches.values()):

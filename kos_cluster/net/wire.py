@@ -207,9 +207,10 @@ class Waits(msgspec.Struct, frozen=True, tag="WAITS"):
 
 
 class AttemptEnded(msgspec.Struct, frozen=True, tag="ATTEMPT_ENDED"):
-    """An owner to all nodes: this attempt brings no outcome, so whatever it had submitted itself must stop."""
+    """An owner to all nodes: these attempts bring no outcome, so whatever they had submitted themselves must stop."""
 
-    task: str
+    job: str
+    runs: Runs
     attempt: int
 
 

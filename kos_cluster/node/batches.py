@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from kos_cluster.node.workers import Workers
 log = logging.getLogger(__name__)
 
 STARTED_AFTER_S = 0.05  # a batch that runs longer is reported as started
+ENDED_LIMIT = 4096  # stopped attempts that are remembered, so that nothing of theirs starts any more
 OUTPUT_PAUSE_S = 0.05  # how long a worker's output waits when its owner cannot take more
 LOG_TAIL_LINES = 10
 
@@ -60,6 +62,7 @@ class Batches:
         self._batches: dict[Key, _Batch] = {}
         self._by_part: dict[str, set[Key]] = {}
         self._workers: Workers | None = None
+        self._ended_parents: deque[str] = deque(maxlen=ENDED_LIMIT)
         self._unsent: dict[int, tuple[OwnerState, wire.Output, bytes]] = {}
 
     @property
@@ -101,6 +104,8 @@ class Batches:
             self._by_part.setdefault(hash_, set()).add(key)
         spec = BatchSpec(key, message.job, message.env, message.needs.cpus, message.fresh, message.timeout_s)
         self._apply(queue.Arrived(spec, held=bool(missing)))
+        if message.parent and message.parent in self._ended_parents:
+            self._apply(queue.CancelBatches((key,)))
         if key in self._batches:
             self._history.arrived(record)
             if missing:
@@ -124,9 +129,11 @@ class Batches:
         for (message, _), _ in owner.outbox.values():
             self._discard(message)
 
-    def attempt_ended(self, parent: str) -> None:
-        """Stop what an attempt had submitted, `parent` being "JOB.INDEX#ATTEMPT"."""
-        keys = tuple(key for key, batch in self._batches.items() if batch.message.parent == parent)
+    def attempts_ended(self, job: str, runs: Runs, attempt: int) -> None:
+        """Stop what these attempts had submitted, and what they may still submit."""
+        ended = {f"{job}.{index}#{attempt}" for index in indices_of(runs)}
+        self._ended_parents.extend(ended)
+        keys = tuple(key for key, batch in self._batches.items() if batch.message.parent in ended)
         if keys:
             self._apply(queue.CancelBatches(keys))
 

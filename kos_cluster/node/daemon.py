@@ -166,7 +166,10 @@ class Daemon:
         if not self._start.beacon:
             return None
         file = self._start.cluster.read()
-        return await Beacon.start(file.name, file.ca_sha256, self._member.host, self._member.port)
+        interface = self._start.host if self._start.host != "::" else "0.0.0.0"
+        return await Beacon.start(
+            file.name, file.ca_sha256, self._member.host, self._member.port, interface=interface
+        )
 
     async def _register(self) -> None:
         """Be in the registry before anybody is told that we are ready."""
@@ -319,7 +322,7 @@ class Daemon:
             self._batches.waits(message.task, message.attempt, message.waiting)
 
     def _on_attempt_ended(self, origin: Origin, message: wire.AttemptEnded, _: list[zmq.Frame]) -> None:
-        self._batches.attempt_ended(f"{message.task}#{message.attempt}")
+        self._batches.attempts_ended(message.job, message.runs, message.attempt)
 
     def _on_goodbye(self, origin: Origin, message: wire.Goodbye, _: list[zmq.Frame]) -> None:
         owner = self._owners.of_route(origin.route, origin.peer)

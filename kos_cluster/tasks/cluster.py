@@ -45,12 +45,14 @@ def connect(name: str | None = None) -> Cluster:
     Raises NotInClusterError, UnreachableError, AuthError.
     """
     home = Home().cluster(name)
-    home.read()
+    file = home.read()
     key = (str(home.path), home.name)
     with _connecting:
         known = _connections.get(key)
         if known is not None and known.usable:
-            return known
+            if known.authority == file.ca_sha256:
+                return known
+            known.close()  # another cluster has taken the name since
         mesh = Mesh(home)
         mesh.start()
         cluster = _connections[key] = Cluster(mesh)
@@ -70,6 +72,11 @@ class Cluster:
     @property
     def name(self) -> str:
         return self._mesh.home.name
+
+    @property
+    def authority(self) -> str:
+        """Hex SHA-256 of the cluster's CA key, which tells clusters of one name apart."""
+        return self._mesh.file.ca_sha256
 
     @property
     def usable(self) -> bool:

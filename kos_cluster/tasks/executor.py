@@ -43,7 +43,7 @@ class Executor(concurrent.futures.Executor):
         self._environment = Environment()
         self._parts: dict[str, bytes] = {}
         if initializer is not None:
-            data = serialise.dumps_args((initializer, initargs), {})
+            data = serialise.dumps_callable((initializer, initargs))
             self._parts[part_hash(data)] = data
             self._environment = Environment(initializer=part_hash(data), token=secrets.token_hex(8))
         self._lock = threading.Lock()

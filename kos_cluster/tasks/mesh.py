@@ -71,7 +71,7 @@ class Mesh:
         self.members: dict[str, Member] = {}
         self.packages: dict[str, dict[str, str]] = {}  # by node name
         self._view = -1
-        self._file = home.read()
+        self.file = home.read()
         self._core = Ownership(random.Random(secrets.randbits(64)))
         self._clock_offset = time.time() - time.monotonic()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -237,8 +237,8 @@ class Mesh:
 
     async def _attach(self) -> None:
         """Link to the nodes we know of, learn the members, link to them all."""
-        addresses = [f"{r.host}:{r.port}" for name in self._file.nodes if (r := self.home.ready(name)) is not None]
-        for address in dict.fromkeys([*addresses, *self._file.bootstrap]):
+        addresses = [f"{r.host}:{r.port}" for name in self.file.nodes if (r := self.home.ready(name)) is not None]
+        for address in dict.fromkeys([*addresses, *self.file.bootstrap]):
             host, _, port = address.rpartition(":")
             self._link_to(host, int(port))
         if not self._links:
@@ -258,7 +258,7 @@ class Mesh:
             await asyncio.sleep(0.005)
 
     def _all_on_this_machine(self) -> bool:
-        return self._file.embedded
+        return self.file.embedded
 
     def _all_linked(self) -> bool:
         wanted = {m.id for m in self.members.values() if m.state is MemberState.ALIVE}
@@ -373,8 +373,7 @@ class Mesh:
                     if node in self._by_node:
                         self._by_node[node].send(wire.Cancel(batches))
                 case ownership.AttemptOver(job, runs, attempt):
-                    for index in indices_of(runs):
-                        self._tell_all(wire.AttemptEnded(f"{job}.{index}", attempt))
+                    self._tell_all(wire.AttemptEnded(job, runs, attempt))
                 case ownership.JobIdle(job):
                     self._idle(job)
                 case ownership.Commit():

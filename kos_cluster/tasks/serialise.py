@@ -42,7 +42,7 @@ _by_value_modules: Callable[[], set[str]] = cloudpickle.list_registry_pickle_by_
 sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
 
 
-def dumps_callable(fn: Callable[..., Any]) -> bytes:
+def dumps_callable(fn: Any) -> bytes:
     """Pickle a function for workers. Raises NotPicklableError, which names what in it cannot travel."""
     try:
         return _joined(_pickled(fn))

@@ -152,6 +152,7 @@ def test_cancel_reaches_nodes_and_waiting_tasks():
     (d,) = dispatches(opened(core, 5))
     effects = core.handle(own.Cancelled("j"), 2.0)
     assert own.CancelAt(d.node, [d.batch]) in effects
+    assert own.AttemptOver("j", [(0, 1)], 1) in effects
     assert own.Dropped("j", [(0, 5)]) in effects
     assert own.JobIdle("j") in effects
     assert not [e for e in done(core, d) if isinstance(e, own.Commit)]

@@ -1,0 +1,84 @@
+"""Real embedded clusters, and programs that use them in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import kos_cluster as kos
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.services import embedded
+
+WAIT_S = 30.0
+
+
+def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
+    """Wait for a condition, looked at often."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+class Mesh:
+    """An embedded cluster of this test's own, with a connection to it."""
+
+    def __init__(self, nodes: int) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="kos-"))
+        self.home = Home(self.folder / "home")
+        self.count = nodes
+        self._up()
+        os.environ["KOS_HOME"] = str(self.home.path)
+        self.cluster = kos.connect()
+
+    def _up(self) -> None:
+        embedded.up(self.home, self.count)
+
+    def heal(self) -> None:
+        """Start again what has died, and wait until the connection sees it."""
+        self._up()
+        until(lambda: len(self.cluster.packages()) >= 0 and self.alive() == self.count, "all nodes alive")
+
+    def alive(self) -> int:
+        return sum(node["state"] == "alive" for node in self.cluster.nodes())
+
+    def pid(self, node: str) -> int:
+        return next(row["pid"] for row in self.cluster.nodes() if row["name"] == node)
+
+    def program(self, source: str) -> subprocess.Popen[str]:
+        """Run a program that uses this cluster in a process of its own."""
+        path = self.folder / f"program{time.monotonic_ns()}.py"
+        path.write_text(textwrap.dedent(source))
+        return subprocess.Popen(
+            [sys.executable, str(path)],
+            env={**os.environ, "KOS_HOME": str(self.home.path)},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def down(self) -> None:
+        self.cluster.close()
+        embedded.down(ClusterHome(self.home, EMBEDDED_NAME))
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture(scope="package")
+def mesh() -> Iterator[Mesh]:
+    """Two nodes; tests that kill something heal it."""
+    before = os.environ.get("KOS_HOME")
+    mesh = Mesh(2)
+    yield mesh
+    mesh.down()
+    if before is not None:
+        os.environ["KOS_HOME"] = before

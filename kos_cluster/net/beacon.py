@@ -12,6 +12,7 @@ import logging
 import socket
 import struct
 import time
+from typing import cast
 
 import msgspec
 
@@ -65,8 +66,7 @@ class Beacon(asyncio.DatagramProtocol):
         return beacon
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)  # not a subclass of it in every Python
         self._announce()
 
     def error_received(self, exc: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,7 @@ class NodeStore:
         )
 
 
-def free_pair() -> int:
+def _free_pair() -> int:
     """A control port that is free on loopback together with the next one."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first:
@@ -92,7 +92,12 @@ def client(authority: CertificateAuthority) -> Credentials:
 
 @pytest.fixture
 def port() -> int:
-    return free_pair()
+    return _free_pair()
+
+
+@pytest.fixture
+def free_pair() -> Callable[[], int]:
+    return _free_pair
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""The LAN beacon over loopback: found, ignored, survived."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from kos_cluster.net import beacon as beacon_module
+from kos_cluster.net.beacon import GROUP, Beacon, Finder
+
+LOOPBACK = "127.0.0.1"
+CA = "a" * 64
+
+
+@pytest.fixture
+def group_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def hear(group_port: int, *beacons: tuple[str, str, str, int], garbage: tuple[bytes, ...] = ()) -> Finder:
+    """What a finder of cluster "lab" has heard once these were announced."""
+
+    async def scene() -> Finder:
+        finder = Finder("lab", CA, LOOPBACK, group_port)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK))
+            for data in garbage:
+                stranger.sendto(data, (GROUP, group_port))
+        running = [await Beacon.start(*one, interface=LOOPBACK, group_port=group_port) for one in beacons]
+        await asyncio.to_thread(finder.listen, 5.0)
+        for one in running:
+            assert one.problem == ""
+            one.close()
+        finder.close()
+        return finder
+
+    return asyncio.run(scene())
+
+
+def test_nodes_of_the_cluster_are_found(group_port: int) -> None:
+    finder = hear(
+        group_port,
+        ("attic", CA, "10.0.0.1", 7567),
+        ("lab", "b" * 64, "10.0.0.2", 7567),
+        ("lab", CA, "10.0.0.3", 7567),
+        ("lab", CA, "10.0.0.4", 7600),
+    )
+    assert finder.found == [("10.0.0.3", 7567), ("10.0.0.4", 7600)]
+
+
+def test_garbage_is_ignored_and_counted(group_port: int) -> None:
+    garbage = (b"", b"hello", b"KOSB1", b"KOSB1\xff\xff", b"KOSB1\x80", b"KOSB1" + b"\x91" * 2000)
+    finder = hear(group_port, ("lab", CA, "10.0.0.3", 7567), garbage=garbage)
+    assert finder.found == [("10.0.0.3", 7567)]
+    assert finder.ignored == len(garbage)
+
+
+def test_silence_finds_nothing(group_port: int) -> None:
+    assert beacon_module.find("lab", CA, 0.05, LOOPBACK, group_port) == []
+
+
+def test_a_machine_without_multicast_goes_on(group_port: int) -> None:
+    async def scene() -> str:
+        beacon = await Beacon.start("lab", CA, "10.0.0.3", 7567, interface="203.0.113.9", group_port=group_port)
+        beacon.close()
+        return beacon.problem
+
+    assert asyncio.run(scene()) != ""
+    assert beacon_module.find("lab", CA, 0.05, "203.0.113.9", group_port) == []

@@ -1,8 +1,8 @@
 """Every error that KOS raises, as one tree.
 
-Rules: a message is a sentence that says what happened and where; `hint` is what to type or change next. Each class has a
-stable `exit_code`, which the `kos` command returns. Errors survive pickling, so a node can raise them at its client.
-An exception raised by user code keeps its own type and is not in this tree (see `tasks.failures`).
+Rules: a message is a sentence that says what happened and where; `hint` is what to type or change next. Each class
+has a stable `exit_code`, which the `kos` command returns. Errors survive pickling, so a node can raise them at its
+client. An exception raised by user code keeps its own type and is not in this tree (see `tasks.failures`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How many tasks travel together: batches are sized by measured duration (guided self-scheduling).
 
-Source: C. Polychronopoulos, D. Kuck, "Guided Self-Scheduling", IEEE Trans. Computers C-36(12), 1987: a batch is never more than
-a share of what remains, so that the last batches are small and the slots end together. On top, a batch aims at
-`TARGET_S` of work, so that small tasks pay for one message per many and long ones travel alone.
+Source: C. Polychronopoulos, D. Kuck, "Guided Self-Scheduling", IEEE Trans. Computers C-36(12), 1987: a batch is never
+more than a share of what remains, so that the last batches are small and the slots end together. On top, a batch aims
+at `TARGET_S` of work, so that small tasks pay for one message per many and long ones travel alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The registry of members: who is in the cluster, alive or not, as one keeper hears it by heartbeats.
 
-Theory of operation. Each node sends `Heard` (a heartbeat) every `HEARTBEAT_S`. Silence turns a member `suspect`, longer silence
-`dead`; hearing from it turns it `alive` again. A member that said it leaves is `left` until it is heard under a
-newer incarnation. Every change makes a new view, with a larger number, which the keeper hands to whoever holds an older one.
+Theory of operation. Each node sends `Heard` (a heartbeat) every `HEARTBEAT_S`. Silence turns a member `suspect`,
+longer silence `dead`; hearing from it turns it `alive` again. A member that said it leaves is `left` until it is
+heard under a newer incarnation. Every change makes a new view, with a larger number, which the keeper hands to
+whoever holds an older one.
 
 This is the interface that later membership protocols take over: `handle(event, now)` and `tick(now)` return
 effects, `view` and `members()` tell the state; nobody else asks how it was agreed.

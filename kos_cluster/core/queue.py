@@ -173,15 +173,7 @@ class Lose:
 
 
 Event = (
-    Arrived
-    | PartsComplete
-    | WorkerReady
-    | BatchDone
-    | WorkerExited
-    | CancelBatches
-    | OwnerGone
-    | TaskWaits
-    | Stopping
+    Arrived | PartsComplete | WorkerReady | BatchDone | WorkerExited | CancelBatches | OwnerGone | TaskWaits | Stopping
 )
 Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | Lose
 

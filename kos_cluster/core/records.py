@@ -170,3 +170,4 @@ class JobSummary(msgspec.Struct, frozen=True):
     since_s: float
     nodes: tuple[str, ...] = ()
     parent: str = ""  # the task that submitted it, or empty
+    reruns: int = 0  # tasks that were sent again because an attempt was lost

@@ -46,7 +46,7 @@ class Forked(msgspec.Struct, frozen=True, tag=True):
 
 
 class Exited(msgspec.Struct, frozen=True, tag=True):
-    """A worker ended. `status` is that of os.waitpid; `out_of_memory` is true only where the kernel's counters moved."""
+    """A worker ended. `status` is os.waitpid's; `out_of_memory` is true only where the kernel's counters moved."""
 
     worker: int
     status: int
@@ -108,9 +108,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Done(msgspec.Struct, frozen=True, tag=True):
     """Outcomes of some tasks of the batch. Frame 1: MessagePack list of pickles, in the order of `runs`.
 
-    An index in `failed` has a pickled `tasks.failures.Failure` as its outcome. An index in `large` has an empty entry; its
-    outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in user code on these.
-    `last` is true when the batch is finished and the worker is idle again. `retire`: the worker must not be used again.
+    An index in `failed` has a pickled `tasks.failures.Failure` as its outcome. An index in `large` has an empty
+    entry; its outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in
+    user code on these. `last` is true when the batch is finished and the worker is idle again. `retire`: the worker
+    must not be used again.
     """
 
     batch: int

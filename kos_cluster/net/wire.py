@@ -1,13 +1,14 @@
 """The control wire format: what daemons and clients say to each other over CURVE.
 
-Theory of operation. A message is one header frame and any number of opaque payload frames. The header is two bytes, `K` and
-the wire version, then one MessagePack struct tagged with its kind. A daemon never unpickles a payload frame.
+Theory of operation. A message is one header frame and any number of opaque payload frames. The header is two bytes,
+`K` and the wire version, then one MessagePack struct tagged with its kind. A daemon never unpickles a payload frame.
 
 Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing here relies on a message arriving:
 an owner repeats what it holds to be outstanding in `OwnerBeat`, and the node answers what it does not know and
 sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
 
-Limits: `MESSAGE_LIMIT_BYTES` for all frames of a message together; payloads of `BULK_BYTES` and more travel over TLS streams.
+Limits: `MESSAGE_LIMIT_BYTES` for all frames of a message together; payloads of `BULK_BYTES` and more travel over TLS
+streams.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _MAGIC = bytes((ord("K"), WIRE_VERSION))
 
 
 class Hello(msgspec.Struct, frozen=True, tag="HELLO"):
-    """A peer's first message on a link. `instance` is random per process; an owner is (authenticated identity, instance).
+    """A peer's first message on a link. `instance` is random per process; an owner is (identity, instance).
 
     `pid` with `boot_id` and `pid_namespace` lets a node on the same machine watch the client's process.
     """
@@ -132,7 +133,7 @@ class Result(msgspec.Struct, frozen=True, tag="RESULT"):
 
 
 class Lost(msgspec.Struct, frozen=True, tag="LOST"):
-    """The rest of a batch will bring no outcome. `ran` may have run; `untouched` certainly did not. Repeated as Result is."""
+    """The rest of a batch brings no outcome. `ran` may have run, `untouched` did not. Repeated as Result is."""
 
     batch: int
     serial: int
@@ -280,7 +281,7 @@ class Request(msgspec.Struct, frozen=True, tag="REQUEST"):
 
 
 class Reply(msgspec.Struct, frozen=True, tag="REPLY"):
-    """`value` is MessagePack as the request's docstring says; `error` is (class name in kos_cluster.errors, message, hint)."""
+    """`value` is MessagePack as the request's docstring says; `error` is (class of kos_cluster.errors, text, hint)."""
 
     id: int
     value: msgspec.Raw = msgspec.Raw(b"\xc0")

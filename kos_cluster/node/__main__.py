@@ -1,4 +1,4 @@
-"""`python -m kos_cluster.node`: runs one node until SIGTERM. Started by `kos up`, `kos cluster create`, `join`, `kos node`."""
+"""`python -m kos_cluster.node`: runs one node until SIGTERM. `kos up`, `kos node` and others start it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         asyncio.run(_serve(_start(options)))
     except KosError as error:
-        logging.error("%s", error)
+        logging.critical("%s", error)
         return error.exit_code
     return 0
 

@@ -79,22 +79,20 @@ class Answers:
                 return True
 
     def _jobs(self) -> list[JobSummary]:
-        return [
-            msgspec.structs.replace(job, user=state.peer.name) for state in self._owners for job in state.jobs
-        ]
+        return [msgspec.structs.replace(job, user=state.peer.name) for state in self._owners for job in state.jobs]
 
     def _cancel(self, peer: Peer, id_: str) -> bool:
         """Pass the wish on to the owner of the job, who knows all of its tasks."""
         job, _, index = id_.partition(".")
         for state in self._owners:
-            if not any(known.job == job for known in state.jobs):
+            if not state.has(job):
                 continue
             if state.peer.id != peer.id and not may(peer.role, Command.CANCEL_ANY):
                 raise AuthError(
                     f"Job {job} belongs to {state.peer.name}; the role {peer.role} may only cancel its own work.",
                     "Ask its owner, or use an admin's identity.",
                 )
-            wanted = wire.CancelWanted(job, int(index) if index.isdigit() else None, peer.name)
+            wanted = wire.CancelWanted(job, _number(index), peer.name)
             self._tell_owner(state, wanted)
             return True
         return False
@@ -105,3 +103,7 @@ class Answers:
         founder = next((m for m in self._registry.members() if m.founder), None)
         where = f"{founder.name} ({founder.address})" if founder else "the founding node"
         raise KosError(f"Tokens are made by {where}, not by this node.", "Type the command again when it is alive.")
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None

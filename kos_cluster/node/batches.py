@@ -1,7 +1,7 @@
 """The batches on this node, from `Exec` to released `Result`: carries out what `core.queue` decides.
 
-Rules. A batch is told to its owner as it goes: missing parts, refusal, start (if it lasts), outcomes, loss. Outcomes and
-losses stay in the owner's outbox until it releases them. The daemon never looks into a payload.
+Rules. A batch is told to its owner as it goes: missing parts, refusal, start (if it lasts), outcomes, loss. Outcomes
+and losses stay in the owner's outbox until it releases them. The daemon never looks into a payload.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class Batches:
         key = (owner.owner, message.batch)
         if key in self._batches or any(k.batch == message.batch for (k, _), _ in owner.outbox.values()):
             return
+        owner.submitted(message.job)
         if owner.outbox_bytes > OUTBOX_LIMIT_BYTES:
             self._send(owner, wire.Refused(message.batch, "results of this owner wait to be taken"), ())
             return
@@ -142,7 +143,13 @@ class Batches:
         job, _, index = task.partition(".")
         for key, batch in self._batches.items():
             message = batch.message
-            if message.job == job and message.attempt == attempt and index.isdigit() and int(index) in batch.left:
+            if (
+                message.job == job
+                and message.attempt == attempt
+                and index.isascii()
+                and index.isdigit()
+                and int(index) in batch.left
+            ):
                 self._apply(queue.TaskWaits(key, waiting))
                 return
 
@@ -269,9 +276,7 @@ class Batches:
         )
         self._workers.send(worker, run, [batch.payload])
 
-    def _outcomes(
-        self, worker: int, key: Key, batch: _Batch, message: local.Done, frames: Sequence[bytes]
-    ) -> None:
+    def _outcomes(self, worker: int, key: Key, batch: _Batch, message: local.Done, frames: Sequence[bytes]) -> None:
         """Pass outcomes on; a task that was interrupted because it is being stopped is told as lost, not as failed."""
         batch.left.difference_update(indices_of(message.runs))
         cause = self._queue.stopping(key)

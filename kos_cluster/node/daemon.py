@@ -1,7 +1,7 @@
 """The node daemon: wires sockets, cores and processes together on one asyncio loop, and authorises every message.
 
-Rules. Who sent a message is the authenticated peer that the transport names; what it may do is decided by `core.roles`, here and
-nowhere else. No user code runs in this process.
+Rules. Who sent a message is the authenticated peer that the transport names; what it may do is decided by
+`core.roles`, here and nowhere else. No user code runs in this process.
 """
 
 from __future__ import annotations
@@ -95,12 +95,13 @@ class Daemon:
         self._node_routes: dict[str, bytes] = {}  # at the keeper: node id -> route
         self._member = self._make_member()
         self._handlers = self._make_handlers()
+        self._bulk: BulkServer | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError."""
         start = self._start
         self._server.bind(start.host, start.port)
-        bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
+        bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
         workers = Workers(self._run, start.cluster.socket_path(start.node), dict(os.environ), self._batches)
         beacon = await self._start_beacon()
         try:
@@ -167,9 +168,7 @@ class Daemon:
             return None
         file = self._start.cluster.read()
         interface = self._start.host if self._start.host != "::" else "0.0.0.0"
-        return await Beacon.start(
-            file.name, file.ca_sha256, self._member.host, self._member.port, interface=interface
-        )
+        return await Beacon.start(file.name, file.ca_sha256, self._member.host, self._member.port, interface=interface)
 
     async def _register(self) -> None:
         """Be in the registry before anybody is told that we are ready."""
@@ -182,7 +181,7 @@ class Daemon:
         hello = wire.Hello(self._instance, machine.versions(), os.getpid(), "", 0)
         self._keeper_link = NodeLink(self._context, self._credentials, host, port, hello, self)
         deadline = time.monotonic() + REGISTERED_TIMEOUT_S
-        while not self._registry.view:
+        while not any(member.id == self._member.id for member in self._registry.members()):
             if time.monotonic() > deadline:
                 log.warning("The registry's keeper at %s:%d does not answer yet.", host, port)
                 return
@@ -248,7 +247,9 @@ class Daemon:
 
     def _sample(self) -> None:
         self._load = self._meter.sample(
-            running=self._batches.running, queued=self._batches.queued, dropped_frames=self._server.dropped
+            running=self._batches.running,
+            queued=self._batches.queued,
+            dropped_frames=self._server.dropped + (self._bulk.dropped if self._bulk else 0),
         )
 
     # ---- messages

@@ -81,7 +81,7 @@ class History:
     def stories(self, wanted: str) -> list[Story]:
         """What is known here of a task, or of every task of a job (the last `STORIES_LIMIT`)."""
         job, _, index_text = wanted.partition(".")
-        only = int(index_text) if index_text.isdigit() else None
+        only = int(index_text) if index_text.isascii() and index_text.isdigit() else None
         attempts: dict[int, list[Attempt]] = {}
         names: dict[int, str] = {}
         for record in self._batches:

@@ -1,7 +1,7 @@
 """What a node does for peers on its bulk port: takes certificates, parts and joiners, hands out large results.
 
-Rules. These calls come from the threads of the TLS server; anything that touches the daemon's state is done in its loop, and
-waited for, at most `LOOP_TIMEOUT_S`.
+Rules. These calls come from the threads of the TLS server; anything that touches the daemon's state is done in its
+loop, and waited for, at most `LOOP_TIMEOUT_S`.
 """
 
 from __future__ import annotations

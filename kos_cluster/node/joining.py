@@ -28,7 +28,8 @@ class Admission:
 
     def admit(self, request: JoinRequest, source_host: str) -> JoinReply:
         """Raises JoinError, IncompatibleError, AuthError, StateError; the token is spent only by a good request."""
-        alive = [m.address for m in self._keeper.members() if m.state is MemberState.ALIVE]
+        alive = [m for m in self._keeper.members() if m.state is MemberState.ALIVE]
+        alive.sort(key=lambda member: not member.founder)  # the joiner's node will look for the keeper at the first
         reply = grant(
             request,
             source_host,
@@ -36,7 +37,7 @@ class Admission:
             tokens=self._keeper.tokens,
             versions=machine.versions(),
             node_name=self._keeper.free_name(request.name),
-            bootstrap=alive,
+            bootstrap=[member.address for member in alive],
             now=time.time(),
         )
         self._keeper.save_tokens()

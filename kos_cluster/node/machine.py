@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -61,13 +62,28 @@ def memory_bytes() -> int:
 
 
 def primary_address() -> str:
-    """The address of the interface that leads outwards, found without sending a packet; loopback when there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # TEST-NET-1, RFC 5737: only routed, never sent to
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+    """The IPv4 address of the interface that other machines are reached by. No packet is sent.
+
+    The default route's; else that of the first interface with a route of its own; else loopback.
+    """
+    for probe in ("192.0.2.1", *_network_probes()):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chosen:
+            chosen.connect((probe, 9))  # a datagram socket's connect only chooses the route
+            address: str = chosen.getsockname()[0]
+            return address
+    return "127.0.0.1"
+
+
+def _network_probes() -> list[str]:
+    """An address within each network that the kernel has a route to, loopback apart."""
+    lines = Path("/proc/net/route").read_text().splitlines()[1:]
+    fields = [line.split() for line in lines]
+    destinations = [int(words[1], 16) for words in fields if words[0] != "lo"]
+    return [
+        socket.inet_ntoa((word.to_bytes(4, "little")[:3]) + bytes([word.to_bytes(4, "little")[3] | 1]))
+        for word in destinations
+        if word and word & 0xF0 != 0xE0  # not the default, not multicast
+    ]
 
 
 class LoadMeter:

@@ -1,14 +1,15 @@
 """The owners that have work on this node: how to reach them, what they have not taken yet, whether they still live.
 
-Rules. An owner is (authenticated identity, instance); its route is that of its newest `Hello`. Results and losses are kept
-until the owner releases them, so a broken link loses nothing. Silence is not death: an owner's work is freed
-at once when it says goodbye or its process on this machine ends, otherwise after `OWNER_LEASE_S`.
+Rules. An owner is (authenticated identity, instance); its route is that of its newest `Hello`. Results and losses are
+kept until the owner releases them, so a broken link loses nothing. Silence is not death: an owner's work is freed at
+once when it says goodbye or its process on this machine ends, otherwise after `OWNER_LEASE_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ OWNER_LEASE_S = 600.0
 OUTBOX_LIMIT_BYTES = 64 << 20  # results kept for one owner; beyond it the node takes no more of its work
 OWNERS_LIMIT = 512  # owners known at once
 REPEAT_AFTER_S = 2.0  # a result that was not released by then is sent again
+
+RECENT_JOBS = 64  # of one owner, known from its batches before it lists them
 
 Kept = tuple[wire.Result | wire.Lost, Sequence[bytes]]
 
@@ -39,12 +42,22 @@ class OwnerState:
     pidfd: int | None = None
     was_local: bool = False  # its process is, or was, on this machine
     next_serial: int = 1
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT_JOBS))  # jobs of its newest batches
     outbox: dict[int, tuple[Kept, float]] = field(default_factory=dict)  # serial -> (message, last sent)
     outbox_bytes: int = 0
 
     @property
     def is_local(self) -> bool:
         return self.was_local
+
+    def submitted(self, job: str) -> None:
+        """A batch of this job came."""
+        if not self.recent or self.recent[-1] != job:
+            self.recent.append(job)
+
+    def has(self, job: str) -> bool:
+        """Whether a job is this owner's, as far as it has told."""
+        return job in self.recent or any(known.job == job for known in self.jobs)
 
     def keep(self, message: wire.Result | wire.Lost, frames: Sequence[bytes], now: float) -> None:
         self.outbox[message.serial] = ((message, frames), now)

@@ -1,7 +1,8 @@
 """The parts that owners have pushed to this node: functions, environments, sources, archives, large arguments.
 
-Rules. A part is named by the SHA-256 of its bytes, and taken only if it matches. Small ones are kept in memory, large ones as
-files. What was not used for longest goes first when a limit is reached; a part that a waiting batch needs is never dropped.
+Rules. A part is named by the SHA-256 of its bytes, and taken only if it matches. Small ones are kept in memory, large
+ones as files. What was not used for longest goes first when a limit is reached; a part that a waiting batch needs is
+never dropped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The membership that a node holds: kept here by the founding node (`Keeper`), followed from it by the others (`Follower`).
+"""The membership that a node holds: kept by the founding node (`Keeper`), followed from it by the others (`Follower`).
 
-Rules. Both give the same view: `members`, `loads`, `sync_data`. What the keeper decides (a member, a token) is on its disk before
-it is told to anyone. A later membership protocol replaces both behind the same interface.
+Rules. Both give the same view: `members`, `loads`, `sync_data`. What the keeper decides (a member, a token) is on its
+disk before it is told to anyone. A later membership protocol replaces both behind the same interface.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Keeper:
             try:
                 self._store.put({"members": msgspec.msgpack.encode(self.members())})
             except StateError as error:
-                log.error("%s The members are kept in memory only.", error)
+                log.warning("%s The members are kept in memory only.", error)
             self._changed()
 
 

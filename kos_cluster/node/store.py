@@ -1,7 +1,7 @@
 """A node's durable state: named values in SQLite, written before anything that depends on them is said.
 
-Rules: WAL with synchronous=FULL; `put` returns when the values are on the disk, all of them or none. A damaged file is refused,
-never guessed at.
+Rules: WAL with synchronous=FULL; `put` returns when the values are on the disk, all of them or none. A damaged file
+is refused, never guessed at.
 """
 
 from __future__ import annotations

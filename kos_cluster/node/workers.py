@@ -9,6 +9,7 @@ one is started.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import mmap
 import os
@@ -264,7 +265,7 @@ class Workers:
         try:
             message = _from_worker.decode(header)
         except msgspec.DecodeError as error:
-            log.error("Worker %d sent a malformed message (%s); it is ended.", worker.number, error)
+            log.warning("Worker %d sent a malformed message (%s); it is ended.", worker.number, error)
             self.signal(worker.number, signal.SIGKILL)
             return
         if isinstance(message, local.Ready):
@@ -335,10 +336,8 @@ def _progress(worker: _Worker) -> tuple[int, int]:
 
 
 def _signal_group(pid: int, what: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, what)
-    except ProcessLookupError:
-        pass
 
 
 def _describe(status: int) -> str:

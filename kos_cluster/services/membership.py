@@ -22,10 +22,11 @@ from kos_cluster.net import joining
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.node import machine
+from kos_cluster.node.machine import primary_address
 from kos_cluster.services import sweeping
 from kos_cluster.services.daemons import NodeStart, read_start, start_all, write_start
 from kos_cluster.services.founding import found, host_name, user_name
-from kos_cluster.services.ports import check_free, free_pairs, primary_address
+from kos_cluster.services.ports import check_free, free_pairs
 
 CONTROL_PORT = 7567
 WILDCARDS = ("0.0.0.0", "::")

@@ -1,4 +1,4 @@
-"""Free ports for embedded nodes, and this machine's own address.
+"""Free ports for embedded nodes, and whether a port can be had.
 
 Rules: a pair is a control port and the bulk port after it. Pairs are free when they are chosen, and no promise after
 that: the daemon binds them, and whoever asked chooses others when it finds them taken.
@@ -11,7 +11,6 @@ import errno
 import random
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 
 from kos_cluster.errors import PortTakenError, StateError
 
@@ -71,28 +70,3 @@ def bound(host: str, port: int) -> socket.socket:
         opened.close()
         raise
     return opened
-
-
-def primary_address() -> str:
-    """The IPv4 address of the interface that other machines are reached by. No packet is sent.
-
-    The default route's; else that of the first interface with a route of its own; else loopback.
-    """
-    for probe in ("192.0.2.1", *_network_probes()):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chosen:
-            chosen.connect((probe, 9))  # a datagram socket's connect only chooses the route
-            address: str = chosen.getsockname()[0]
-            return address
-    return LOOPBACK
-
-
-def _network_probes() -> list[str]:
-    """An address within each network that the kernel has a route to, loopback apart."""
-    lines = Path("/proc/net/route").read_text().splitlines()[1:]
-    fields = [line.split() for line in lines]
-    destinations = [int(words[1], 16) for words in fields if words[0] != "lo"]
-    return [
-        socket.inet_ntoa((word.to_bytes(4, "little")[:3]) + bytes([word.to_bytes(4, "little")[3] | 1]))
-        for word in destinations
-        if word and word & 0xF0 != 0xE0  # not the default, not multicast
-    ]

@@ -1,8 +1,8 @@
 """The cluster as a program sees it: `connect`, `submit`, `map`, and what can be asked of it.
 
-Rules. One connection per process and cluster; it works inside tasks too, whose submissions belong to the task's attempt.
-Functions and arguments are pickled in the caller's thread at the time of the call, so later changes don't matter and errors
-appear where they are made.
+Rules. One connection per process and cluster; it works inside tasks too, whose submissions belong to the task's
+attempt. Functions and arguments are pickled in the caller's thread at the time of the call, so later changes don't
+matter and errors appear where they are made.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import msgspec
+
 from kos_cluster.core.records import JobSummary, Story
 from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, IncompatibleError, KosError, PlacementError, UsageError
@@ -23,15 +25,16 @@ from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import output, serialise
+from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.mesh import Mesh
-from kos_cluster.tasks.options import Options, split_options
-from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.nodes import node_rows, status_of
+from kos_cluster.tasks.options import Options, split_options
 from kos_cluster.tasks.stories import merged
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
+STREAMED_LIMIT_BYTES = 1 << 18  # of a function whose job is kept open for further submits
 _JOB_ID_BYTES = 5
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -94,7 +97,12 @@ class Cluster:
         options, kwargs = split_options(keywords)
         shipped = self._functions.ship(fn)
         payload = serialise.dumps_args(args, kwargs)
-        return self._stream(fn, shipped, options).add(payload)
+        if len(shipped.payload) < STREAMED_LIMIT_BYTES:
+            return self._stream(fn, shipped, options).add(payload)
+        job = self._launch(_spec(fn, shipped, options))
+        future = job.add(payload)
+        job.close()
+        return future
 
     def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> MapResult:
         """Run `fn` on each element (or each tuple of elements) in parallel; gives the results in order.
@@ -153,7 +161,8 @@ class Cluster:
 
     def jobs(self) -> list[JobSummary]:
         """The jobs of everybody, as the nodes know them."""
-        known: dict[str, JobSummary] = {}
+        own = self._mesh.credentials.peer.name
+        known = {job.job: msgspec.structs.replace(job, user=own) for job in self._mesh.summaries()}
         for jobs in self._mesh.request_all(wire.Jobs(), list[JobSummary]).values():
             for job in jobs:
                 if job.job not in known or job.done + job.failed >= known[job.job].done + known[job.job].failed:
@@ -291,7 +300,7 @@ class MapResult:
 
 
 def current_parent() -> str:
-    """"JOB.INDEX#ATTEMPT" of the task that this code runs in, or an empty string."""
+    """ "JOB.INDEX#ATTEMPT" of the task that this code runs in, or an empty string."""
     task = os.environ.get("KOS_TASK")
     return f"{task}#{os.environ.get('KOS_ATTEMPT', '1')}" if task else ""
 

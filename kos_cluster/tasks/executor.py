@@ -13,7 +13,7 @@ import msgspec
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.cluster import Cluster, connect
-from kos_cluster.tasks.functions import Functions, ship
+from kos_cluster.tasks.functions import Functions
 from kos_cluster.tasks.futures import Future
 from kos_cluster.tasks.job import Job, JobSpec, part_hash
 from kos_cluster.tasks.options import Options

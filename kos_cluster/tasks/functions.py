@@ -1,7 +1,7 @@
 """How a function is made ready to travel: its pickle, the local modules it needs, the packages it imports.
 
-Rules. A function that refers to nothing outside of itself is pickled once; any other at each call, since what it refers to may
-have changed. Equal pickles have equal hashes, so an unchanged function is not sent again.
+Rules. A function that refers to nothing outside of itself is pickled once; any other at each call, since what it
+refers to may have changed. Equal pickles have equal hashes, so an unchanged function is not sent again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ship(payload: bytes) -> Shipped:
 
 
 def _self_contained(fn: object) -> bool:
-    """Whether a function's pickle depends on nothing that can change: no globals, closure, attributes, mutable defaults."""
+    """Whether a function's pickle depends on nothing that can change: globals, closure, attributes, defaults."""
     return (
         isinstance(fn, types.FunctionType)
         and fn.__module__ == "__main__"

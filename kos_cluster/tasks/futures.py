@@ -1,7 +1,8 @@
 """The future of a task: a `concurrent.futures.Future` that can be awaited and tells its story.
 
-Rules. A result is unpickled in the thread that asks for it first, never in the mesh thread, so slow or hostile unpickling
-of one's own data can't stall the mesh. `cancel()` also stops a task that runs. An interrupt while waiting cancels the task.
+Rules. A result is unpickled in the thread that asks for it first, never in the mesh thread, so slow or hostile
+unpickling of one's own data can't stall the mesh. `cancel()` also stops a task that runs. An interrupt while waiting
+cancels the task.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Future(concurrent.futures.Future[Any]):
         return self.task.partition(".")[0]
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the result. Raises what the task raised, TaskLostError, CancelledError, or TimeoutError of the wait."""
+        """Wait for the result. Raises what the task raised, TaskLostError, CancelledError, or TimeoutError."""
         value = self._await(timeout)
         if isinstance(value, Outcome):
             return self._decoded(value)

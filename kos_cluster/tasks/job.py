@@ -1,7 +1,7 @@
 """A job on the owner's side: the payloads of its waiting tasks, and the outcomes that nobody has taken yet.
 
-Rules. The user's threads add tasks and take outcomes, the mesh thread settles them; one lock a job keeps both apart. A payload
-is kept until its task is final, an outcome until it is taken. Futures are made only for who asks for them.
+Rules. The user's threads add tasks and take outcomes, the mesh thread settles them; one lock a job keeps both apart.
+A payload is kept until its task is final, an outcome until it is taken. Futures are made only for who asks for them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Job:
         self.parent = parent
         self.since_s = time.monotonic()
         self.progress_shown = False
+        self.closed = False  # no more tasks will come
         self.needs = spec.options.needs(spec.modules)
         self.fn_hash = part_hash(spec.fn)
         environment = msgspec.msgpack.encode(spec.environment)

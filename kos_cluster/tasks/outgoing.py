@@ -1,4 +1,4 @@
-"""What an owner sends with its batches: the parts that a node lacks, small ones on the control link, large ones over TLS.
+"""What an owner sends: batches and the parts that a node lacks, small ones on the control link, large ones over TLS.
 
 Rules. A part is sent to a node once, as far as we know; the node asks again for what it lacks. Arguments of
 `wire.BULK_BYTES` and more travel as parts, so equal ones travel once to each node.
@@ -18,8 +18,8 @@ from kos_cluster.errors import KosError
 from kos_cluster.net import wire
 from kos_cluster.net.bulk import put_part
 from kos_cluster.net.identity import Credentials
-from kos_cluster.tasks.job import Job, part_hash
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.tasks.job import Job, part_hash
 
 OVERSIZE_BYTES = 8 << 20  # a batch whose payloads are larger together sends its larger ones as parts
 OVERSIZE_PART_BYTES = 1 << 10  # what counts as larger then

@@ -1,8 +1,8 @@
 """Where the output of remote tasks goes: a `Sink` per submission.
 
-Rules. `default_sink` is called in the submitting thread for each submission that names no sink; a front end replaces it to bind
-output to the cell that caused it, and returns the same object for the same cell. A sink's methods are called in the
-mesh thread and must not block for long; what they raise is reported on stderr and stops nothing.
+Rules. `default_sink` is called in the submitting thread for each submission that names no sink; a front end replaces
+it to bind output to the cell that caused it, and returns the same object for the same cell. A sink's methods are
+called in the mesh thread and must not block for long; what they raise is reported on stderr and stops nothing.
 """
 
 from __future__ import annotations

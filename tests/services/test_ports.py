@@ -5,7 +5,8 @@ import socket
 import pytest
 
 from kos_cluster.errors import PortTakenError, StateError
-from kos_cluster.services.ports import LOOPBACK, bound, check_free, free_pairs, primary_address
+from kos_cluster.node.machine import primary_address
+from kos_cluster.services.ports import LOOPBACK, bound, check_free, free_pairs
 
 
 def test_pairs_are_free_adjacent_and_apart() -> None:

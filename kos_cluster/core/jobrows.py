@@ -1,0 +1,170 @@
+"""One job's tasks and batches, as rows of the owner's table.
+
+Rules: a task's state is one byte; waiting tasks stand in intervals, in the order in which they will be sent. A batch
+that is over stays in the history for the stories, the last `HISTORY_LIMIT` of each job.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kos_cluster.core.batching import Durations
+from kos_cluster.core.ownerevents import JobSpec
+from kos_cluster.core.records import Attempt, AttemptEnd, Runs, TaskState, indices_of, runs_of
+
+HISTORY_LIMIT = 4096  # batches remembered per job
+
+WAITING, SENT, DONE, FAILED, CANCELLED = range(5)
+STATES = (TaskState.WAITING, TaskState.SENT, TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED)
+
+
+@dataclass(slots=True)
+class BatchRow:
+    """Tasks that were sent together. Times are the owner's clock."""
+
+    number: int
+    job: JobRow
+    node: str
+    runs: Runs  # as sent
+    left: set[int]  # without an outcome yet
+    attempt: int
+    sent_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    ends: dict[int, AttemptEnd] = field(default_factory=dict)  # of tasks that did not end DONE
+    cause: str = ""
+
+    def owes(self, runs: Runs) -> Runs:
+        """Those of `runs` that this batch still owes and that are not final."""
+        state, left = self.job.state, self.left
+        if all(state.count(SENT, start, start + count) == count for start, count in runs):
+            wanted = set(indices_of(runs))
+            if wanted <= left:
+                return list(runs)
+        return runs_of(index for index in indices_of(runs) if index in left and state[index] == SENT)
+
+    def ended_as(self, runs: Runs, end: AttemptEnd) -> None:
+        """Note how the attempt ended for these tasks."""
+        self.ends.update(dict.fromkeys(indices_of(runs), end))
+
+    def attempt_of(self, index: int, node: str) -> Attempt:
+        """This batch as one attempt of a task, with the node's name."""
+        end = self.ends.get(index, AttemptEnd.OPEN if index in self.left else AttemptEnd.DONE)
+        started = self.started_s if end is not AttemptEnd.RETURNED else None
+        cause = self.cause if end not in (AttemptEnd.DONE, AttemptEnd.OPEN) else ""
+        return Attempt(self.attempt, node, self.sent_s, started, self.ended_s, end, cause)
+
+
+@dataclass(slots=True)
+class JobRow:
+    """A job: its tasks' states, the waiting ones in turn, its batches, its counts."""
+
+    spec: JobSpec
+    since_s: float
+    state: bytearray = field(default_factory=bytearray)
+    pending: deque[tuple[int, int, int]] = field(default_factory=deque)  # (start, stop, attempt)
+    batches: dict[int, BatchRow] = field(default_factory=dict)
+    history: deque[BatchRow] = field(default_factory=lambda: deque(maxlen=HISTORY_LIMIT))
+    durations: Durations = field(default_factory=Durations)
+    lost_to_memory: dict[int, int] = field(default_factory=dict)
+    size_bytes: int = 0  # of all payloads so far
+    waiting: int = 0
+    sent: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    reruns: int = 0  # tasks that were sent again because an attempt was lost
+    nodes: set[str] = field(default_factory=set)  # where any of it ever ran
+    in_turn: bool = False  # stands among the jobs with waiting tasks
+    stuck: tuple[str, ...] = ()  # why nothing could be placed, at the last try
+
+    @property
+    def idle(self) -> bool:
+        return self.waiting == 0 and self.sent == 0
+
+    def add(self, count: int, size_bytes: int) -> None:
+        """Append `count` waiting tasks."""
+        start = len(self.state)
+        self.size_bytes += size_bytes
+        self.state.extend(bytes(count))
+        self.waiting += count
+        stop = start + count
+        if self.pending and self.pending[-1][1] == start and self.pending[-1][2] == 1:
+            start = self.pending.pop()[0]
+        self.pending.append((start, stop, 1))
+
+    def take(self, size: int) -> tuple[Runs, int]:
+        """Cut up to `size` waiting tasks of one attempt number from the front; they count as sent."""
+        attempt = self.pending[0][2]
+        runs: list[tuple[int, int]] = []
+        taken = 0
+        while taken < size and self.pending and self.pending[0][2] == attempt:
+            start, stop, _ = self.pending.popleft()
+            count = min(size - taken, stop - start)
+            runs.append((start, count))
+            taken += count
+            if start + count < stop:
+                self.pending.appendleft((start + count, stop, attempt))
+        self.mark(runs, SENT)
+        self.waiting -= taken
+        self.sent += taken
+        return sorted(runs), attempt
+
+    def put_back(self, runs: Runs, attempt: int) -> None:
+        """Sent tasks wait again, in front: they have waited longest."""
+        count = 0
+        for start, length in reversed(runs):
+            self.pending.appendleft((start, start + length, attempt))
+            count += length
+        self.mark(runs, WAITING)
+        self.waiting += count
+        self.sent -= count
+
+    def settle(self, runs: Runs, state: int) -> int:
+        """Sent tasks become final; gives how many."""
+        count = self.mark(runs, state)
+        self.sent -= count
+        return count
+
+    def drop(self, runs: Runs) -> int:
+        """Waiting or sent tasks are cancelled; gives how many."""
+        dropped = set(indices_of(runs))
+        for index in dropped:
+            if self.state[index] == WAITING:
+                self.waiting -= 1
+            else:
+                self.sent -= 1
+            self.state[index] = CANCELLED
+        self.cancelled += len(dropped)
+        if dropped:
+            self._unqueue(dropped)
+        return len(dropped)
+
+    def mark(self, runs: Runs, state: int) -> int:
+        """Set the state of these tasks; gives how many they are."""
+        total = 0
+        for start, count in runs:
+            self.state[start : start + count] = bytes((state,)) * count
+            total += count
+        return total
+
+    def all_batches(self) -> Iterable[BatchRow]:
+        """Those that are over, as far as they are remembered, then those that are not."""
+        return (*self.history, *self.batches.values())
+
+    def _unqueue(self, dropped: set[int]) -> None:
+        kept: deque[tuple[int, int, int]] = deque()
+        for start, stop, attempt in self.pending:
+            if dropped.isdisjoint(range(start, stop)):
+                kept.append((start, stop, attempt))
+            else:
+                left = runs_of(index for index in range(start, stop) if index not in dropped)
+                kept.extend((first, first + count, attempt) for first, count in left)
+        self.pending = kept
+
+
+def holds(runs: Iterable[tuple[int, int]], index: int) -> bool:
+    """Whether an index is in a run list."""
+    return any(start <= index < start + count for start, count in runs)

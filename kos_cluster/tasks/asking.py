@@ -1,0 +1,65 @@
+"""Requests of a client to nodes, and their replies."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kos_cluster import errors
+from kos_cluster.errors import KosError, UnreachableError
+from kos_cluster.net import wire
+from kos_cluster.tasks.attachment import Attachment
+
+REQUEST_TIMEOUT_S = 5.0
+
+
+class Asking:
+    """The requests that wait for a reply. Used in the mesh thread."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._waiting: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._next = 1
+
+    async def one(self, question: wire.Asked, node: str = "", timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
+        """Ask one node (any, unless named); its answer's MessagePack. Raises what it answers, UnreachableError."""
+        link = self._attachment.choose(node)
+        number, self._next = self._next, self._next + 1
+        answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            link.send(wire.Request(number, question))
+            reply = await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError:
+            raise UnreachableError(
+                f"Node {link.peer.name if link.peer else link.address} did not answer within {timeout_s:.0f} s.",
+                "Type 'kos cluster nodes' to see which nodes are alive.",
+            ) from None
+        finally:
+            self._waiting.pop(number, None)
+        if reply.error is not None:
+            name, message, hint = reply.error
+            raise getattr(errors, name, KosError)(message, hint)
+        return bytes(reply.value)
+
+    async def all(self, question: wire.Asked) -> dict[str, bytes]:
+        """Ask every node; by name. Those that do not answer are left out; a refusal is raised if all refuse."""
+        names = [link.peer.name for link in self._attachment.by_node.values() if link.peer is not None]
+        answers = await asyncio.gather(*(self.one(question, name) for name in names), return_exceptions=True)
+        told: dict[str, bytes] = {}
+        refusals: list[KosError] = []
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, bytes):
+                told[name] = answer
+            elif isinstance(answer, KosError):
+                refusals.append(answer)
+            else:
+                raise answer
+        refused = [error for error in refusals if not isinstance(error, UnreachableError)]
+        if (refused and len(refused) == len(refusals) + len(told)) or (refusals and not told):
+            raise (refused or refusals)[0]
+        return told
+
+    def answered(self, reply: wire.Reply) -> None:
+        waiting = self._waiting.pop(reply.id, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(reply)

@@ -1,0 +1,192 @@
+"""A client's links to all nodes, and the membership that it learns through them.
+
+Theory of operation. A client knows some addresses: of this machine's nodes and of the cluster file. It links to
+these, learns the members from whoever welcomes it first, and links to every member. Each node's view is taken when it
+is newer. A node that stops answering, restarts under a new incarnation, or is dead by the cluster's view, is told to
+be down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import zmq
+
+from kos_cluster.core.records import Member, MemberState
+from kos_cluster.errors import AuthError, NoSuchNodeError, UnreachableError
+from kos_cluster.home import ClusterFile, ClusterHome
+from kos_cluster.net import wire
+from kos_cluster.net.identity import Credentials
+from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.transport import Context
+from kos_cluster.node import machine
+
+CONNECT_TIMEOUT_S = 5.0
+ALL_NODES_TIMEOUT_S = 2.0  # for the links to the members beyond the first
+POLL_S = 0.005
+
+
+class Listener(Protocol):
+    """Whom the attachment tells."""
+
+    def node_up(self, member: Member, packages: dict[str, str]) -> None: ...
+    def node_down(self, id_: str, why: str) -> None: ...
+    def node_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None: ...
+
+
+class Attachment:
+    """The links of one client. Used in the mesh thread."""
+
+    def __init__(
+        self, home: ClusterHome, file: ClusterFile, credentials: Credentials, hello: wire.Hello, listener: Listener
+    ) -> None:
+        self.members: dict[str, Member] = {}
+        self.packages: dict[str, dict[str, str]] = {}  # by node name
+        self.by_node: dict[str, NodeLink] = {}  # by node id, once welcomed
+        self.view = -1
+        self._home = home
+        self._file = file
+        self._credentials = credentials
+        self._hello = hello
+        self._listener = listener
+        self._context: Context = zmq.Context(io_threads=1)
+        self._links: dict[str, NodeLink] = {}  # by address
+        self._incarnations: dict[str, int] = {}
+
+    async def attach(self) -> None:
+        """Return when every member that is alive is linked. Raises UnreachableError, AuthError."""
+        addresses = [f"{r.host}:{r.port}" for name in self._file.nodes if (r := self._home.ready(name)) is not None]
+        for address in dict.fromkeys([*addresses, *self._file.bootstrap]):
+            host, _, port = address.rpartition(":")
+            self._link_to(host, int(port))
+        if not self._links:
+            raise UnreachableError(
+                f"No node of cluster {self._home.name!r} is known to run.", "Type 'kos up' to start this machine's."
+            )
+        await self._until(lambda: bool(self.members) or self._hopeless(), CONNECT_TIMEOUT_S)
+        if not self.members:
+            failures = [link.failure for link in self._links.values() if isinstance(link.failure, AuthError)]
+            raise failures[0] if len(failures) == len(self._links) else self.unreachable()
+        await self._until(self._all_linked, ALL_NODES_TIMEOUT_S)
+
+    def links(self) -> list[NodeLink]:
+        return list(self._links.values())
+
+    def tell_all(self, message: wire.Message) -> None:
+        for link in self.by_node.values():
+            link.send(message)
+
+    def choose(self, node: str) -> NodeLink:
+        """The link to the named node, or to any, the founder's first. Raises NoSuchNodeError, UnreachableError."""
+        ups = [link for link in self.by_node.values() if link.up and link.peer is not None]
+        if node:
+            for link in ups:
+                if link.peer is not None and node in (link.peer.name, link.peer.id):
+                    return link
+            raise self._no_link(node)
+        if not ups:
+            raise self.unreachable()
+        founders = [link for link in ups if link.peer and (m := self.members.get(link.peer.id)) and m.founder]
+        return (founders or ups)[0]
+
+    def down(self, id_: str, why: str) -> None:
+        """Hold a node to be lost until it is welcomed again."""
+        link = self.by_node.pop(id_, None)
+        if link is not None:
+            link.given.clear()
+        self._incarnations.pop(id_, None)
+        self._listener.node_down(id_, why)
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._context.term()
+
+    def unreachable(self) -> UnreachableError:
+        """Why no node can be reached, address by address."""
+        tried = "; ".join(
+            f"{link.address}: {link.failure.message if link.failure else 'no answer'}" for link in self._links.values()
+        )
+        return UnreachableError(
+            f"No node of cluster {self._home.name!r} answers ({tried}).",
+            "Type 'kos up' to start this machine's nodes, or see that one is running.",
+        )
+
+    # ---- nodelink.Listener
+
+    def link_gone(self, link: NodeLink, why: str) -> None:
+        """A node cannot be reached: what it held is lost."""
+        if link.peer is not None and self.by_node.get(link.peer.id) is link:
+            self.down(link.peer.id, why)
+
+    def link_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None:
+        if isinstance(message, wire.Welcome):
+            self._welcome(link, message)
+        elif isinstance(message, wire.SyncData):
+            self._sync(message)
+        self._listener.node_said(link, message, frames)
+
+    # ---- inside
+
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition() and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+
+    def _hopeless(self) -> bool:
+        """Whether waiting on is of no use: all refuse us, or all are of this machine and gone."""
+        failures = [link.failure for link in self._links.values()]
+        if self._file.embedded:
+            return all(failures)
+        return all(isinstance(failure, AuthError) for failure in failures)
+
+    def _all_linked(self) -> bool:
+        wanted = [m for m in self.members.values() if m.state is MemberState.ALIVE]
+        failed = {link.address for link in self._links.values() if link.failure}
+        return all(member.id in self.by_node or member.address in failed for member in wanted)
+
+    def _no_link(self, node: str) -> NoSuchNodeError | UnreachableError:
+        member = next((m for m in self.members.values() if node in (m.name, m.id)), None)
+        if member is None:
+            known = ", ".join(sorted(m.name for m in self.members.values()))
+            return NoSuchNodeError(f"No node is named {node!r}.", f"The cluster has {known}.")
+        return UnreachableError(
+            f"Node {member.name} ({member.state}) cannot be reached at {member.address}.",
+            "Type 'kos cluster nodes' to see which nodes are alive.",
+        )
+
+    def _link_to(self, host: str, port: int) -> None:
+        if f"{host}:{port}" not in self._links:
+            self._links[f"{host}:{port}"] = NodeLink(self._context, self._credentials, host, port, self._hello, self)
+
+    def _welcome(self, link: NodeLink, message: wire.Welcome) -> None:
+        member = message.member
+        if link.peer is None or member.id != link.peer.id:
+            return
+        before = self._incarnations.get(member.id)
+        if before is not None and before != member.incarnation:
+            self.down(member.id, "its daemon was started anew")
+        self._incarnations[member.id] = member.incarnation
+        self.by_node[member.id] = link
+        self.packages[member.name] = message.packages
+        self.members.setdefault(member.id, member)
+        self._listener.node_up(member, message.packages)
+
+    def _sync(self, message: wire.SyncData) -> None:
+        if message.members is None or message.view <= self.view:
+            return
+        self.view = message.view
+        self.members = {member.id: member for member in message.members}
+        for member in message.members:
+            if member.state in (MemberState.ALIVE, MemberState.SUSPECT):
+                self._link_to(member.host, member.port)
+            elif member.id in self.by_node and self._incarnations.get(member.id) == member.incarnation:
+                self.down(member.id, f"the cluster holds it to be {member.state}")
+
+
+def hello(instance: str, pid: int) -> wire.Hello:
+    """How this process introduces itself."""
+    return wire.Hello(instance, machine.versions(), pid, machine.boot_id(), machine.pid_namespace())

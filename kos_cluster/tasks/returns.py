@@ -1,0 +1,82 @@
+"""What comes back from nodes: outcomes, large ones fetched over TLS, and the releases that let a node forget them.
+
+Rules. An outcome is taken in before it is released. A result that cannot be fetched is not released, so the node
+sends it again while it lives. Releases wait a moment and travel together, since nothing waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+from kos_cluster.core.records import indices_of
+from kos_cluster.errors import KosError
+from kos_cluster.net import wire
+from kos_cluster.net.bulk import get_result
+from kos_cluster.net.identity import Credentials
+from kos_cluster.net.nodelink import NodeLink
+
+RELEASE_AFTER_S = 0.05
+RELEASES_LIMIT = 64  # serials that wait for one node
+
+Payloads = list[Any]  # bytes-like, in the order of the result's runs
+Accept = Callable[[str, wire.Result, Payloads], None]
+
+_payload_list = msgspec.msgpack.Decoder(list[bytes])
+
+
+class Returns:
+    """Takes results in. Used in the mesh thread; `accept(node id, result, payloads)` commits them."""
+
+    def __init__(self, credentials: Credentials, accept: Accept) -> None:
+        self._credentials = credentials
+        self._accept = accept
+        self._fetching: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._releases: dict[str, list[int]] = {}
+
+    def result(self, link: NodeLink, message: wire.Result, frames: list[zmq.Frame]) -> None:
+        if link.peer is None or (message.runs and not frames):
+            return
+        payloads: Payloads = list(_payload_list.decode(frames[0].buffer)) if frames else []
+        key = (link.peer.id, message.serial)
+        if not message.large:
+            self._accept(link.peer.id, message, payloads)
+            self.release(link, message.serial)
+        elif key not in self._fetching:
+            work = self._fetch(link, key, message, payloads)
+            self._fetching[key] = asyncio.get_running_loop().create_task(work, name=f"fetch-{message.serial}")
+
+    def release(self, link: NodeLink, serial: int) -> None:
+        """Tell the node soon that it may forget."""
+        serials = self._releases.setdefault(link.address, [])
+        serials.append(serial)
+        if len(serials) == 1:
+            asyncio.get_running_loop().call_later(RELEASE_AFTER_S, self._send, link)
+        elif len(serials) >= RELEASES_LIMIT:
+            self._send(link)
+
+    def _send(self, link: NodeLink) -> None:
+        serials = self._releases.pop(link.address, None)
+        if serials:
+            link.send(wire.Release(serials))
+
+    async def _fetch(self, link: NodeLink, key: tuple[str, int], message: wire.Result, payloads: Payloads) -> None:
+        """Get outcomes that were too large for a message, then take the result as a whole."""
+        try:
+            for position, index in enumerate(indices_of(message.runs)):
+                if index in message.large:
+                    name, size = message.large[index]
+                    payloads[position] = await asyncio.to_thread(
+                        get_result, link.host, link.port, self._credentials, name, size
+                    )
+            self._accept(key[0], message, payloads)
+            self.release(link, message.serial)
+        except KosError as error:
+            sys.stderr.write(f"kos: a result could not be fetched from {link.address}: {error.message}\n")
+        finally:
+            del self._fetching[key]

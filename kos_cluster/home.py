@@ -7,7 +7,7 @@
             cluster.json            `ClusterFile` ca.pem, ca.key          the CA's certificate; its wrapped key only
             where the registry's keeper is client/                 the user's own credentials: cert.pem, key.pem,
             curve.json nodes/NODE/             a node's credentials in the same form, and its durable state run/NODE/
-            what lives as long as the daemon: `ready.json`, `w` (ipc socket), `spool/`; and `log`
+            what lives as long as the daemon: `ready.json`, `spool/`; and `log`
 
 Rules: this module only names and reads paths; it starts nothing. Folders are made 0700 and never widened.
 """
@@ -22,7 +22,6 @@ import platformdirs
 
 from kos_cluster.errors import NotInClusterError, StateError, UsageError
 
-SOCKET_PATH_LIMIT_BYTES = 100  # sun_path holds 108, ZeroMQ keeps some
 EMBEDDED_NAME = "local"
 
 
@@ -111,16 +110,6 @@ class ClusterHome:
             return msgspec.json.decode((self.run(node) / "ready.json").read_bytes(), type=Ready)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
-
-    def socket_path(self, node: str) -> Path:
-        """Where the daemon listens for its workers. Raises UsageError when the path is too long for a socket."""
-        path = self.run(node) / "w"
-        if len(os.fsencode(path)) > SOCKET_PATH_LIMIT_BYTES:
-            raise UsageError(
-                f"The socket path {path} is longer than {SOCKET_PATH_LIMIT_BYTES} bytes.",
-                "Set KOS_HOME to a shorter folder.",
-            )
-        return path
 
 
 class Home:

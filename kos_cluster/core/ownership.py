@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kos_cluster.core import placement
@@ -49,12 +48,11 @@ from kos_cluster.core.ownerevents import (
     Outcomes,
     StartedRunning,
 )
+from kos_cluster.core.placement import Candidate
 from kos_cluster.core.records import (
     AttemptEnd,
     Cause,
     JobSummary,
-    Load,
-    Member,
     Needs,
     Runs,
     Story,
@@ -106,14 +104,9 @@ _END_OF_CAUSE = {
 class _Node:
     """A node as this owner knows it."""
 
-    member: Member
-    packages: frozenset[str]
-    unreadable: Mapping[str, str]
+    view: Candidate
     up: bool = True
-    in_flight: int = 0  # slots
     batches: set[int] = field(default_factory=set)
-    load: Load = Load()
-    refused_until_s: float = 0.0
     pause_s: float = REFUSED_PAUSE_S
 
 
@@ -149,7 +142,8 @@ class Ownership:
                 self._node_up(event)
             case NodeLoad(id_, load):
                 if id_ in self._nodes:
-                    self._nodes[id_].load = load
+                    view = self._nodes[id_].view
+                    view.busy, view.memory_available_bytes = load.running + load.queued, load.memory_available_bytes
             case NodeDown(id_, cause):
                 self._node_down(id_, cause, now, effects)
             case Cancelled(job, index):
@@ -222,10 +216,10 @@ class Ownership:
         for node in self._nodes.values():
             if not node.up:
                 continue
-            never = placement.why_never(needs, self._candidate(node, needs, 0.0))
+            never = placement.why_never(needs, node.view)
             if not never:
                 return ()
-            reasons.append(f"{node.member.name}: {never}")
+            reasons.append(f"{node.view.name}: {never}")
         return tuple(reasons)
 
     def forget(self, job_id: str) -> None:
@@ -316,7 +310,7 @@ class Ownership:
         if batch is None:
             return
         node = self._nodes[batch.node]
-        node.refused_until_s = now + node.pause_s
+        node.view.refused_until_s = now + node.pause_s
         node.pause_s = min(node.pause_s * 2, REFUSED_PAUSE_MOST_S)
         self._give_back(batch, now)
         batch.job.history.pop()  # a refusal is no attempt
@@ -338,7 +332,7 @@ class Ownership:
         node = self._nodes[batch.node]
         if batch.number in node.batches:
             node.batches.discard(batch.number)
-            node.in_flight -= batch.job.spec.needs.cpus
+            node.view.in_flight -= batch.job.spec.needs.cpus
 
     def _idle_check(self, job: JobRow, effects: list[Effect]) -> None:
         if job.idle:
@@ -347,12 +341,15 @@ class Ownership:
     # ---- nodes
 
     def _node_up(self, event: NodeUp) -> None:
-        node = self._nodes.get(event.member.id)
+        member = event.member
+        node = self._nodes.get(member.id)
         if node is None:
-            self._nodes[event.member.id] = _Node(event.member, event.packages, event.unreadable)
-            return
-        node.member, node.packages, node.unreadable, node.up = event.member, event.packages, event.unreadable, True
-        node.refused_until_s, node.pause_s = 0.0, REFUSED_PAUSE_S
+            view = Candidate(member.id, member.name, member.slots, member.memory_bytes)
+            node = self._nodes[member.id] = _Node(view)
+        node.up, node.pause_s = True, REFUSED_PAUSE_S
+        view = node.view
+        view.name, view.slots, view.memory_bytes = member.name, member.slots, member.memory_bytes
+        view.packages, view.unreadable, view.refused_until_s = event.packages, event.unreadable, 0.0
 
     def _node_down(self, id_: str, cause: str, now: float, effects: list[Effect]) -> None:
         node = self._nodes.get(id_)
@@ -430,47 +427,31 @@ class Ownership:
         if spec.max_parallel and len(job.batches) >= spec.max_parallel:
             job.stuck = (f"its cap of {spec.max_parallel} at once is reached",)
             return None
-        candidates = [self._candidate(node, spec.needs, now) for node in self._nodes.values() if node.up]
-        placed = placement.place(spec.needs, candidates, self._rng, prefetch=job.durations.short)
+        views = [node.view for node in self._nodes.values() if node.up]
+        placed = placement.place(spec.needs, views, self._rng, prefetch=job.durations.short, now=now)
         job.stuck = placed.reasons if placed.node is None else ()
         if placed.node is None:
             return None
         return self._send(job, self._nodes[placed.node], now)
 
-    def _candidate(self, node: _Node, needs: Needs, now: float) -> placement.Candidate:
-        member, load = node.member, node.load
-        unreadable = [why for module, why in node.unreadable.items() if not module or module in needs.modules]
-        return placement.Candidate(
-            id=member.id,
-            name=member.name,
-            slots=member.slots,
-            in_flight=node.in_flight,
-            busy=load.running + load.queued,
-            memory_bytes=member.memory_bytes,
-            memory_available_bytes=load.memory_available_bytes,
-            lacks=tuple(module for module in needs.modules if module not in node.packages),
-            refused="it refused work a moment ago" if now < node.refused_until_s else "",
-            unreadable="; ".join(unreadable),
-        )
-
     def _send(self, job: JobRow, node: _Node, now: float) -> Dispatch:
         spec = job.spec
-        slots = sum(other.member.slots for other in self._nodes.values() if other.up)
+        slots = sum(other.view.slots for other in self._nodes.values() if other.up)
         each_bytes = job.size_bytes // max(1, len(job.state))
         size = 1 if spec.single else job.durations.batch_size(job.waiting, slots, each_bytes)
         runs, attempt = job.take(size)
         number, self._next_batch = self._next_batch, self._next_batch + 1
-        batch = BatchRow(number, job, node.member.id, runs, set(indices_of(runs)), attempt, now)
+        batch = BatchRow(number, job, node.view.id, runs, set(indices_of(runs)), attempt, now)
         self._batches[number] = job.batches[number] = batch
         node.batches.add(number)
-        node.in_flight += spec.needs.cpus
-        node.pause_s = REFUSED_PAUSE_S if now >= node.refused_until_s + REFUSED_PAUSE_MOST_S else node.pause_s
-        job.nodes.add(node.member.id)
-        return Dispatch(number, node.member.id, spec.job, runs, attempt)
+        node.view.in_flight += spec.needs.cpus
+        node.pause_s = REFUSED_PAUSE_S if now >= node.view.refused_until_s + REFUSED_PAUSE_MOST_S else node.pause_s
+        job.nodes.add(node.view.id)
+        return Dispatch(number, node.view.id, spec.job, runs, attempt)
 
     def _name(self, node: str) -> str:
         known = self._nodes.get(node)
-        return known.member.name if known else node
+        return known.view.name if known else node
 
 
 def _join(a: Runs, b: Runs) -> Runs:

@@ -9,26 +9,27 @@ Randomized Load Balancing", IEEE TPDS 12(10), 2001), because the knowledge may b
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from kos_cluster.core.records import Needs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """A node as one owner sees it now. `in_flight` counts slots that this owner's own batches hold there."""
 
     id: str
     name: str
     slots: int
-    in_flight: int
-    busy: int  # slots in use or waited for by anyone, as last gossiped
     memory_bytes: int
-    memory_available_bytes: int
-    lacks: tuple[str, ...] = ()  # needed packages that are not installed there
-    refused: str = ""  # why it takes nothing at present; empty when it does
-    unreadable: str = ""  # why it could not read the payload; empty when it can
+    in_flight: int = 0
+    busy: int = 0  # slots in use or waited for by anyone, as last gossiped
+    memory_available_bytes: int = 0
+    packages: frozenset[str] = frozenset()
+    # Packages whose objects it cannot read -> why; the key "" stands for every payload.
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    refused_until_s: float = 0.0  # it refused work and takes none before
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,9 @@ class Placement:
     reasons: tuple[str, ...]
 
 
-def place(needs: Needs, candidates: Sequence[Candidate], rng: random.Random, *, prefetch: bool) -> Placement:
+def place(
+    needs: Needs, candidates: Iterable[Candidate], rng: random.Random, *, prefetch: bool, now: float
+) -> Placement:
     """Choose a node for one batch. With `prefetch` a node whose slots are all in use may take one more batch a slot."""
     reasons: list[str] = []
     possible = False
@@ -52,11 +55,11 @@ def place(needs: Needs, candidates: Sequence[Candidate], rng: random.Random, *, 
             reasons.append(f"{node.name}: {never}")
             continue
         possible = True
-        wait = _why_not_now(needs, node, prefetch)
+        wait = _why_not_now(needs, node, prefetch, now)
         if wait:
             reasons.append(f"{node.name}: {wait}")
             continue
-        rank = (node.in_flight + needs.cpus > node.slots, bool(node.lacks))
+        rank = (node.in_flight + needs.cpus > node.slots, not node.packages.issuperset(needs.modules))
         if best_rank is None or rank < best_rank:
             best, best_rank = [node], rank
         elif rank == best_rank:
@@ -77,8 +80,9 @@ def why_never(needs: Needs, node: Candidate) -> str:
     """Why a node can never run the task, or an empty string."""
     if needs.on and needs.on not in (node.name, node.id):
         return f"the task asks for {needs.on}"
-    if node.unreadable:
-        return f"cannot read the payload: {node.unreadable}"
+    for module, why in node.unreadable.items():
+        if not module or module in needs.modules:
+            return f"cannot read the payload: {why}"
     if needs.cpus > node.slots:
         return f"needs {needs.cpus} slots, it has {node.slots}"
     if needs.memory_bytes and needs.memory_bytes > node.memory_bytes:
@@ -86,9 +90,9 @@ def why_never(needs: Needs, node: Candidate) -> str:
     return ""
 
 
-def _why_not_now(needs: Needs, node: Candidate, prefetch: bool) -> str:
-    if node.refused:
-        return node.refused
+def _why_not_now(needs: Needs, node: Candidate, prefetch: bool, now: float) -> str:
+    if now < node.refused_until_s:
+        return "it refused work a moment ago"
     room = node.slots * (2 if prefetch else 1) - node.in_flight
     if needs.cpus > room:
         return f"all {node.slots} slots hold work of this owner"

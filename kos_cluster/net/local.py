@@ -1,14 +1,15 @@
-"""Messages between a daemon and its own processes: the fork server (a socket pair) and the workers (`ipc://`).
+"""Messages between a daemon and its own processes: the fork server and the workers.
 
 Rules: these never leave the machine. Payload frames are opaque to the daemon. All structs are tagged, so each direction
-is one union and one decoder.
+is one union and one decoder. Both sockets are pairs that were inherited or passed: nobody else can connect.
 
-Fork server: a SOCK_SEQPACKET pair, one MessagePack struct a packet. `Spawn` carries three descriptors (SCM_RIGHTS):
-the worker's stdout, its stderr and its progress memfd. A worker's progress memfd is 16 bytes: little-endian u64 batch,
-u64 position, written before each task starts, so that the daemon knows after a SIGKILL which tasks may have run.
+Fork server: a SOCK_SEQPACKET pair, one MessagePack struct a packet. `Spawn` carries four descriptors (SCM_RIGHTS):
+the worker's stdout, its stderr, its progress memfd and its end of the channel. A worker's progress memfd is 16 bytes:
+little-endian u64 batch, u64 position, written before each task starts, so that the daemon knows after a SIGKILL which
+tasks may have run.
 
-Workers: a DEALER whose routing id is the random secret it was spawned with; the daemon drops any other. Frame 0 is
-the struct, further frames are payloads as each struct says.
+Workers: a stream pair with the messages of `net.channel`. The header frame is the struct, the payload frame what each
+struct says.
 """
 
 from __future__ import annotations
@@ -21,11 +22,9 @@ from kos_cluster.core.records import Runs
 
 
 class Spawn(msgspec.Struct, frozen=True, tag=True):
-    """Fork a worker. It connects to `socket` (an ipc:// address) with `secret` (hex) as its routing id."""
+    """Fork a worker."""
 
     worker: int
-    secret: str
-    socket: str
     spool: str  # the folder where it writes results of 1 MiB and more
     environ: dict[str, str]  # set on top of the fork server's own
     cwd: str
@@ -66,7 +65,7 @@ class Warm(msgspec.Struct, frozen=True, tag=True):
 class Part(msgspec.Struct, frozen=True, tag=True):
     """A content-addressed part (function, environment, module, workspace, large argument).
 
-    Its bytes are frame 1, or the file at `path`, which stays for the worker's life, when `path` is not empty.
+    Its bytes are the payload, or the file at `path`, which stays for the worker's life, when `path` is not empty.
     """
 
     hash: str
@@ -74,7 +73,7 @@ class Part(msgspec.Struct, frozen=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
-    """Run tasks. Frame 1 is a MessagePack list of pickled `(args, kwargs)`, one a task, in the order of `runs`.
+    """Run tasks. The payload is a MessagePack list of pickled `(args, kwargs)`, one a task, in the order of `runs`.
 
     A task whose index is in `large` has an empty entry there; its pickle is the part of that hash.
     """
@@ -106,7 +105,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """Outcomes of some tasks of the batch. Frame 1: MessagePack list of pickles, in the order of `runs`.
+    """Outcomes of some tasks of the batch. Payload: MessagePack list of pickles, in the order of `runs`.
 
     An index in `failed` has a pickled `tasks.failures.Failure` as its outcome. An index in `large` has an empty
     entry; its outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in
@@ -124,7 +123,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Display(msgspec.Struct, frozen=True, tag=True):
-    """A rich display made by the running task. Frame 1: JSON of the sink's `display` call. Wait for `Displayed`."""
+    """A rich display made by the running task. Payload: JSON of the sink's `display` call. Wait for `Displayed`."""
 
     batch: int
     index: int

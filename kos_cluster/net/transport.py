@@ -48,6 +48,12 @@ Context = zmq.Context[zmq.Socket[bytes]]
 Payload = bytes | bytearray | memoryview | zmq.Frame
 LinkState = Literal["up", "down", "refused"]
 
+# As plain numbers: an operation on pyzmq's enumerations costs more than a microsecond, several times a message.
+_NOW = int(zmq.NOBLOCK)
+_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +114,7 @@ class Server:
         """Queue a message for the peer behind a route. False when it is gone or its queue is full."""
         header = _checked_header(message, frames)
         try:
-            self._socket.send(route, zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(route, _AND_MORE)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -127,11 +133,10 @@ class Server:
         self._socket.close()
 
     def _receive(self) -> bool:
-        try:
-            # ZeroMQ attaches the metadata of the message to its first frame, the route, too.
-            first = self._socket.recv(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
+        if not _readable(self._socket):
             return False
+        # ZeroMQ attaches the metadata of the message to its first frame, the route, too.
+        first = self._socket.recv(_NOW, copy=False)
         message, frames = _receive_rest(self._socket)
         peer = self._admitted.get(_user_id(first))
         if peer is None or message is None:
@@ -181,7 +186,7 @@ class Link:
         if self.state != "up":
             return False
         try:
-            self._socket.send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+            self._socket.send(header, _AND_MORE if frames else _NOW)
         except zmq.Again:
             return False
         _send_frames(self._socket, frames)
@@ -315,7 +320,7 @@ class _Monitor:
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(socket.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]  # an int, for this option
 
 
 def _set_common(socket: zmq.Socket[bytes], credentials: Credentials) -> None:
@@ -354,7 +359,7 @@ def _size(frame: Payload) -> int:
 
 
 def _send_rest(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Payload]) -> None:
-    socket.send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+    socket.send(header, _AND_MORE if frames else _NOW)
     _send_frames(socket, frames)
 
 
@@ -362,7 +367,7 @@ def _send_frames(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:
     last = len(frames) - 1
     for position, frame in enumerate(frames):
         copy = not isinstance(frame, zmq.Frame) and _size(frame) < COPY_LIMIT_BYTES
-        socket.send(frame, zmq.NOBLOCK | (zmq.SNDMORE if position < last else 0), copy=copy)
+        socket.send(frame, _AND_MORE if position < last else _NOW, copy=copy)
 
 
 def _receive_rest(socket: zmq.Socket[bytes]) -> tuple[wire.Message | None, list[zmq.Frame]]:
@@ -372,7 +377,7 @@ def _receive_rest(socket: zmq.Socket[bytes]) -> tuple[wire.Message | None, list[
     count = size = 0
     more = True
     while more:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(_NOW, copy=False)
         more = frame.more
         count += 1
         size += len(frame)

@@ -88,7 +88,7 @@ class Batches:
     def execute(self, owner: OwnerState, message: wire.Exec, payload: bytes) -> None:
         """Take a batch; the same one again changes nothing."""
         key = (owner.owner, message.batch)
-        if key in self._batches or any(k.batch == message.batch for (k, _), _ in owner.outbox.values()):
+        if key in self._batches or message.batch in owner.kept_batches:
             return
         owner.submitted(message.job)
         if owner.outbox_bytes > OUTBOX_LIMIT_BYTES:
@@ -155,7 +155,7 @@ class Batches:
 
     def unknown(self, owner: OwnerState, outstanding: Sequence[int]) -> list[int]:
         """Those of an owner's batches that are neither here nor waiting to be released."""
-        kept = {message.batch for (message, _), _ in owner.outbox.values()}
+        kept = owner.kept_batches
         return [n for n in outstanding if n not in kept and (owner.owner, n) not in self._batches]
 
     def release(self, owner: OwnerState, serials: list[int]) -> None:
@@ -194,16 +194,16 @@ class Batches:
     def worker_ready(self, worker: int) -> None:
         self._apply(queue.WorkerReady(worker))
 
-    def worker_said(self, worker: int, message: local.Done | local.Display, frames: Sequence[bytes]) -> None:
+    def worker_said(self, worker: int, message: local.Done | local.Display, payload: bytes) -> None:
         key = self._queue.batch_of(worker)
         batch = self._batches.get(key) if key is not None else None
         if key is None or batch is None or message.batch != batch.message.batch:
             log.warning("Worker %d spoke of batch %d, which it does not hold.", worker, message.batch)
             return
         if isinstance(message, local.Display):
-            self._displayed(worker, batch, message, frames)
+            self._displayed(worker, batch, message, payload)
         else:
-            self._outcomes(worker, key, batch, message, frames)
+            self._outcomes(worker, key, batch, message, payload)
 
     def worker_wrote(self, worker: int, stream: str, data: bytes) -> None:
         key = self._queue.batch_of(worker)
@@ -274,9 +274,9 @@ class Batches:
             message.large,
             message.seed,
         )
-        self._workers.send(worker, run, [batch.payload])
+        self._workers.send(worker, run, batch.payload)
 
-    def _outcomes(self, worker: int, key: Key, batch: _Batch, message: local.Done, frames: Sequence[bytes]) -> None:
+    def _outcomes(self, worker: int, key: Key, batch: _Batch, message: local.Done, payload: bytes) -> None:
         """Pass outcomes on; a task that was interrupted because it is being stopped is told as lost, not as failed."""
         batch.left.difference_update(indices_of(message.runs))
         cause = self._queue.stopping(key)
@@ -295,7 +295,7 @@ class Batches:
                 message.elapsed_s,
                 message.last,
             )
-            self._deliver(owner, result, frames)
+            self._deliver(owner, result, [payload])
         if message.last:
             batch.record.done, batch.record.ended_s = True, time.time()
             self._forget(key)
@@ -307,10 +307,10 @@ class Batches:
         batch.left.clear()
         batch.record.ends.update(dict.fromkeys(indices_of(stopped), _END[cause]))
 
-    def _displayed(self, worker: int, batch: _Batch, message: local.Display, frames: Sequence[bytes]) -> None:
+    def _displayed(self, worker: int, batch: _Batch, message: local.Display, payload: bytes) -> None:
         assert self._workers is not None
         sent = batch.message
-        self._send(batch.owner, wire.Displays(sent.batch, sent.job, message.index, sent.attempt), list(frames))
+        self._send(batch.owner, wire.Displays(sent.batch, sent.job, message.index, sent.attempt), [payload])
         self._workers.send(worker, local.Displayed())
 
     def _lost(self, effect: queue.Lose, progress: tuple[int, int] | None) -> None:

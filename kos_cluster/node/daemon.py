@@ -102,7 +102,7 @@ class Daemon:
         start = self._start
         self._server.bind(start.host, start.port)
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
-        workers = Workers(self._run, start.cluster.socket_path(start.node), dict(os.environ), self._batches)
+        workers = Workers(self._run, dict(os.environ), self._batches)
         beacon = await self._start_beacon()
         try:
             bulk.start()

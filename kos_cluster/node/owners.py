@@ -45,6 +45,7 @@ class OwnerState:
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT_JOBS))  # jobs of its newest batches
     outbox: dict[int, tuple[Kept, float]] = field(default_factory=dict)  # serial -> (message, last sent)
     outbox_bytes: int = 0
+    kept_batches: dict[int, int] = field(default_factory=dict)  # batch -> how many of its messages are in the outbox
 
     @property
     def is_local(self) -> bool:
@@ -61,6 +62,7 @@ class OwnerState:
 
     def keep(self, message: wire.Result | wire.Lost, frames: Sequence[bytes], now: float) -> None:
         self.outbox[message.serial] = ((message, frames), now)
+        self.kept_batches[message.batch] = self.kept_batches.get(message.batch, 0) + 1
         self.outbox_bytes += sum(map(len, frames))
 
     def release(self, serials: list[int]) -> list[wire.Result | wire.Lost]:
@@ -70,6 +72,9 @@ class OwnerState:
             kept = self.outbox.pop(serial, None)
             if kept is not None:
                 (message, frames), _ = kept
+                count = self.kept_batches.pop(message.batch)
+                if count > 1:
+                    self.kept_batches[message.batch] = count - 1
                 self.outbox_bytes -= sum(map(len, frames))
                 released.append(message)
         return released

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Parts:
         self._folder = folder
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._files: OrderedDict[str, int] = OrderedDict()
-        self._pins: Counter[str] = Counter()
+        self._pins: dict[str, int] = {}
         self._small_bytes = 0
         self._file_bytes = 0
 
@@ -40,12 +40,14 @@ class Parts:
 
     def pin(self, hashes: Iterable[str]) -> None:
         """Keep these until unpinned as often, whether they are here yet or not."""
-        self._pins.update(hashes)
+        for hash_ in hashes:
+            self._pins[hash_] = self._pins.get(hash_, 0) + 1
 
     def unpin(self, hashes: Iterable[str]) -> None:
-        self._pins.subtract(hashes)
-        for hash_ in [h for h in hashes if self._pins[h] <= 0]:
-            del self._pins[hash_]
+        for hash_ in hashes:
+            count = self._pins.pop(hash_)
+            if count > 1:
+                self._pins[hash_] = count - 1
 
     def add(self, hash_: str, data: bytes) -> bool:
         """Take a small part; False when its bytes do not match its name."""

@@ -1,9 +1,9 @@
 """The processes of a node: its fork server, its workers, their pipes. Carries out what `core.queue` decides.
 
-Rules. Workers are known by number; a worker's socket is accepted only under the random secret that it was spawned with.
-What a worker wrote to its pipes before it sent a message is delivered before that message. When a worker has ended,
-`exited` comes once, after all its output. When the fork server dies, all its workers are ended and reported, and a new
-one is started.
+Rules. Workers are known by number; each has a socket pair of its own, which nobody else can reach. What a worker wrote
+to its pipes before it sent a message is delivered before that message. When a worker has ended, `exited` comes once,
+after all that it sent and wrote. When the fork server dies, all its workers are ended and reported, and a new one is
+started.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ import contextlib
 import logging
 import mmap
 import os
-import secrets
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import zmq
 
-from kos_cluster.net import local
+from kos_cluster.errors import ProtocolError
+from kos_cluster.net import channel, local
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16  # taken from a pipe at once
 PROGRESS_BYTES = 16
-MESSAGES_PER_TURN = 64  # taken from the workers' socket before others have a turn
-LAST_WORDS_S = 0.02  # outcomes that a worker sent just before it ended are waited for
+UNSENT_LIMIT_BYTES = 256 << 20  # waiting for one worker to take them; it is ended beyond
 
 _to_fork_server = msgspec.msgpack.Encoder()
 _from_fork_server = msgspec.msgpack.Decoder(local.FromForkServer)
@@ -46,7 +45,7 @@ class Listener(Protocol):
     """What the daemon does with what workers say."""
 
     def worker_ready(self, worker: int) -> None: ...
-    def worker_said(self, worker: int, message: local.Done | local.Display, frames: Sequence[bytes]) -> None: ...
+    def worker_said(self, worker: int, message: local.Done | local.Display, payload: bytes) -> None: ...
     def worker_wrote(self, worker: int, stream: str, data: bytes) -> None: ...
     def worker_exited(self, worker: int, detail: str, out_of_memory: bool, progress: tuple[int, int]) -> None: ...
 
@@ -54,67 +53,64 @@ class Listener(Protocol):
 @dataclass(slots=True)
 class _Worker:
     number: int
-    secret: bytes
-    pipes: dict[str, int]  # stream -> read end
+    stream: socket.socket  # our end of its channel
+    pipes: dict[str, int]  # "stdout" and "stderr" -> read end
     progress: mmap.mmap
     pid: int = 0
     given: set[str] = field(default_factory=set)  # hashes of parts that it holds
     signal: int = 0  # wanted before its pid was known
+    decoder: channel.Decoder = field(default_factory=channel.Decoder)
+    unsent: deque[memoryview] = field(default_factory=deque)
+    poll: select.poll = field(default_factory=select.poll)  # of the pipes: one question instead of two failing reads
 
 
 class Workers:
     """Runs the fork server and its workers on the running event loop."""
 
-    def __init__(self, run: Path, socket_path: Path, environ: dict[str, str], listener: Listener) -> None:
+    def __init__(self, run: Path, environ: dict[str, str], listener: Listener) -> None:
         self._run = run
         self.spool = run / "spool"
-        self._address = f"ipc://{socket_path}"
         self._environ = environ
         self._listener = listener
         self._workers: dict[int, _Worker] = {}
-        self._by_secret: dict[bytes, _Worker] = {}
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._fd = int(self._socket.getsockopt(zmq.FD))
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._closing = False
         self.warm = asyncio.Event()
 
     def start(self) -> None:
-        """Bind the workers' socket and start the fork server. Its readiness sets `warm`."""
+        """Start the fork server. Its readiness sets `warm`."""
         self.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # the queue bounds it: one batch a worker
-        self._socket.bind(self._address)
-        self._loop.add_reader(self._fd, self._receive)
         self._start_fork_server()
 
     def fork(self, number: int) -> None:
         """Ask for a worker; `worker_ready` follows, or `worker_exited`."""
-        secret = secrets.token_bytes(16)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         progress_fd = os.memfd_create("kos-progress", os.MFD_CLOEXEC)
         os.ftruncate(progress_fd, PROGRESS_BYTES)
         out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for fd in (out_write, err_write):
             os.set_blocking(fd, True)
-        worker = _Worker(
-            number, secret, {"stdout": out_read, "stderr": err_read}, mmap.mmap(progress_fd, PROGRESS_BYTES)
-        )
-        self._workers[number] = self._by_secret[secret] = worker
+        worker = _Worker(number, ours, {"stdout": out_read, "stderr": err_read}, mmap.mmap(progress_fd, PROGRESS_BYTES))
+        self._workers[number] = worker
+        self._loop.add_reader(ours, self._receive, worker)
         for stream, fd in worker.pipes.items():
             self._loop.add_reader(fd, self._read_once, worker, stream)
-        spawn = local.Spawn(number, secret.hex(), self._address, str(self.spool), {}, str(self._run))
+            worker.poll.register(fd, select.POLLIN)
+        spawn = local.Spawn(number, str(self.spool), {}, str(self._run))
         try:
             assert self._control is not None
-            socket.send_fds(self._control, [_to_fork_server.encode(spawn)], [out_write, err_write, progress_fd])
+            socket.send_fds(
+                self._control, [_to_fork_server.encode(spawn)], [out_write, err_write, progress_fd, theirs.fileno()]
+            )
         except OSError as error:
             log.warning("The fork server took no more work: %s", error)
             self._loop.call_soon(self._gone, worker, "the fork server is gone", False)
         finally:
+            theirs.close()
             for fd in (out_write, err_write, progress_fd):
                 os.close(fd)
 
@@ -131,13 +127,13 @@ class Workers:
         """Give a worker a part, unless it has it."""
         worker = self._workers[number]
         worker.given.add(part.hash)
-        self._send(worker, part, [] if data is None else [data])
+        self._send(worker, part, data or b"")
 
-    def send(self, number: int, message: local.ToWorker, frames: Sequence[bytes | memoryview] = ()) -> None:
+    def send(self, number: int, message: local.ToWorker, payload: bytes = b"") -> None:
         """Send to a worker; one that has ended is left to its exit."""
         worker = self._workers.get(number)
         if worker is not None:
-            self._send(worker, message, frames)
+            self._send(worker, message, payload)
 
     def signal(self, number: int, what: signal.Signals) -> None:
         """Signal a worker's whole process group."""
@@ -166,7 +162,6 @@ class Workers:
     def close(self) -> None:
         """End everything: workers, their process groups, the fork server."""
         self._closing = True
-        self._loop.remove_reader(self._fd)
         for worker in list(self._workers.values()):
             if worker.pid:
                 _signal_group(worker.pid, signal.SIGKILL)
@@ -180,8 +175,6 @@ class Workers:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._socket.close(0)
-        self._context.term()
 
     # ---- fork server
 
@@ -216,7 +209,7 @@ class Workers:
             case local.Exited(number, status, out_of_memory):
                 worker = self._workers.get(number)
                 if worker is not None:
-                    self._loop.call_later(LAST_WORDS_S, self._gone, worker, _describe(status), out_of_memory)
+                    self._gone(worker, _describe(status), out_of_memory)
             case local.Warm(_, failed):
                 self.warm.set()
                 for module, why in failed.items():
@@ -248,41 +241,69 @@ class Workers:
 
     # ---- workers
 
-    def _receive(self) -> None:
-        for _ in range(MESSAGES_PER_TURN):
-            try:
-                secret, header, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            worker = self._by_secret.get(secret)
-            if worker is None:
-                log.warning("A process that is not a worker of this node spoke on its socket.")
-                continue
-            self._handle(worker, header, frames)
-        self._loop.call_soon(self._receive)
-
-    def _handle(self, worker: _Worker, header: bytes, frames: list[bytes]) -> None:
+    def _receive(self, worker: _Worker) -> bool:
+        """Take what a worker has sent; False when there is nothing (more)."""
         try:
-            message = _from_worker.decode(header)
-        except msgspec.DecodeError as error:
+            data = worker.stream.recv(channel.READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:  # it has ended, or is about to; `Exited` follows
+            self._loop.remove_reader(worker.stream)
+            return False
+        try:
+            for header, payload in worker.decoder.feed(data):
+                self._handle(worker, header, payload)
+        except (ProtocolError, msgspec.DecodeError) as error:
             log.warning("Worker %d sent a malformed message (%s); it is ended.", worker.number, error)
             self.signal(worker.number, signal.SIGKILL)
-            return
+        return True
+
+    def _handle(self, worker: _Worker, header: bytes, payload: bytes) -> None:
+        message = _from_worker.decode(header)
         if isinstance(message, local.Ready):
             self._listener.worker_ready(worker.number)
             return
-        for stream in worker.pipes:
-            self._drain(worker, stream)
-        self._listener.worker_said(worker.number, message, frames)
+        if worker.pipes and worker.poll.poll(0):
+            for stream in list(worker.pipes):
+                self._drain(worker, stream)
+        self._listener.worker_said(worker.number, message, payload)
 
-    def _send(self, worker: _Worker, message: local.ToWorker, frames: Sequence[bytes | memoryview]) -> None:
+    def _send(self, worker: _Worker, message: local.ToWorker, payload: bytes | memoryview) -> None:
+        """Write at once what the socket takes; the rest when it can take more."""
+        pieces = channel.encode(_encode(message), payload)
+        if not worker.unsent:
+            first = pieces.pop(0)
+            sent = self._write(worker, first)
+            if sent < len(first):
+                pieces.insert(0, memoryview(first)[sent:])
+        if pieces:
+            if not worker.unsent:
+                self._loop.add_writer(worker.stream, self._send_more, worker)
+            worker.unsent.extend(memoryview(piece) for piece in pieces)
+            if sum(map(len, worker.unsent)) > UNSENT_LIMIT_BYTES:
+                log.warning("Worker %d does not take what it is sent; it is ended.", worker.number)
+                self.signal(worker.number, signal.SIGKILL)
+
+    def _send_more(self, worker: _Worker) -> None:
+        while worker.unsent:
+            piece = worker.unsent[0]
+            sent = self._write(worker, piece)
+            if sent < len(piece):
+                worker.unsent[0] = piece[sent:]
+                return
+            worker.unsent.popleft()
+        self._loop.remove_writer(worker.stream)
+
+    def _write(self, worker: _Worker, data: bytes | memoryview) -> int:
         try:
-            self._socket.send_multipart([worker.secret, _encode(message), *frames], zmq.NOBLOCK)
-        except zmq.ZMQError as error:  # it has ended; `Exited` follows
+            return worker.stream.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:  # it has ended; `Exited` follows
             log.info("Worker %d could not be reached: %s", worker.number, error)
-        # The FD is edge-triggered: a send may have consumed the edge of a message that waits.
-        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            self._loop.call_soon(self._receive)
+            return len(data)
 
     def _read_once(self, worker: _Worker, stream: str) -> bool:
         fd = worker.pipes.get(stream)
@@ -294,6 +315,7 @@ class Workers:
             return False
         if not data:
             self._loop.remove_reader(fd)
+            worker.poll.unregister(fd)
             os.close(worker.pipes.pop(stream))
             return False
         self._listener.worker_wrote(worker.number, stream, data)
@@ -314,6 +336,8 @@ class Workers:
     def _gone(self, worker: _Worker, detail: str, out_of_memory: bool) -> None:
         if self._workers.get(worker.number) is not worker:
             return
+        while self._receive(worker):
+            pass
         for stream in list(worker.pipes):
             self._drain(worker, stream)
         if worker.pid:
@@ -323,7 +347,10 @@ class Workers:
         self._listener.worker_exited(worker.number, detail, out_of_memory, progress)
 
     def _drop(self, worker: _Worker) -> None:
-        del self._workers[worker.number], self._by_secret[worker.secret]
+        del self._workers[worker.number]
+        self._loop.remove_reader(worker.stream)
+        self._loop.remove_writer(worker.stream)
+        worker.stream.close()
         for fd in worker.pipes.values():
             self._loop.remove_reader(fd)
             os.close(fd)

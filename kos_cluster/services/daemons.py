@@ -70,7 +70,6 @@ def read_start(cluster: ClusterHome, node: str) -> NodeStart:
 
 def command(cluster: ClusterHome, node: str) -> tuple[list[str], dict[str, str]]:
     """The command line and environment of a node's daemon. Makes its run folder."""
-    cluster.socket_path(node)  # refuses a path that is too long before anything is started
     run = private_folder(cluster.run(node))
     words = [sys.executable, "-P", "-m", "kos_cluster.node", "--cluster", cluster.name, "--node", node]
     dropped = ("KOS_TOKEN", "KOS_NODE", "KOS_TASK", "KOS_ATTEMPT")  # of the one who starts it, who may be in a task

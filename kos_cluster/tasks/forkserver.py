@@ -2,7 +2,7 @@
 
 FD is an inherited SOCK_SEQPACKET socket to the node's daemon; the messages are in `net.local`.
 
-Rules: one thread, and no ZeroMQ context, so that forking is safe. It holds no network and runs no user code; it
+Rules: one thread, so that forking is safe. It holds no network and runs no user code; it
 imports modules that workers will need, when it is idle. It is the parent of all workers: each has a process group of
 its own, dies with this process, and takes what it started with it. When the daemon is gone it kills them all and
 ends. What a worker is charged with ("out of memory") is what the kernel's counters show, nothing else.
@@ -27,8 +27,8 @@ from kos_cluster.net import local
 from kos_cluster.tasks import environment, memory_kills, processes, worker
 
 PACKET_LIMIT_BYTES = 256 << 10  # of one Spawn, which carries an environment
-PASSED_FDS = 3  # stdout, stderr, progress
-PROGRESS_FD = 3  # where a worker finds its progress memfd
+PASSED_FDS = 4  # stdout, stderr, progress, channel
+PROGRESS_FD, CHANNEL_FD = 3, 4  # where a worker finds its progress memfd and its end of the channel
 FAILED_START = 70  # a worker's exit status when it could not even start
 
 
@@ -123,10 +123,10 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._close_own()
-            processes.take_descriptors(stdout=fds[0], stderr=fds[1], extra={fds[2]: PROGRESS_FD})
+            processes.take_descriptors(stdout=fds[0], stderr=fds[1], extra={fds[2]: PROGRESS_FD, fds[3]: CHANNEL_FD})
             os.environ.update(spawn.environ)
             os.chdir(spawn.cwd)
-            status = worker.main(spawn, PROGRESS_FD)
+            status = worker.main(spawn, PROGRESS_FD, CHANNEL_FD)
         except BaseException:
             sys.excepthook(*sys.exc_info())  # to the worker's stderr, which the daemon keeps
         finally:

@@ -1,8 +1,8 @@
 """A worker: the process that runs user code. The fork server calls `main` in a fresh fork.
 
-Theory of operation. One DEALER socket to the daemon, and one loop in the main thread: take parts, run batches. Within
+Theory of operation. One channel to the daemon, and one loop in the main thread: take parts, run batches. Within
 a batch the loop notes each task in the progress memfd before it starts, and sends outcomes on when `FLUSH_S` has
-passed, after a task that was not tiny, and at the end. User threads may show things while a task runs, so the socket
+passed, after a task that was not tiny, and at the end. User threads may show things while a task runs, so the channel
 has one lock.
 
 Rules: user code runs in the main thread. SIGINT means "cancel": it interrupts user code, and only that; the batch's
@@ -13,10 +13,12 @@ the spool. A worker that cannot be set up, or has taken more parts than `PARTS_L
 from __future__ import annotations
 
 import atexit
+import contextlib
 import mmap
 import os
 import pickle
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -29,11 +31,11 @@ from time import perf_counter
 from typing import Any
 
 import msgspec
-import zmq
 
 from kos_cluster.core.records import Runs, indices_of, runs_of
 from kos_cluster.errors import KosError
 from kos_cluster.net import local
+from kos_cluster.net.channel import Channel, Frames
 from kos_cluster.net.wire import BULK_BYTES
 from kos_cluster.tasks import environment, failures, randomness, serialise
 from kos_cluster.tasks.context import here
@@ -43,7 +45,6 @@ FLUSH_S = 0.020  # an outcome waits no longer than this for the next task's
 NOT_TINY_S = 0.002  # after a task of this length, sending its outcome at once costs nothing that counts
 FLUSH_BYTES = 4 << 20  # of outcomes in one Done; a control message holds 16 MiB
 PARTS_LIMIT_BYTES = 512 << 20  # of parts held in memory
-LINGER_MS = 1_000  # for what is still unsent when the worker ends
 PROGRESS = struct.Struct("<QQ")  # batch, position
 
 
@@ -87,10 +88,10 @@ class _Outcomes:
 class Worker:
     """Serves one daemon until it is told to stop."""
 
-    def __init__(self, spawn: local.Spawn, socket: zmq.Socket[bytes], progress: mmap.mmap) -> None:
-        self._socket = socket
-        self._lock = threading.Lock()  # of the socket
-        self._early: deque[list[bytes]] = deque()  # came while a thread waited for Displayed
+    def __init__(self, spawn: local.Spawn, channel: Channel, progress: mmap.mmap) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()  # of the channel
+        self._early: deque[Frames] = deque()  # came while a thread waited for Displayed
         self._progress = progress
         self._spool = Path(spawn.spool)
         self._encode = msgspec.msgpack.Encoder().encode
@@ -127,17 +128,17 @@ class Worker:
 
     # ---- messages
 
-    def _receive(self) -> list[bytes]:
+    def _receive(self) -> Frames:
         with self._lock:
-            return self._early.popleft() if self._early else self._socket.recv_multipart()
+            return self._early.popleft() if self._early else self._channel.receive()
 
-    def _send(self, message: local.FromWorker, *payload: bytes) -> None:
+    def _send(self, message: local.FromWorker, payload: bytes = b"") -> None:
         if os.getpid() != self._pid:
             os._exit(0)  # a fork of this process that came back from its task; the original reports
         with self._lock:
-            self._socket.send_multipart((self._encode(message), *payload))
+            self._channel.send(self._encode(message), payload)
 
-    def _take_part(self, part: local.Part, frames: list[bytes]) -> None:
+    def _take_part(self, part: local.Part, frames: Frames) -> None:
         if part.path:
             self._files[part.hash] = part.path
         elif part.hash not in self._parts:
@@ -178,9 +179,9 @@ class Worker:
         with self._lock:
             if not here.runs(batch):
                 raise KosError("display() was called by a thread whose task has ended.", "Join the thread in the task.")
-            self._socket.send_multipart((self._encode(local.Display(batch, index)), data))
+            self._channel.send(self._encode(local.Display(batch, index)), data)
             while True:
-                frames = self._socket.recv_multipart()
+                frames = self._channel.receive()
                 if isinstance(self._decode(frames[0]), local.Displayed):
                     return
                 self._early.append(frames)
@@ -370,7 +371,7 @@ def _runs(indices: list[int]) -> Runs:
     return runs_of(indices)
 
 
-def main(spawn: local.Spawn, progress_fd: int) -> int:
+def main(spawn: local.Spawn, progress_fd: int, channel_fd: int) -> int:
     """Run a worker in this process, which has just been forked, until the daemon stops it. Returns its exit status."""
     _open_streams()
     progress = mmap.mmap(progress_fd, PROGRESS.size)
@@ -378,16 +379,12 @@ def main(spawn: local.Spawn, progress_fd: int) -> int:
     randomness.renew()
     sys.path.insert(0, "")  # as in an interactive session: the folder that the task works in
     environment.stand_for_main(types.ModuleType("__main__"))
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.ROUTING_ID, bytes.fromhex(spawn.secret))
-    socket.setsockopt(zmq.LINGER, LINGER_MS)
-    socket.connect(spawn.socket)
-    Worker(spawn, socket, progress).serve()
+    channel = Channel(socket.socket(fileno=channel_fd))
+    with contextlib.suppress(EOFError):  # the daemon is gone; nobody waits for this worker
+        Worker(spawn, channel, progress).serve()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     atexit._run_exitfuncs()  # what user code has registered
-    socket.close()
-    context.term()
+    channel.close()
     return 0
 
 

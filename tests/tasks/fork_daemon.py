@@ -1,4 +1,4 @@
-"""The daemon's side of a fork server and its workers, for tests: real processes, a real ROUTER, no daemon's logic."""
+"""The daemon's side of a fork server and its workers, for tests: real processes, no daemon's logic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import mmap
 import os
 import pickle
-import secrets
 import selectors
 import signal
 import socket
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import zmq
 
 from kos_cluster.core.records import Runs, indices_of
 from kos_cluster.net import local
+from kos_cluster.net.channel import Channel
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.failures import Failure
 
@@ -56,7 +55,9 @@ class TestedWorker:
     def __init__(self, daemon: ForkDaemon, number: int, environ: dict[str, str]) -> None:
         self.daemon = daemon
         self.number = number
-        self.secret = secrets.token_hex(16)
+        ours, theirs = socket.socketpair()
+        ours.settimeout(PATIENCE_S)
+        self.channel = Channel(ours)
         self.pid = 0
         self._batch = 0
         self._stdout, out = os.pipe()
@@ -67,8 +68,9 @@ class TestedWorker:
         os.ftruncate(progress, 16)
         self._progress = mmap.mmap(progress, 16)
         self.out = self.err = ""
-        spawn = local.Spawn(number, self.secret, daemon.address, str(daemon.spool), environ, str(daemon.folder))
-        socket.send_fds(daemon.server, [msgspec.msgpack.encode(spawn)], [out, err, progress])
+        spawn = local.Spawn(number, str(daemon.spool), environ, str(daemon.folder))
+        socket.send_fds(daemon.server, [msgspec.msgpack.encode(spawn)], [out, err, progress, theirs.fileno()])
+        theirs.close()
         for fd in (out, err, progress):
             os.close(fd)
 
@@ -84,7 +86,7 @@ class TestedWorker:
         return self.part(msgspec.msgpack.encode(local.Environment(**settings)))
 
     def send(self, message: local.ToWorker, *payload: bytes) -> None:
-        self.daemon.router.send_multipart([bytes.fromhex(self.secret), msgspec.msgpack.encode(message), *payload])
+        self.channel.send(msgspec.msgpack.encode(message), *payload)
 
     def start(
         self,
@@ -117,15 +119,14 @@ class TestedWorker:
         """Collect until the last Done."""
         batch = Batch()
         while not (batch.messages and batch.messages[-1].last):
-            secret, message, *payload = self.daemon.receive()
-            assert secret == bytes.fromhex(self.secret)
+            message, payload = self.receive()
             if isinstance(message, local.Display):
                 self.read_streams()
-                batch.displays.append((message.index, json.loads(payload[0]), self.out))
+                batch.displays.append((message.index, json.loads(payload), self.out))
                 self.send(local.Displayed())
             elif isinstance(message, local.Done):
                 batch.messages.append(message)
-                self._take(batch, message, msgspec.msgpack.decode(payload[0]))
+                self._take(batch, message, msgspec.msgpack.decode(payload))
         self.read_streams()
         return batch
 
@@ -140,6 +141,15 @@ class TestedWorker:
             else:
                 batch.values[index] = serialise.loads_result(data)
 
+    def receive(self) -> tuple[local.FromWorker, bytes]:
+        """Its next message; fails with its stderr when none comes."""
+        try:
+            header, payload = self.channel.receive()
+        except TimeoutError:
+            self.read_streams()
+            raise AssertionError(f"no message; {self.err}") from None
+        return _from_worker.decode(header), payload
+
     def read_streams(self) -> None:
         self.out += _read(self._stdout)
         self.err += _read(self._stderr)
@@ -148,6 +158,7 @@ class TestedWorker:
         os.close(self._stdout)
         os.close(self._stderr)
         self._progress.close()
+        self.channel.close()
 
 
 class ForkDaemon:
@@ -168,11 +179,6 @@ class ForkDaemon:
             stderr=self.log,
         )
         theirs.close()
-        self.context = zmq.Context()
-        self.router = self.context.socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.address = f"ipc://{folder}/w"
-        self.router.bind(self.address)
         self.exits: dict[int, local.Exited] = {}
         self.workers: list[TestedWorker] = []
         warm = self.hear()
@@ -190,8 +196,8 @@ class ForkDaemon:
         forked = self.hear()
         assert isinstance(forked, local.Forked) and forked.worker == worker.number
         worker.pid = forked.pid
-        secret, ready = self.receive()
-        assert (secret, ready) == (bytes.fromhex(worker.secret), local.Ready(worker.pid))
+        ready, _ = worker.receive()
+        assert ready == local.Ready(worker.pid)
         return worker
 
     def preload(self, *modules: str) -> local.Warm:
@@ -199,15 +205,6 @@ class ForkDaemon:
         warm = self.hear()
         assert isinstance(warm, local.Warm)
         return warm
-
-    def receive(self) -> tuple[Any, ...]:
-        """The next message of any worker; fails with the worker's stderr when none comes."""
-        if not self.router.poll(PATIENCE_S * 1000):
-            for worker in self.workers:
-                worker.read_streams()
-            raise AssertionError(f"no message; {[worker.err for worker in self.workers]}")
-        secret, frame, *payload = self.router.recv_multipart()
-        return secret, _from_worker.decode(frame), *payload
 
     def exited(self, worker: TestedWorker) -> local.Exited:
         while worker.number not in self.exits:
@@ -225,8 +222,6 @@ class ForkDaemon:
             self.process.kill()
             for worker in self.workers:
                 worker.close()
-            self.router.close(linger=0)
-            self.context.term()
             self.log.close()
 
 

@@ -76,7 +76,8 @@ class Job:
             self._count += 1
             self._payloads[index] = payload
             future = self._futures[index] = self._new_future(index)
-            self._mesh.added(self, 1, len(payload))
+        # Without the lock, which the mesh thread wants at once. The order of such calls doesn't matter: they only count.
+        self._mesh.added(self, 1, len(payload))
         return future
 
     def add_many(self, payloads: Sequence[bytes]) -> None:
@@ -86,7 +87,7 @@ class Job:
         with self._changed:
             start, self._count = self._count, self._count + len(payloads)
             self._payloads.update(zip(range(start, self._count), payloads, strict=True))
-            self._mesh.added(self, len(payloads), sum(map(len, payloads)))
+        self._mesh.added(self, len(payloads), sum(map(len, payloads)))
 
     def __len__(self) -> int:
         return self._count

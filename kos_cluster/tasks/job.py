@@ -76,7 +76,7 @@ class Job:
             self._count += 1
             self._payloads[index] = payload
             future = self._futures[index] = self._new_future(index)
-        # Without the lock, which the mesh thread wants at once. The order of such calls doesn't matter: they only count.
+        # Without the lock, which the mesh thread wants at once. The order of such calls is free: they only count.
         self._mesh.added(self, 1, len(payload))
         return future
 

@@ -21,8 +21,6 @@ effects, `view` and `members()` tell the state; nobody else asks how it was agre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from kos_cluster.core.records import Load, Member, MemberState
@@ -33,24 +31,21 @@ DEAD_AFTER_S = 5.0
 MEMBERS_LIMIT = 1024  # members kept, those that are dead or left included
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True):
     """A heartbeat of a member, its own record and load in it."""
 
     member: Member
     load: Load
 
 
-@dataclass(frozen=True, slots=True)
-class Departed:
+class Departed(msgspec.Struct, frozen=True):
     """A member says that it stops; for good when `left`."""
 
     id: str
     left: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ViewChanged:
+class ViewChanged(msgspec.Struct, frozen=True):
     """Effect: a member's record changed. Persist it, then tell those who hold an older view."""
 
     view: int
@@ -58,8 +53,7 @@ class ViewChanged:
     was: MemberState | None
 
 
-@dataclass(frozen=True, slots=True)
-class MemberRefused:
+class MemberRefused(msgspec.Struct, frozen=True):
     """Effect: the registry will not take this record; the sentence says why."""
 
     id: str

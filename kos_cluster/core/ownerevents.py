@@ -6,15 +6,15 @@ Rules: values only. Indices stand for tasks; payloads and results are kept by th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from kos_cluster.core.records import AttemptEnd, Cause, Load, Member, Needs, Runs
 
 # ---- events
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
+class JobSpec(msgspec.Struct, frozen=True):
     """What the tasks of a job share."""
 
     job: str
@@ -26,15 +26,13 @@ class JobSpec:
     parent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """A new job."""
 
     spec: JobSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(msgspec.Struct, frozen=True):
     """`count` more tasks of a job, numbered on, with payloads of `size_bytes` together."""
 
     job: str
@@ -42,8 +40,7 @@ class Added:
     size_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class NodeUp:
+class NodeUp(msgspec.Struct, frozen=True):
     """A node can take work (again). `packages` are installed there; `unreadable` payloads it could not read.
 
     `unreadable` maps a package whose objects it cannot read to the reason; the key "" stands for every payload.
@@ -51,34 +48,30 @@ class NodeUp:
 
     member: Member
     packages: frozenset[str] = frozenset()
-    unreadable: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeLoad:
+class NodeLoad(msgspec.Struct, frozen=True):
     """Fresh gossip of a node's load."""
 
     id: str
     load: Load
 
 
-@dataclass(frozen=True, slots=True)
-class NodeDown:
+class NodeDown(msgspec.Struct, frozen=True):
     """A node is lost; what it held may have run."""
 
     id: str
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class StartedRunning:
+class StartedRunning(msgspec.Struct, frozen=True):
     """A batch is with a worker."""
 
     batch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcomes:
+class Outcomes(msgspec.Struct, frozen=True):
     """Tasks of a batch that ended by themselves; those in `failed` raised."""
 
     batch: int
@@ -89,8 +82,7 @@ class Outcomes:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLost:
+class BatchLost(msgspec.Struct, frozen=True):
     """The rest of a batch brings no outcome."""
 
     batch: int
@@ -100,16 +92,14 @@ class BatchLost:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRefused:
+class BatchRefused(msgspec.Struct, frozen=True):
     """A node would not take a batch."""
 
     batch: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True):
     """The user cancels a job, or one task of it."""
 
     job: str
@@ -119,8 +109,7 @@ class Cancelled:
 # ---- effects
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(msgspec.Struct, frozen=True):
     """Send these tasks to a node. Sending the same batch again is harmless."""
 
     batch: int
@@ -130,16 +119,14 @@ class Dispatch:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """These outcomes are the tasks' results; the rest of the message that brought them is a duplicate."""
 
     job: str
     runs: Runs
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True):
     """These tasks have failed for good without an outcome of their own."""
 
     job: str
@@ -150,24 +137,21 @@ class GiveUp:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(msgspec.Struct, frozen=True):
     """These tasks are cancelled."""
 
     job: str
     runs: Runs
 
 
-@dataclass(frozen=True, slots=True)
-class CancelAt:
+class CancelAt(msgspec.Struct, frozen=True):
     """Tell a node to stop these batches."""
 
     node: str
     batches: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptOver:
+class AttemptOver(msgspec.Struct, frozen=True):
     """An attempt ended without an outcome; what it had submitted itself must stop."""
 
     job: str
@@ -175,8 +159,7 @@ class AttemptOver:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class JobIdle:
+class JobIdle(msgspec.Struct, frozen=True):
     """Every task added so far is final."""
 
     job: str

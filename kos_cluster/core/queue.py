@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kos_cluster.core.records import Cause
 
 QUEUE_LIMIT = 4096  # batches held, queued and running on one node
@@ -34,8 +36,7 @@ Owner = tuple[str, str]  # (authenticated identity, instance of the client)
 Key = tuple[Owner, int]  # an owner's batch
 
 
-@dataclass(frozen=True, slots=True)
-class BatchSpec:
+class BatchSpec(msgspec.Struct, frozen=True):
     """What the queue needs to know of a batch."""
 
     key: Key
@@ -49,38 +50,33 @@ class BatchSpec:
 # ---- events
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True):
     """A batch came; `held` while parts of it are missing."""
 
     batch: BatchSpec
     held: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PartsComplete:
+class PartsComplete(msgspec.Struct, frozen=True):
     """A held batch may start."""
 
     key: Key
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
+class WorkerReady(msgspec.Struct, frozen=True):
     """A forked worker has reported."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class BatchDone:
+class BatchDone(msgspec.Struct, frozen=True):
     """A worker has finished its batch; it is idle again unless it retires."""
 
     worker: int
     retire: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerExited:
+class WorkerExited(msgspec.Struct, frozen=True):
     """A worker's process ended."""
 
     worker: int
@@ -88,82 +84,71 @@ class WorkerExited:
     detail: str  # "SIGKILL", "exit code 1"
 
 
-@dataclass(frozen=True, slots=True)
-class CancelBatches:
+class CancelBatches(msgspec.Struct, frozen=True):
     """An owner wants its batches stopped."""
 
     keys: tuple[Key, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerGone:
+class OwnerGone(msgspec.Struct, frozen=True):
     """An owner has ended; its work is of no use."""
 
     owner: Owner
 
 
-@dataclass(frozen=True, slots=True)
-class TaskWaits:
+class TaskWaits(msgspec.Struct, frozen=True):
     """The running batch waits for tasks that it submitted, or goes on."""
 
     key: Key
     waiting: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(msgspec.Struct, frozen=True):
     """The node stops: nothing more is taken, everything is given back."""
 
 
 # ---- effects
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
+class Fork(msgspec.Struct, frozen=True):
     """Start a worker of this number."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(msgspec.Struct, frozen=True):
     """Give a batch to a worker that is ready."""
 
     worker: int
     key: Key
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupt:
+class Interrupt(msgspec.Struct, frozen=True):
     """Send SIGINT to a worker's process group."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     """Send SIGKILL to a worker's process group."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
+class Retire(msgspec.Struct, frozen=True):
     """Tell an idle worker to end."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """Tell the owner that its batch is not taken."""
 
     key: Key
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lose:
+class Lose(msgspec.Struct, frozen=True):
     """Tell the owner that the rest of its batch brings no outcome. `worker` is None when it never had one."""
 
     key: Key

@@ -112,6 +112,12 @@ class ProtocolError(KosError):
     exit_code = 15
 
 
+class SetUpError(KosError):
+    """A worker could not be set up for a task: its environment, workspace, script or initializer failed."""
+
+    exit_code = 17
+
+
 class StateError(KosError):
     """State on this machine's disk is missing, damaged or in use by another process."""
 

@@ -47,7 +47,9 @@ class Ready(msgspec.Struct, frozen=True):
 
 def private_folder(path: Path) -> Path:
     """Make a folder (and its parents) that only the user can enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.is_dir():
+        private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

@@ -13,6 +13,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kos_cluster.errors import KosError, UsageError
+from kos_cluster.tasks.failures import fold
 from kos_kernel.magics import words
 from kos_kernel.names import free_names, imported_modules
 from kos_kernel.rendering import refuse_syntax, rendered
@@ -170,12 +171,16 @@ class _Travel:
         try:
             return list(results)
         except BaseException as error:
+            others = results.failures()
             results.cancel()
-            self._raise(error)
+            self._raise(error, others)
 
-    def _raise(self, failed: BaseException) -> NoReturn:
+    def _raise(self, failed: BaseException, others: Sequence[BaseException]) -> NoReturn:
         if isinstance(failed, CellError):
-            raise rendered(self._rebuilt(failed), f"On the cluster ({failed.where}):", failed.text) from None
+            text = failed.text
+            if others:
+                text += f"\nBy then, other elements had failed too:\n{fold(map(_told, others))}\n"
+            raise rendered(self._rebuilt(failed), f"On the cluster ({failed.where}):", text) from None
         if isinstance(failed, KeyboardInterrupt):
             raise rendered(failed, "KeyboardInterrupt: the cell was stopped on the cluster.") from None
         if isinstance(failed, KosError):
@@ -191,6 +196,11 @@ class _Travel:
 def _imports(modules: Iterable[str]) -> CodeType:
     importable = sorted(name for name in modules if all(part.isidentifier() for part in name.split(".")))
     return compile("\n".join(f"import {name}" for name in importable), "<imports>", "exec")
+
+
+def _told(failure: BaseException) -> BaseException:
+    """A cell's error as its own text, so that equal ones are folded."""
+    return KosError(failure.summary) if isinstance(failure, CellError) else failure
 
 
 def _assignable(name: str) -> bool:

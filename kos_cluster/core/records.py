@@ -36,6 +36,16 @@ def count_of(runs: Runs) -> int:
     return sum(count for _, count in runs)
 
 
+def are_runs(runs: Runs, limit: int) -> bool:
+    """Whether a run list from outside is sound: ascending, disjoint, and of at most `limit` indices."""
+    end, total = 0, 0
+    for start, count in runs:
+        if start < end or count < 1:
+            return False
+        end, total = start + count, total + count
+    return total <= limit
+
+
 class MemberState(enum.StrEnum):
     """What the cluster believes of a node."""
 

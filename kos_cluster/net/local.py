@@ -85,6 +85,7 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     fn: str  # part hash: cloudpickled callable
     env: str  # part hash: msgpack `Environment`, or empty for the plain one
     node: str  # this node's name, for KOS_NODE
+    owner: str = ""  # identity of the task's owner, for KOS_OWNER
     large: dict[int, str] = {}
     seed: int | None = None
 
@@ -143,6 +144,7 @@ class Environment(msgspec.Struct, frozen=True):
 
     modules: dict[str, str] = {}  # local module name -> part hash of msgpack [relative path, is_package, source]
     main: str = ""  # path, relative to the workspace, of the script to load once as __mp_main__
+    argv: list[str] = []  # the script's arguments
     workspace: str = ""  # part hash of a workspace archive to unpack and work in
     environ: dict[str, str] = {}
     threads: int = 1  # OMP_NUM_THREADS and its kin

@@ -58,6 +58,7 @@ class NodeLink:
         self._listener = listener
         self._link: Link | None = None
         self._changed = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"link-{host}:{port}")
 
     @property
@@ -67,6 +68,14 @@ class NodeLink:
     def send(self, message: wire.Message, frames: Sequence[Payload] = ()) -> bool:
         """Queue a message; False when the link is down or full."""
         return self._link is not None and self._link.send(message, frames)
+
+    def greet(self) -> None:
+        """Say hello (again); the node answers with `Welcome`."""
+        self.send(self._hello)
+
+    def hurry(self) -> None:
+        """Try again now: the node is known to be back."""
+        self._hurry.set()
 
     def close(self) -> None:
         self._task.cancel()
@@ -85,8 +94,16 @@ class NodeLink:
                 failures += 1
                 if failures == GONE_AFTER_TRIES or isinstance(error, AuthError):
                     self._listener.link_gone(self, error.message)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S) if not await self._hurried(pause_s) else FIRST_PAUSE_S
+
+    async def _hurried(self, pause_s: float) -> bool:
+        """Wait between two tries; True when `hurry` cut it short."""
+        self._hurry.clear()
+        try:
+            await asyncio.wait_for(self._hurry.wait(), pause_s)
+        except TimeoutError:
+            return False
+        return True
 
     async def _present(self) -> None:
         self.peer = await asyncio.to_thread(present, self.host, self.port, self._credentials)
@@ -132,7 +149,7 @@ class NodeLink:
         self._changed.set()
         if self.up:
             self.heard_s = time.monotonic()
-            self.send(self._hello)
+            self.greet()
 
     def _said(self, message: wire.Message, frames: list[zmq.Frame]) -> None:
         self.heard_s = time.monotonic()

@@ -59,10 +59,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a message came from: the authenticated peer, and the route that answers take."""
+    """Where a message came from: the authenticated peer, the route that answers take, the address it connected from."""
 
     peer: Peer
     route: bytes
+    frame: zmq.Frame  # the first, which carries what ZeroMQ knows of the connection
+
+    @property
+    def host(self) -> str:
+        """The address of the peer's end of the connection, as ZeroMQ saw it."""
+        return str(self.frame.get("Peer-Address"))
 
 
 class Server:
@@ -142,7 +148,7 @@ class Server:
         if peer is None or message is None:
             self._malformed += 1
             return True
-        self._on_message(Origin(peer, first.bytes), message, frames)
+        self._on_message(Origin(peer, first.bytes, first), message, frames)
         return True
 
 

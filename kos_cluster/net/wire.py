@@ -47,6 +47,10 @@ class Welcome(msgspec.Struct, frozen=True, tag="WELCOME"):
     packages: dict[str, str]
 
 
+class HelloWanted(msgspec.Struct, frozen=True, tag="HELLO_WANTED"):
+    """A node to a peer that it does not know (any more): say hello again."""
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
     """A node to the registry's keeper, each `HEARTBEAT_S`: alive, with its load and the view it has."""
 
@@ -90,7 +94,7 @@ class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
     fresh: bool = False
     timeout_s: float | None = None
     seed: int | None = None
-    parent: str = ""  # "JOB.INDEX#ATTEMPT" of the task that submits it, or empty
+    parent: str = ""  # "OWNER/JOB.INDEX#ATTEMPT" of the task that submits it, or empty
     history: dict[int, list[Attempt]] = {}
 
 
@@ -291,6 +295,7 @@ class Reply(msgspec.Struct, frozen=True, tag="REPLY"):
 Message = (
     Hello
     | Welcome
+    | HelloWanted
     | Heartbeat
     | SyncRequest
     | SyncData

@@ -84,18 +84,16 @@ class Answers:
     def _cancel(self, peer: Peer, id_: str) -> bool:
         """Pass the wish on to the owner of the job, who knows all of its tasks."""
         job, _, index = id_.partition(".")
-        for state in self._owners:
-            if not state.has(job):
-                continue
-            if state.peer.id != peer.id and not may(peer.role, Command.CANCEL_ANY):
-                raise AuthError(
-                    f"Job {job} belongs to {state.peer.name}; the role {peer.role} may only cancel its own work.",
-                    "Ask its owner, or use an admin's identity.",
-                )
-            wanted = wire.CancelWanted(job, _number(index), peer.name)
-            self._tell_owner(state, wanted)
-            return True
-        return False
+        having = [state for state in self._owners if state.has(job)]
+        mine = [state for state in having if state.peer.id == peer.id or may(peer.role, Command.CANCEL_ANY)]
+        if having and not mine:
+            raise AuthError(
+                f"Job {job} belongs to {having[0].peer.name}; the role {peer.role} may only cancel its own work.",
+                "Ask its owner, or use an admin's identity.",
+            )
+        for state in mine:
+            self._tell_owner(state, wire.CancelWanted(job, _number(index), peer.name))
+        return bool(mine)
 
     def _mint(self, role: str, ttl_s: float) -> str:
         if isinstance(self._registry, Keeper):

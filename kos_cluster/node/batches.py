@@ -130,9 +130,9 @@ class Batches:
         for (message, _), _ in owner.outbox.values():
             self._discard(message)
 
-    def attempts_ended(self, job: str, runs: Runs, attempt: int) -> None:
-        """Stop what these attempts had submitted, and what they may still submit."""
-        ended = {f"{job}.{index}#{attempt}" for index in indices_of(runs)}
+    def attempts_ended(self, identity: str, job: str, runs: Runs, attempt: int) -> None:
+        """Stop what these attempts of this identity's job had submitted, and what they may still submit."""
+        ended = {f"{identity}/{job}.{index}#{attempt}" for index in indices_of(runs)}
         self._ended_parents.extend(ended)
         keys = tuple(key for key, batch in self._batches.items() if batch.message.parent in ended)
         if keys:
@@ -271,6 +271,7 @@ class Batches:
             message.fn,
             message.env,
             self._node,
+            batch.owner.peer.id,
             message.large,
             message.seed,
         )

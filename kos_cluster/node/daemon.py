@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 import zmq
 
+from kos_cluster.core.batching import TASKS_LIMIT
 from kos_cluster.core.members import HEARTBEAT_S
-from kos_cluster.core.records import Load, Member
+from kos_cluster.core.records import Load, Member, are_runs
 from kos_cluster.core.roles import Command, Role, may
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome, Ready, private_folder, write_private
@@ -214,6 +215,7 @@ class Daemon:
 
     async def _farewell(self) -> None:
         """Give work back, tell the keeper, and let that go out."""
+        (self._run / "ready.json").unlink(missing_ok=True)  # from now on this node does not run
         self._batches.stop()
         leaving = wire.Leaving(left=False)
         if self._keeper_link is not None:
@@ -284,20 +286,30 @@ class Daemon:
                 reason = f"the role {origin.peer.role} may not run work"
                 self._server.send(origin.route, wire.Refused(message.batch, reason))
             return
+        if not are_runs(getattr(message, "runs", []), TASKS_LIMIT):
+            log.warning("%s sent a %s of impossible tasks.", origin.peer, type(message).__name__)
+            return
         handle(origin, message, frames)
 
     def _on_hello(self, origin: Origin, message: wire.Hello, _: list[zmq.Frame]) -> None:
         welcome = wire.Welcome(self._member, self._packages)
         if origin.peer.role is not Role.NODE and not self._owners.hello(
-            origin.peer, origin.route, message, time.monotonic()
+            origin.peer, origin.route, message, time.monotonic(), on_this_machine=machine.is_own_address(origin.host)
         ):
             log.warning("%s was not welcomed: too many clients.", origin.peer)
             return
         self._server.send(origin.route, welcome)
         self._server.send(origin.route, self._registry.sync_data(-1))
 
-    def _on_exec(self, origin: Origin, message: wire.Exec, frames: list[zmq.Frame]) -> None:
+    def _owner(self, origin: Origin) -> OwnerState | None:
+        """The owner that speaks; one that is not known (any more) is asked to say hello."""
         owner = self._owners.of_route(origin.route, origin.peer)
+        if owner is None:
+            self._server.send(origin.route, wire.HelloWanted())
+        return owner
+
+    def _on_exec(self, origin: Origin, message: wire.Exec, frames: list[zmq.Frame]) -> None:
+        owner = self._owner(origin)
         if owner is not None and frames:
             self._batches.execute(owner, message, frames[0].bytes)
 
@@ -308,34 +320,35 @@ class Daemon:
         self._batches.part_arrived(message.hash)
 
     def _on_release(self, origin: Origin, message: wire.Release, _: list[zmq.Frame]) -> None:
-        owner = self._owners.of_route(origin.route, origin.peer)
+        owner = self._owner(origin)
         if owner is not None:
             self._batches.release(owner, message.serials)
 
     def _on_cancel(self, origin: Origin, message: wire.Cancel, _: list[zmq.Frame]) -> None:
-        owner = self._owners.of_route(origin.route, origin.peer)
+        owner = self._owner(origin)
         if owner is not None:
             self._batches.cancel(owner, message.batches)
 
     def _on_waits(self, origin: Origin, message: wire.Waits, _: list[zmq.Frame]) -> None:
-        owner = self._owners.of_route(origin.route, origin.peer)
+        owner = self._owner(origin)
         if owner is not None and owner.is_local:
             self._batches.waits(message.task, message.attempt, message.waiting)
 
     def _on_attempt_ended(self, origin: Origin, message: wire.AttemptEnded, _: list[zmq.Frame]) -> None:
-        self._batches.attempts_ended(message.job, message.runs, message.attempt)
+        self._batches.attempts_ended(origin.peer.id, message.job, message.runs, message.attempt)
 
     def _on_goodbye(self, origin: Origin, message: wire.Goodbye, _: list[zmq.Frame]) -> None:
-        owner = self._owners.of_route(origin.route, origin.peer)
+        owner = self._owner(origin)
         if owner is not None:
             self._owners.end(owner)
 
     def _on_owner_beat(self, origin: Origin, message: wire.OwnerBeat, _: list[zmq.Frame]) -> None:
-        owner = self._owners.of_route(origin.route, origin.peer)
+        owner = self._owner(origin)
         if owner is None:
             return
         now = time.monotonic()
-        owner.heard_s, owner.jobs = now, message.jobs
+        if may(origin.peer.role, Command.SUBMIT):
+            owner.jobs = message.jobs
         unknown = self._batches.unknown(owner, message.outstanding)
         self._server.send(origin.route, wire.NodeBeat(self._member.incarnation, self._load, unknown))
         for kept, frames in owner.overdue(now):
@@ -362,6 +375,7 @@ class Daemon:
         self._server.send(origin.route, self._registry.sync_data(message.view))
 
     def _on_leaving(self, origin: Origin, message: wire.Leaving, _: list[zmq.Frame]) -> None:
+        self._node_routes.pop(origin.peer.id, None)
         if isinstance(self._registry, Keeper):
             self._registry.departed(origin.peer.id, message.left)
 

@@ -86,6 +86,11 @@ def _network_probes() -> list[str]:
     ]
 
 
+def is_own_address(host: str) -> bool:
+    """Whether an address is one of this machine's, so that whoever connects from it runs here."""
+    return host in {address.address.partition("%")[0] for found in psutil.net_if_addrs().values() for address in found}
+
+
 class LoadMeter:
     """Samples the machine's load. The first CPU figure is 0: it needs two samples."""
 

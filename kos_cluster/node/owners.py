@@ -8,7 +8,9 @@ once when it says goodbye or its process on this machine ends, otherwise after `
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,8 @@ from kos_cluster.core.records import JobSummary
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.node import machine
+
+log = logging.getLogger(__name__)
 
 OWNER_LEASE_S = 600.0
 OUTBOX_LIMIT_BYTES = 64 << 20  # results kept for one owner; beyond it the node takes no more of its work
@@ -99,24 +103,36 @@ class Owners:
     def __iter__(self) -> Iterator[OwnerState]:
         return iter(list(self._by_owner.values()))
 
-    def hello(self, peer: Peer, route: bytes, hello: wire.Hello, now: float) -> OwnerState | None:
-        """An owner presents itself, for the first time or on a new link; None when there are too many."""
+    def hello(
+        self, peer: Peer, route: bytes, hello: wire.Hello, now: float, *, on_this_machine: bool
+    ) -> OwnerState | None:
+        """An owner presents itself, for the first time or on a new link; None when there are too many.
+
+        One link is one owner: another name on it ends the one before.
+        """
         owner = (peer.id, hello.instance)
+        before = self._by_route.get(route)
+        if before is not None and before.owner != owner:
+            self.end(before)
         state = self._by_owner.get(owner)
         if state is None:
             if len(self._by_owner) >= OWNERS_LIMIT:
                 return None
             state = self._by_owner[owner] = OwnerState(owner, peer, route, now)
-            self._watch(state, hello)
+            if on_this_machine:
+                self._watch(state, hello)
         self._by_route.pop(state.route, None)
         state.route, state.heard_s, state.peer = route, now, peer
         self._by_route[route] = state
         return state
 
     def of_route(self, route: bytes, peer: Peer) -> OwnerState | None:
-        """The owner that speaks on a route, if it is the same identity that said hello on it."""
+        """The owner that speaks on a route, if it is the same identity that said hello on it; it lives, then."""
         state = self._by_route.get(route)
-        return state if state is not None and state.peer.id == peer.id else None
+        if state is None or state.peer.id != peer.id:
+            return None
+        state.heard_s = time.monotonic()
+        return state
 
     def get(self, owner: Owner) -> OwnerState | None:
         return self._by_owner.get(owner)
@@ -144,7 +160,8 @@ class Owners:
             return
         try:
             state.pidfd = os.pidfd_open(hello.pid)
-        except ProcessLookupError:
+        except (OSError, OverflowError) as error:  # it has ended, or there can be no such process
+            log.info("The process %d of %s cannot be followed: %s", hello.pid, state.peer, error)
             state.was_local = True
             self._loop.call_soon(self.end, state)
             return

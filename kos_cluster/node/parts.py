@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kos_cluster.errors import LimitError
+from kos_cluster.home import private_folder
 
 MEMORY_LIMIT_BYTES = 256 << 20  # of small parts in memory
 FILES_LIMIT_BYTES = 4 << 30  # of large parts on disk
@@ -24,7 +25,7 @@ class Parts:
     """A content-addressed cache of one node."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         self._folder = folder
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._files: OrderedDict[str, int] = OrderedDict()

@@ -27,6 +27,7 @@ from typing import Protocol
 import msgspec
 
 from kos_cluster.errors import ProtocolError
+from kos_cluster.home import private_folder
 from kos_cluster.net import channel, local
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Workers:
 
     def start(self) -> None:
         """Start the fork server. Its readiness sets `warm`."""
-        self.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.spool)
         self._start_fork_server()
 
     def fork(self, number: int) -> None:

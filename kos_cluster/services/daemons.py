@@ -72,7 +72,7 @@ def command(cluster: ClusterHome, node: str) -> tuple[list[str], dict[str, str]]
     """The command line and environment of a node's daemon. Makes its run folder."""
     run = private_folder(cluster.run(node))
     words = [sys.executable, "-P", "-m", "kos_cluster.node", "--cluster", cluster.name, "--node", node]
-    dropped = ("KOS_TOKEN", "KOS_NODE", "KOS_TASK", "KOS_ATTEMPT")  # of the one who starts it, who may be in a task
+    dropped = {"KOS_TOKEN", "KOS_NODE", "KOS_OWNER", "KOS_TASK", "KOS_ATTEMPT"}  # of whoever starts it, perhaps a task
     environ = {name: value for name, value in os.environ.items() if name not in dropped}
     environ |= {"KOS_HOME": str(cluster.home.path), "KOS_CLUSTER": cluster.name, "KOS_RUN": str(run)}
     return words + read_start(cluster, node).arguments(), environ

@@ -92,6 +92,21 @@ class Attachment:
         founders = [link for link in ups if link.peer and (m := self.members.get(link.peer.id)) and m.founder]
         return (founders or ups)[0]
 
+    def linked(self, node: str) -> bool:
+        """Whether the named node is linked; it may not be yet. Raises NoSuchNodeError, or UnreachableError if dead."""
+        member = next((m for m in self.members.values() if node in (m.name, m.id)), None)
+        if member is not None and member.id in self.by_node:
+            return True
+        if member is None or member.state not in (MemberState.ALIVE, MemberState.SUSPECT):
+            raise self._no_link(node)
+        return False
+
+    def greet_lost(self) -> None:
+        """Say hello again on links that are up to nodes that we hold to be lost; their welcome brings them back."""
+        for link in self._links.values():
+            if link.up and link.peer is not None and link.peer.id not in self.by_node:
+                link.greet()
+
     def down(self, id_: str, why: str) -> None:
         """Hold a node to be lost until it is welcomed again."""
         link = self.by_node.pop(id_, None)
@@ -127,6 +142,8 @@ class Attachment:
             self._welcome(link, message)
         elif isinstance(message, wire.SyncData):
             self._sync(message)
+        elif isinstance(message, wire.HelloWanted):
+            link.greet()
         self._listener.node_said(link, message, frames)
 
     # ---- inside
@@ -183,6 +200,8 @@ class Attachment:
         for member in message.members:
             if member.state in (MemberState.ALIVE, MemberState.SUSPECT):
                 self._link_to(member.host, member.port)
+                if member.id not in self.by_node:
+                    self._links[member.address].hurry()
             elif member.id in self.by_node and self._incarnations.get(member.id) == member.incarnation:
                 self.down(member.id, f"the cluster holds it to be {member.state}")
 

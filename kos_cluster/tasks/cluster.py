@@ -24,7 +24,7 @@ from kos_cluster.errors import AuthError, IncompatibleError, KosError, Placement
 from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
-from kos_cluster.tasks import output, serialise
+from kos_cluster.tasks import failures, output, serialise
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
@@ -126,13 +126,19 @@ class Cluster:
         return self._launch(spec)
 
     def gather(self, futures: Iterable[Any]) -> list[Any]:
-        """The results of all, in order. When one fails the rest is cancelled; an interrupt cancels all."""
+        """The results of all, in order. When one fails the rest is cancelled; an interrupt cancels all.
+
+        The error tells what else had failed by then, equal failures folded into one with a count.
+        """
         waiting = list(futures)
         try:
             return [future.result() for future in waiting]
-        except BaseException:
+        except BaseException as error:
+            ended = [future for future in waiting if future.done() and not future.cancelled()]
+            failed = [other for future in ended if (other := future.exception()) is not None and other is not error]
             for future in waiting:
                 future.cancel()
+            failures.note_others(error, failed)
             raise
 
     def as_completed(self, futures: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
@@ -291,6 +297,10 @@ class MapResult:
             self._next = 0
         return self._futures
 
+    def failures(self) -> list[BaseException]:
+        """The failures that have come by now, of elements that were not reached by the iteration."""
+        return self._job.failures()
+
     def cancel(self) -> None:
         """Cancel what is not done yet."""
         self._job.cancel()
@@ -300,9 +310,9 @@ class MapResult:
 
 
 def current_parent() -> str:
-    """ "JOB.INDEX#ATTEMPT" of the task that this code runs in, or an empty string."""
+    """The attempt that this code runs in, as OWNER/JOB.INDEX#ATTEMPT; empty outside of tasks."""
     task = os.environ.get("KOS_TASK")
-    return f"{task}#{os.environ.get('KOS_ATTEMPT', '1')}" if task else ""
+    return f"{os.environ.get('KOS_OWNER', '')}/{task}#{os.environ.get('KOS_ATTEMPT', '1')}" if task else ""
 
 
 def new_job_id() -> str:

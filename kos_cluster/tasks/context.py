@@ -28,10 +28,11 @@ class TaskContext(NamedTuple):
 class Here:
     """The worker's own note of what runs now. Slots, because the worker's inner loop writes `index` for each task."""
 
-    __slots__ = ("attempt", "batch", "index", "job", "node", "show")
+    __slots__ = ("attempt", "batch", "index", "job", "node", "owner", "show")
 
     def __init__(self) -> None:
         self.node = ""
+        self.owner = ""
         self.job = ""
         self.attempt = 0
         self.batch = 0

@@ -1,6 +1,6 @@
 """Set a worker up for the one `net.local.Environment` that it serves.
 
-Rules: applied once, before the worker's first task, in the order of `apply`. Whatever fails is reported as a KosError
+Rules: applied once, before the worker's first task, in the order of `apply`. Whatever fails is reported as a SetUpError
 that says which step failed, with the original exception as its cause. Local modules that the submitter shipped are
 served from memory by `ShippedModules`, also when the node has a file of that name, and their source lines appear in
 tracebacks.
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kos_cluster.errors import KosError
+from kos_cluster.errors import SetUpError
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import serialise
 
@@ -48,7 +48,7 @@ class ShippedModule(NamedTuple):
 def apply(environment: Environment, parts: Parts, *, node: str, key: str, workspaces: Path) -> None:
     """Set this process up. `key` is the environment's hash; `workspaces` is where an archive is unpacked.
 
-    Raises KosError, which names the step that failed.
+    Raises SetUpError, which names the step that failed.
     """
     with _step("setting its variables", node):
         _set_variables(environment)
@@ -67,7 +67,7 @@ def apply(environment: Environment, parts: Parts, *, node: str, key: str, worksp
             serve_modules({name: _module(parts(part)) for name, part in environment.modules.items()}, folder)
     if environment.main:
         with _step(f"loading the script {environment.main}", node):
-            load_main((folder or Path.cwd()) / environment.main)
+            load_main((folder or Path.cwd()) / environment.main, environment.argv)
     if environment.initializer:
         with _step("running the initializer", node):
             initializer, args = serialise.loads(parts(environment.initializer))
@@ -81,7 +81,7 @@ def _step(doing: str, node: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise KosError(
+        raise SetUpError(
             f"A worker on node {node} could not be set up: {doing} raised {type(error).__name__}: {error}.",
             "The tasks that need it have not run.",
         ) from error
@@ -173,9 +173,9 @@ def _module(data: bytes | memoryview) -> ShippedModule:
 # ---- the script
 
 
-def load_main(path: Path) -> None:
+def load_main(path: Path, arguments: Sequence[str]) -> None:
     """Run a script once as `__mp_main__` and let it stand for `__main__`, as multiprocessing does in its children."""
-    sys.argv = [str(path)]
+    sys.argv = [str(path), *arguments]
     sys.path.insert(0, str(path.parent))
     module = types.ModuleType("__mp_main__")
     module.__file__ = str(path)

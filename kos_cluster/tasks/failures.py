@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -116,6 +116,13 @@ def fold(exceptions: Iterable[BaseException]) -> str:
         rest = sum(count for _, count in ordered[FOLD_LIMIT:])
         lines.append(f"and {rest} more of {len(ordered) - FOLD_LIMIT} other kinds")
     return "\n".join(lines)
+
+
+def note_others(error: BaseException, others: Sequence[BaseException]) -> None:
+    """Add to an error what else has failed meanwhile, equal failures folded into one with a count."""
+    if others and isinstance(error, Exception):
+        tasks = "another task" if len(others) == 1 else f"{len(others)} other tasks"
+        error.add_note(f"{tasks} had failed by then:\n{fold(others)}")
 
 
 def name_missing_package(exc: ModuleNotFoundError, node: str) -> None:

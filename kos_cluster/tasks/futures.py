@@ -28,10 +28,13 @@ class Outcome:
 
     def value(self) -> Any:
         """The result; raises what the task raised."""
-        value = serialise.loads(self.payload)
         if self.failed:
-            raise failures.to_exception(value)
-        return value
+            raise self.error()
+        return serialise.loads(self.payload)
+
+    def error(self) -> BaseException:
+        """What a failed task raised."""
+        return failures.to_exception(serialise.loads(self.payload))
 
 
 class Future(concurrent.futures.Future[Any]):

@@ -109,6 +109,18 @@ class Job:
                 raise TimeoutError(f"Task {self.id}.{index} had no result after {timeout_s} s.")
             return self._outcomes.pop(index)
 
+    def failures(self) -> list[BaseException]:
+        """What has failed so far, of the outcomes that nobody has taken."""
+        with self._changed:
+            outcomes = list(self._outcomes.values())
+        found: list[BaseException] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                found.append(outcome)
+            elif outcome is not None and outcome.failed:
+                found.append(outcome.error())
+        return found
+
     def cancel(self) -> None:
         """Cancel every task that is not final, also those that run."""
         self._mesh.cancel(self, None)

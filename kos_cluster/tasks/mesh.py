@@ -114,8 +114,16 @@ class Mesh:
         return None if self.closed else self.ask(lambda: self._core.story(job.id, index))
 
     def why_never(self, job: Job) -> tuple[str, ...]:
-        """Each node's reason why it can never run this job's tasks; empty when one can."""
-        return self.ask(lambda: self._core.impossible(job.needs))
+        """Each node's reason why it can never run this job's tasks; empty when one can.
+
+        Raises NoSuchNodeError or UnreachableError when the node that the job names is not there or dead.
+        """
+        return self.ask(lambda: self._why_never(job))
+
+    def _why_never(self, job: Job) -> tuple[str, ...]:
+        if job.needs.on and not self._attachment.linked(job.needs.on):
+            return ()  # it is alive, and will be linked in a moment
+        return self._core.impossible(job.needs)
 
     def ask(self, question: Callable[[], T]) -> T:
         """Run something short in the mesh thread and wait for its answer."""
@@ -390,7 +398,7 @@ class Mesh:
             return
         (self._lending.add if waiting else self._lending.discard)(parent)
         here = os.environ.get("KOS_NODE", "")
-        task, _, attempt = parent.rpartition("#")
+        task, _, attempt = parent.partition("/")[2].rpartition("#")
         for link in self._attachment.by_node.values():
             if link.peer is not None and link.peer.name == here:
                 link.send(wire.Waits(task, int(attempt), waiting))
@@ -421,8 +429,8 @@ class Mesh:
                 self._beat_nodes(now)
 
     def _beat_nodes(self, now: float) -> None:
-        if not self._jobs:
-            return
+        """Also without work: a node forgets owners that it does not hear of."""
+        self._attachment.greet_lost()
         jobs = self._core.summaries()
         for id_, link in list(self._attachment.by_node.items()):
             outstanding = self._core.outstanding(id_)

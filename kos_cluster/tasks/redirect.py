@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import kos_cluster
 from kos_cluster.core.records import TaskState
-from kos_cluster.errors import KosError, TaskLostError, UsageError
+from kos_cluster.errors import SetUpError, TaskLostError, UsageError
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import context, failures, serialise
 from kos_cluster.tasks.changes import Merger, Tracker, describe
@@ -208,6 +208,7 @@ class ClusterPool(concurrent.futures.Executor):
             parts[initializer] = data
         environment = Environment(
             main=os.path.relpath(os.path.realpath(script.path), folder),
+            argv=sys.argv[1:],
             workspace=_hash(archive),
             environ=_variables(script),
             initializer=initializer,
@@ -263,7 +264,7 @@ class ClusterPool(concurrent.futures.Executor):
 
     def _judged(self, error: BaseException) -> BaseException:
         """A lost worker, or one that could not be set up, breaks the pool; all else is the task's own."""
-        if not (isinstance(error, TaskLostError) or type(error) is KosError):
+        if not isinstance(error, (TaskLostError, SetUpError)):
             return error
         self._broken = f"A process in the process pool was terminated abruptly: {error}"
         self.cancel()

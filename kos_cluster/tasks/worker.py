@@ -190,10 +190,12 @@ class Worker:
 
     def _run(self, run: local.Run, payloads: list[bytes]) -> None:
         """Run a batch and send its outcomes. Only the end of the process ends this early."""
-        if (here.node, here.attempt) != (run.node, run.attempt):
+        if (here.node, here.owner, here.attempt) != (run.node, run.owner, run.attempt):
             os.environ["KOS_NODE"] = run.node
+            os.environ["KOS_OWNER"] = run.owner
             os.environ["KOS_ATTEMPT"] = str(run.attempt)
-        here.node, here.job, here.attempt, here.batch = run.node, run.job, run.attempt, run.batch
+        here.node, here.owner, here.job = run.node, run.owner, run.job
+        here.attempt, here.batch = run.attempt, run.batch
         self._interrupts.seen = False
         PROGRESS.pack_into(self._progress, 0, run.batch, 0)  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))

@@ -223,7 +223,6 @@ def test_a_node_that_is_silent_for_seconds_is_replaced(lossy: Mesh, anew: None, 
     assert lossy.pid("node2") == pid
 
 
-@pytest.mark.xfail(reason="the mesh thread never says hello again on a link that stayed open", raises=TimeoutError)
 def test_a_node_that_was_silent_works_again_for_the_same_client(lossy: Mesh, anew: None, lines: Lines):
     until(lambda: lossy.cluster.packages().get("node2"), "node2 has told all that it tells after its start")
     future = submitted(lossy, "node2", hashed(lines, wait_s=1.0), str(FILES[0]))

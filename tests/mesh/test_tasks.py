@@ -122,7 +122,7 @@ def test_on_names_a_node(mesh: Mesh):
 
 
 def test_an_unknown_node_and_impossible_needs_are_refused_at_once(mesh: Mesh):
-    with pytest.raises(errors.PlacementError, match="node9"):
+    with pytest.raises(errors.NoSuchNodeError, match="node9"):
         mesh.cluster.submit(int, on="node9")
     with pytest.raises(errors.PlacementError, match="needs 1000 slots"):
         mesh.cluster.submit(int, cpus=1000)

@@ -36,13 +36,13 @@ def scene(play: Callable[[Owners, list[OwnerState]], Awaitable[None]]) -> None:
 
 def test_an_owner_is_its_identity_and_instance_whatever_the_route() -> None:
     async def play(known: Owners, ended: list[OwnerState]) -> None:
-        state = known.hello(ADA, b"old", hello("one"), 0.0)
-        assert known.hello(ADA, b"new", hello("one"), 1.0) is state
+        state = known.hello(ADA, b"old", hello("one"), 0.0, on_this_machine=True)
+        assert known.hello(ADA, b"new", hello("one"), 1.0, on_this_machine=True) is state
         assert known.of_route(b"old", ADA) is None
         assert known.of_route(b"new", ADA) is state
         assert known.of_route(b"new", EVE) is None
-        assert known.hello(EVE, b"eve", hello("one"), 1.0) is not state
-        assert known.hello(ADA, b"two", hello("two"), 1.0) is not state
+        assert known.hello(EVE, b"eve", hello("one"), 1.0, on_this_machine=True) is not state
+        assert known.hello(ADA, b"two", hello("two"), 1.0, on_this_machine=True) is not state
         assert len(list(known)) == 3
 
     scene(play)
@@ -50,7 +50,7 @@ def test_an_owner_is_its_identity_and_instance_whatever_the_route() -> None:
 
 def test_work_is_freed_once_when_its_owner_ends() -> None:
     async def play(known: Owners, ended: list[OwnerState]) -> None:
-        state = known.hello(ADA, b"route", hello("one"), 0.0)
+        state = known.hello(ADA, b"route", hello("one"), 0.0, on_this_machine=True)
         assert state is not None
         known.end(state)
         known.end(state)
@@ -62,7 +62,7 @@ def test_work_is_freed_once_when_its_owner_ends() -> None:
 
 def test_silence_frees_work_only_after_the_lease() -> None:
     async def play(known: Owners, ended: list[OwnerState]) -> None:
-        state = known.hello(ADA, b"route", hello("one"), 100.0)
+        state = known.hello(ADA, b"route", hello("one"), 100.0, on_this_machine=True)
         known.expire(99.0 + owners.OWNER_LEASE_S)
         assert ended == []
         known.expire(100.0 + owners.OWNER_LEASE_S)
@@ -74,7 +74,7 @@ def test_silence_frees_work_only_after_the_lease() -> None:
 def test_the_end_of_a_process_on_this_machine_is_seen_at_once() -> None:
     async def play(known: Owners, ended: list[OwnerState]) -> None:
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-            state = known.hello(ADA, b"route", hello("one", process.pid), 0.0)
+            state = known.hello(ADA, b"route", hello("one", process.pid), 0.0, on_this_machine=True)
             await asyncio.sleep(0)
             assert ended == []
             process.kill()
@@ -83,7 +83,7 @@ def test_the_end_of_a_process_on_this_machine_is_seen_at_once() -> None:
                 await asyncio.sleep(0.005)
         assert ended == [state]
         # Who is gone already when it is announced is seen to be.
-        known.hello(ADA, b"late", hello("late", process.pid), 0.0)
+        known.hello(ADA, b"late", hello("late", process.pid), 0.0, on_this_machine=True)
         await asyncio.sleep(0)
         assert len(ended) == 2
 
@@ -94,16 +94,16 @@ def test_there_is_a_limit_to_owners(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owners, "OWNERS_LIMIT", 1)
 
     async def play(known: Owners, ended: list[OwnerState]) -> None:
-        first = known.hello(ADA, b"1", hello("one"), 0.0)
-        assert known.hello(ADA, b"2", hello("two"), 0.0) is None
-        assert known.hello(ADA, b"3", hello("one"), 0.0) is first
+        first = known.hello(ADA, b"1", hello("one"), 0.0, on_this_machine=True)
+        assert known.hello(ADA, b"2", hello("two"), 0.0, on_this_machine=True) is None
+        assert known.hello(ADA, b"3", hello("one"), 0.0, on_this_machine=True) is first
 
     scene(play)
 
 
 def test_what_is_not_released_is_kept_and_comes_again() -> None:
     async def play(known: Owners, ended: list[OwnerState]) -> None:
-        state = known.hello(ADA, b"route", hello("one"), 0.0)
+        state = known.hello(ADA, b"route", hello("one"), 0.0, on_this_machine=True)
         assert state is not None
         result = wire.Result(1, 1, [(0, 1)], [], {}, 0.0, True)
         lost = wire.Lost(2, 2, [], [(0, 1)], Cause.STOPPING, "", "")

@@ -509,7 +509,7 @@ class TestEnvironment:
         batch = worker.run(lambda: 1, [()] * 3, env=worker.environment(initializer=part))
         assert sorted(batch.failures) == [0, 1, 2] and batch.retire
         failure = batch.failures[2]
-        assert failure.type_name == "kos_cluster.errors.KosError"
+        assert failure.type_name == "kos_cluster.errors.SetUpError"
         assert (
             "node node-a could not be set up: running the initializer raised RuntimeError: no database"
             in failure.message

@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Called by `%load_ext kos_kernel`."""
-    from kos_kernel import completion, magics, output
+    from kos_kernel import output
+    from kos_kernel.magics import command, completion
 
-    magics.register(shell)
+    command.register(shell)
     completion.register(shell)
     output.register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Called by `%unload_ext kos_kernel`; `%reload_ext` is this and loading."""
-    from kos_kernel import completion, magics, output
+    from kos_kernel import output
+    from kos_kernel.magics import command, completion
 
     output.unregister()
     completion.unregister(shell)
-    magics.unregister(shell)
+    command.unregister(shell)

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+import uvloop
+
 from kos_cluster.errors import KosError
 from kos_cluster.home import Home
 from kos_cluster.node import machine
@@ -28,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        asyncio.run(_serve(_start(options)))
+        uvloop.run(_serve(_start(options)))
     except KosError as error:
         logging.critical("%s", error)
         return error.exit_code

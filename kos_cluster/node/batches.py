@@ -255,13 +255,12 @@ class Batches:
     def _assign(self, worker: int, batch: _Batch) -> None:
         assert self._workers is not None
         message = batch.message
-        for hash_ in message.parts:
-            if not self._workers.holds(worker, hash_):
-                content = self._parts.get(hash_)
-                if isinstance(content, bytes):
-                    self._workers.give(worker, local.Part(hash_), content)
-                else:
-                    self._workers.give(worker, local.Part(hash_, str(content)), None)
+        for hash_ in self._workers.lacks(worker, message.parts):
+            content = self._parts.get(hash_)
+            if isinstance(content, bytes):
+                self._workers.give(worker, local.Part(hash_), content)
+            else:
+                self._workers.give(worker, local.Part(hash_, str(content)), None)
         batch.record.started_s = time.time()
         run = local.Run(
             message.batch,

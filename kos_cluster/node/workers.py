@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -120,9 +121,10 @@ class Workers:
         if self._control is not None:
             self._control.send(_to_fork_server.encode(local.Preload(modules)))
 
-    def holds(self, number: int, hash_: str) -> bool:
-        """Whether a worker has been given this part."""
-        return hash_ in self._workers[number].given
+    def lacks(self, number: int, hashes: Iterable[str]) -> list[str]:
+        """Those of these parts that a worker has not been given."""
+        given = self._workers[number].given
+        return [hash_ for hash_ in hashes if hash_ not in given]
 
     def give(self, number: int, part: local.Part, data: bytes | None) -> None:
         """Give a worker a part, unless it has it."""

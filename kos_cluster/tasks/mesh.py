@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+import uvloop
 import zmq
 
 from kos_cluster.core import ownership
@@ -167,7 +168,7 @@ class Mesh:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._main())
+            uvloop.run(self._main())
             failure = StateError("The connection to the cluster was closed.", "Call kos.connect() again.")
         except BaseException as error:
             if not self._ready.done():

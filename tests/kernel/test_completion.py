@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kos_cluster.cli.grammar import build_parser
-from kos_kernel.completion import NODES_WAIT_S, NodeNames, complete, words_to_complete
+from kos_kernel.magics.completion import NODES_WAIT_S, NodeNames, complete, words_to_complete
 
 CASES = {
     "%kos no": "node nodes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from kos_kernel.names import free_names, imported_modules
+from kos_kernel.magics.names import free_names, imported_modules
 
 CASES = {
     "print(x)": "print x",

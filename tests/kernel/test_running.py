@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kos_cluster.tasks import context
-from kos_kernel.running import VALUE, Answer, CellError, RemoteCell
-from kos_kernel.travel import Packing, Parcel, Unpacking
+from kos_kernel.magics.running import VALUE, Answer, CellError, RemoteCell
+from kos_kernel.magics.travel import Packing, Parcel, Unpacking
 
 Notebook = Callable[[str], dict[str, Any]]
 

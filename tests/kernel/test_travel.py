@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from kos_cluster.errors import LimitError, NotPicklableError
-from kos_kernel.digest import digest
-from kos_kernel.travel import Packing, Parcel, Unpacking, pack_what_can
+from kos_kernel.magics.digest import digest
+from kos_kernel.magics.travel import Packing, Parcel, Unpacking, pack_what_can
 
 Notebook = Callable[[str], dict[str, Any]]
 
 THERE = """
 import pickle, sys
-from kos_kernel.running import RemoteCell
+from kos_kernel.magics.running import RemoteCell
 parcel, source = pickle.load(sys.stdin.buffer)
 answer = RemoteCell(source, parcel)()
 sys.stdout.flush()

@@ -25,7 +25,7 @@ import cloudpickle
 import msgspec
 
 from kos_cluster.errors import LimitError, NotPicklableError
-from kos_kernel.names import OWN_NAMES, modules_imported_by
+from kos_kernel.magics.names import OWN_NAMES, modules_imported_by
 
 LIMIT_BYTES = 100 << 20  # of all variables that a cell reads together
 NAMED_IN_LIMIT = 5  # how many of the largest variables a refusal names
@@ -41,7 +41,7 @@ _MARK = _Mark()
 
 def namespace_of_this_side() -> dict[str, Any]:
     """What the mark is pickled as a call of. Only `_Unpickler` knows the namespace, so the plain function refuses."""
-    raise pickle.UnpicklingError("a parcel of variables can only be opened by kos_kernel.travel")
+    raise pickle.UnpicklingError("a parcel of variables can only be opened by kos_kernel.magics.travel")
 
 
 class Parcel(msgspec.Struct, frozen=True):

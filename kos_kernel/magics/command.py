@@ -29,7 +29,7 @@ def register(shell: InteractiveShell) -> None:
             if cell is None:
                 command(line)
             else:
-                from kos_kernel import cells
+                from kos_kernel.magics import cells
 
                 cells.run(shell, line, cell)
         except KosError as error:

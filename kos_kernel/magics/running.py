@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 import msgspec
 
 from kos_cluster.errors import UsageError
-from kos_kernel.digest import digests
-from kos_kernel.names import OWN_NAMES
-from kos_kernel.travel import Parcel, Unpacking, pack_what_can
+from kos_kernel.magics.digest import digests
+from kos_kernel.magics.names import OWN_NAMES
+from kos_kernel.magics.travel import Parcel, Unpacking, pack_what_can
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 ERROR_LIMIT_BYTES = 128 << 10  # of a cell's exception when packed; a larger one travels as its text
@@ -94,7 +94,7 @@ class _Stage:
     """A namespace filled from a parcel, ready to run a cell in."""
 
     def __init__(self, parcel: Parcel) -> None:
-        from kos_kernel.shell import remember_source, the_shell
+        from kos_kernel.magics.shell import remember_source, the_shell
 
         self.shell = the_shell()
         self.module, self.namespace = self.shell.new_namespace()
@@ -246,7 +246,7 @@ def _machinery() -> tuple[str, ...]:
 
     import kos_cluster
 
-    folders = [os.path.dirname(__file__), *IPython.__path__, *kos_cluster.__path__]
+    folders = [os.path.dirname(os.path.dirname(__file__)), *IPython.__path__, *kos_cluster.__path__]
     return tuple(folder + os.sep for folder in folders)
 
 

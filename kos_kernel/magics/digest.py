@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-from kos_kernel.travel import NamespacePickler
+from kos_kernel.magics.travel import NamespacePickler
 
 _UNCHANGEABLE = (
     int,

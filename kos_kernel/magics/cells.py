@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kos_cluster.errors import KosError, UsageError
 from kos_cluster.tasks.failures import fold
-from kos_kernel.magics import words
-from kos_kernel.names import free_names, imported_modules
+from kos_kernel.magics.command import words
+from kos_kernel.magics.names import free_names, imported_modules
+from kos_kernel.magics.running import INLINE_BACKEND, VALUE, Answer, CellError, RemoteCell
+from kos_kernel.magics.travel import Packing, Parcel, Unpacking
 from kos_kernel.rendering import refuse_syntax, rendered
-from kos_kernel.running import INLINE_BACKEND, VALUE, Answer, CellError, RemoteCell
-from kos_kernel.travel import Packing, Parcel, Unpacking
 
 if TYPE_CHECKING:
     import argparse

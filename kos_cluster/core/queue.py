@@ -183,7 +183,6 @@ class _Worker:
     ready: bool = False
     env: str | None = None  # None: blank
     entry: _Entry | None = None
-    used: int = 0  # batches served
     ending: bool = False
 
 
@@ -290,9 +289,6 @@ class NodeQueue:
         """Batches that wait for a slot."""
         return len(self._lines)
 
-    def knows(self, key: Key) -> bool:
-        return key in self._entries
-
     def batch_of(self, worker: int) -> Key | None:
         """The batch that a worker is serving."""
         known = self._workers.get(worker)
@@ -302,11 +298,6 @@ class NodeQueue:
         """Why a batch is being stopped, or None."""
         entry = self._entries.get(key)
         return entry.stop if entry else None
-
-    def next_timer_s(self) -> float | None:
-        """When `tick` has something to do, at the earliest."""
-        times = [t for e in self._timed.values() for t in (e.kill_at_s, e.deadline_s) if t is not None]
-        return min(times, default=None)
 
     # ---- transitions
 
@@ -421,7 +412,6 @@ class NodeQueue:
             self._keep_spare(effects)
 
     def _assign(self, worker: _Worker, entry: _Entry, now: float, effects: list[Effect]) -> None:
-        worker.used += 1
         if entry.spec.timeout_s is not None:
             entry.deadline_s = now + entry.spec.timeout_s
             self._timed[entry.spec.key] = entry

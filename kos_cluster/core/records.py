@@ -96,10 +96,6 @@ class Member(msgspec.Struct, frozen=True):
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
-    @property
-    def bulk_port(self) -> int:
-        return self.port + 1
-
 
 class Needs(msgspec.Struct, frozen=True):
     """What one task needs of a node."""

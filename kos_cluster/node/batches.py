@@ -27,6 +27,7 @@ from kos_cluster.node.workers import Workers
 log = logging.getLogger(__name__)
 
 STARTED_AFTER_S = 0.05  # a batch that runs longer is reported as started
+MISSING_AGAIN_S = 2.0  # after which parts that have not come are asked for again
 ENDED_LIMIT = 4096  # stopped attempts that are remembered, so that nothing of theirs starts any more
 OUTPUT_PAUSE_S = 0.05  # how long a worker's output waits when its owner cannot take more
 LOG_TAIL_LINES = 10
@@ -120,6 +121,13 @@ class Batches:
                 batch.missing.discard(hash_)
                 if not batch.missing:
                     self._apply(queue.PartsComplete(key))
+
+    def ask_again(self, owner: OwnerState) -> None:
+        """Parts may get lost on their way: name again those that were not there a while after their batch."""
+        before = time.time() - MISSING_AGAIN_S
+        for batch in self._batches.values():
+            if batch.missing and batch.owner is owner and batch.record.arrived_s < before:
+                self._send(owner, wire.Missing(batch.message.batch, sorted(batch.missing)), ())
 
     def cancel(self, owner: OwnerState, batches: Sequence[int]) -> None:
         self._apply(queue.CancelBatches(tuple((owner.owner, number) for number in batches)))

@@ -351,6 +351,7 @@ class Daemon:
             owner.jobs = message.jobs
         unknown = self._batches.unknown(owner, message.outstanding)
         self._server.send(origin.route, wire.NodeBeat(self._member.incarnation, self._load, unknown))
+        self._batches.ask_again(owner)
         for kept, frames in owner.overdue(now):
             self._server.send(origin.route, kept, frames)
         if message.view != self._registry.view:

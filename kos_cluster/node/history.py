@@ -96,10 +96,6 @@ class History:
         told = sorted(attempts)[-STORIES_LIMIT:]
         return [self._story(job, index, names[index], attempts[index]) for index in told]
 
-    def knows(self, wanted: str) -> bool:
-        job = wanted.partition(".")[0]
-        return any(record.job == job for record in self._batches)
-
     def _story(self, job: str, index: int, name: str, attempts: list[Attempt]) -> Story:
         attempts.sort(key=lambda a: (a.sent_s, a.number))
         last = attempts[-1]

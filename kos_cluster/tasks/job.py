@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -146,6 +146,11 @@ class Job:
         return self._mesh.story(self, index)
 
     # ---- for the mesh thread
+
+    def lighten(self) -> None:
+        """The job is over: keep nothing that is large."""
+        self.parts.clear()
+        self.spec = replace(self.spec, fn=b"", parts={})
 
     def payloads(self, runs: Runs) -> list[bytes]:
         """The payloads of these tasks; empty for those that are final already."""

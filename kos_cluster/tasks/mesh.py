@@ -285,8 +285,10 @@ class Mesh:
                     for index in indices_of(runs):
                         error = loss_error(f"{job}.{index}", end, node, attempts, detail)
                         self._jobs[job].settle_all([(index, 1)], error)
+                    self._outgoing.settled(self._jobs[job], runs)
                 case ownership.Dropped(job, runs):
                     self._jobs[job].settle_all(runs, None)
+                    self._outgoing.settled(self._jobs[job], runs)
                 case ownership.CancelAt(node, batches):
                     if node in self._attachment.by_node:
                         self._attachment.by_node[node].send(wire.Cancel(batches))
@@ -307,6 +309,7 @@ class Mesh:
                 indices = indices_of(message.runs)
                 outcomes = {i: Outcome(data, i in failed) for i, data in zip(indices, payloads, strict=True)}
                 self._jobs[effect.job].settle(effect.runs, outcomes)
+                self._outgoing.settled(self._jobs[effect.job], effect.runs)
         self._carry_out([effect for effect in effects if not isinstance(effect, ownership.Commit)])
 
     def _lost(self, link: NodeLink, message: wire.Lost) -> None:
@@ -386,7 +389,7 @@ class Mesh:
     def _retire(self, job: Job) -> None:
         """A job that is over for good keeps its story for a while, and nothing that is large."""
         self._outgoing.forget(job)
-        job.parts.clear()
+        job.lighten()
         self._jobs.move_to_end(job.id)
         over = [old for old in self._jobs.values() if old.closed and old.id not in self._active]
         for old in over[: max(0, len(over) - JOBS_KEPT)]:

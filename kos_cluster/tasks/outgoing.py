@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from kos_cluster.core.ownership import Dispatch
-from kos_cluster.core.records import Attempt, indices_of
+from kos_cluster.core.records import Attempt, Runs, indices_of
 from kos_cluster.errors import KosError
 from kos_cluster.net import wire
 from kos_cluster.net.bulk import put_part
@@ -33,15 +33,22 @@ class Outgoing:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._bulk: dict[tuple[str, str], asyncio.Task[None]] = {}  # (address, hash) of transfers under way
-        self._contents: dict[str, tuple[Job, bytes]] = {}  # parts of jobs that may be asked for again
+        self._contents: dict[str, bytes] = {}  # parts that may be asked for again
+        self._users: dict[str, set[tuple[str, int]]] = {}  # part -> (job, index) that need it; index -1: the job itself
+        self._large: dict[str, dict[int, str]] = {}  # job -> index -> part, of large arguments
 
     def send(self, link: NodeLink, job: Job, dispatch: Dispatch, history: Mapping[int, list[Attempt]]) -> None:
         """Send one batch, and before it what it needs."""
         payloads = job.payloads(dispatch.runs)
         large, arguments = self._part_large(dispatch, payloads)
         parts = {**job.parts, **arguments}
+        for hash_ in job.parts:
+            self._use(hash_, job.id, -1)
+        for index, hash_ in large.items():
+            self._use(hash_, job.id, index)
+            self._large.setdefault(job.id, {})[index] = hash_
         for hash_, data in parts.items():
-            self._contents[hash_] = (job, data)
+            self._contents[hash_] = data
             self._give(link, hash_, data)
         options = job.spec.options
         message = wire.Exec(
@@ -66,15 +73,36 @@ class Outgoing:
     def missing(self, link: NodeLink, hashes: list[str]) -> None:
         """The node lacks these."""
         for hash_ in hashes:
-            known = self._contents.get(hash_)
-            if known is not None:
+            data = self._contents.get(hash_)
+            if data is not None:
                 link.given.discard(hash_)
-                self._give(link, hash_, known[1])
+                self._give(link, hash_, data)
+
+    def settled(self, job: Job, runs: Runs) -> None:
+        """These tasks are final: their large arguments need not be kept."""
+        large = self._large.get(job.id)
+        if large:
+            for index in indices_of(runs):
+                hash_ = large.pop(index, None)
+                if hash_ is not None:
+                    self._drop(hash_, job.id, index)
 
     def forget(self, job: Job) -> None:
         """A job is over: its parts need not be sent again."""
-        for hash_ in [h for h, (owner, _) in self._contents.items() if owner is job]:
-            del self._contents[hash_]
+        self._large.pop(job.id, None)
+        for hash_ in job.parts:
+            self._drop(hash_, job.id, -1)
+
+    def _use(self, hash_: str, job: str, index: int) -> None:
+        self._users.setdefault(hash_, set()).add((job, index))
+
+    def _drop(self, hash_: str, job: str, index: int) -> None:
+        users = self._users.get(hash_)
+        if users is not None:
+            users.discard((job, index))
+            if not users:
+                del self._users[hash_]
+                self._contents.pop(hash_, None)
 
     def _part_large(self, dispatch: Dispatch, payloads: list[bytes]) -> tuple[dict[int, str], dict[str, bytes]]:
         """Take large payloads out of the list; they travel as parts."""

@@ -395,3 +395,32 @@ def test_a_program_without_a_cluster_gets_a_sentence(tmp_path: Path):
         check=False,
     )
     assert "This machine is in no cluster. Type 'kos up'" in done.stderr
+
+
+def test_large_arguments_are_not_kept_when_their_tasks_are_done(mesh: Mesh):
+    """A loop that submits large arrays must not grow its own memory."""
+    program = mesh.program(
+        """
+        import os, psutil, kos_cluster as kos
+        cluster = kos.connect()
+        size = 20_000_000
+        cluster.submit(len, os.urandom(size)).result()
+        before = psutil.Process().memory_info().rss
+        for _ in range(10):
+            assert cluster.submit(len, os.urandom(size)).result() == size
+        print((psutil.Process().memory_info().rss - before) // size)
+        """
+    )
+    out, err = program.communicate(timeout=60)
+    assert int(out) <= 3, err  # of ten
+
+
+def test_many_failures_fold_into_one_with_a_count(mesh: Mesh):
+    def fail(number: int) -> None:
+        raise ValueError("out of range" if number else "first")
+
+    futures = [mesh.cluster.submit(fail, number) for number in range(20)]
+    concurrent.futures.wait(futures)
+    with pytest.raises(ValueError, match="first") as caught:
+        mesh.cluster.gather(futures)
+    assert caught.value.__notes__ == ["19 other tasks had failed by then:\n19 times: ValueError: out of range"]

@@ -87,7 +87,8 @@ def last_line(summary: JobSummary, took_s: float) -> str:
     """What a job that has ended did."""
     tasks = "1 task" if summary.total == 1 else f"{summary.total} tasks"
     failed = f", {summary.failed} failed" if summary.failed else ""
-    return f"kos: {tasks} on {_nodes(summary)} in {took_s:.1f} s{failed}"
+    rerun = f", {summary.reruns} run again" if summary.reruns else ""
+    return f"kos: {tasks} on {_nodes(summary)} in {took_s:.1f} s{failed}{rerun}"
 
 
 def _nodes(summary: JobSummary) -> str:

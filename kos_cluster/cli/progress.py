@@ -106,6 +106,7 @@ class TerminalSink:
 def summary_line(summary: JobSummary, took_s: float) -> str:
     """One line about a job that has ended."""
     failed = f", {summary.failed} failed" if summary.failed else ""
-    tasks = f"{summary.done} of {summary.total} tasks done{failed}" if summary.total > 1 else "ended"
+    rerun = f", {summary.reruns} run again" if summary.reruns else ""
+    tasks = f"{summary.done} of {summary.total} tasks done{failed}{rerun}" if summary.total > 1 else f"ended{rerun}"
     nodes = ", ".join(summary.nodes) or "no node"
     return f"kos: job {summary.job} ({summary.name}) {tasks} after {ago(took_s)} on {nodes}."

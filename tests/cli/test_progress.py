@@ -2,10 +2,11 @@
 
 import io
 
+import msgspec
 import pytest
 
 from kos_cluster.cli.console import Console
-from kos_cluster.cli.progress import TerminalSink
+from kos_cluster.cli.progress import TerminalSink, summary_line
 from kos_cluster.core.records import JobSummary
 
 
@@ -95,3 +96,8 @@ def test_a_reader_that_went_away_interrupts_the_waiting_main_thread() -> None:
     assert sink.broken
     sink.write("ab12.0", "stdout", b"dropped\n")
     sink.close()
+
+
+def test_the_summary_tells_what_was_run_again() -> None:
+    lost = msgspec.structs.replace(job(total=9, done=9), reruns=2)
+    assert summary_line(lost, 4.0) == "kos: job ab12 (sweep) 9 of 9 tasks done, 2 run again after 4.0 s on desk."

@@ -127,7 +127,7 @@ def test_in_a_terminal_displays_show_their_text(capsys: pytest.CaptureFixture[st
 def test_a_file_gets_only_the_last_line_of_a_bar() -> None:
     stream = io.StringIO()
     bar = LineBar(stream)
-    summary = JobSummary("j", "n", "u", total=2, done=1, failed=1, running=0, since_s=0, nodes=("n1",))
+    summary = JobSummary("j", "n", "u", total=2, done=1, failed=1, running=0, since_s=0, nodes=("n1",), reruns=1)
     bar.show(summary)
     bar.finish(summary)
-    assert stream.getvalue() == "kos: 2 tasks on n1 in 2.0 s, 1 failed\n"
+    assert stream.getvalue() == "kos: 2 tasks on n1 in 2.0 s, 1 failed, 1 run again\n"

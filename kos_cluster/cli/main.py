@@ -42,11 +42,17 @@ MODULES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller has closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     code = run(sys.argv[1:] if argv is None else argv, sys.stdout, sys.stderr)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         code = EXIT_PIPE
+    except OSError as error:
+        code = _say(sys.stderr, f"kos: the output could not be written ({error.strerror}).", StateError.exit_code)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if code == EXIT_PIPE:  # or the interpreter complains when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

@@ -58,8 +58,6 @@ def join_(parsed: argparse.Namespace, console: Console) -> int:
         joined = membership.join(home, parsed.name, hosts, token, parsed.listen, parsed.node)
     for warning in joined.warnings:
         console.note(f"kos: {warning}")
-    if joined.node and parsed.node not in (None, joined.node):
-        console.note(f"kos: the name {parsed.node} is taken.")
     if joined.start is None:
         console.answer(f"Joined cluster {parsed.name!r} as {joined.role}; this machine runs no node of it.")
     else:

@@ -56,7 +56,7 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
             return launching.run_command(cluster, parsed.argv, sink=sink, **options)
         options["report"] = lambda sentence: console.note(f"kos: {sentence}")
         return launching.run_script(
-            cluster, parsed.argv, Path.cwd(), redirect=not parsed.no_redirect, sink=sink, **options
+            cluster, parsed.argv, _folder(), redirect=not parsed.no_redirect, sink=sink, **options
         )
 
     return _streamed(console, work)
@@ -111,3 +111,11 @@ def _streamed(console: Console, work: Callable[[TerminalSink], int]) -> int:
         raise
     finally:
         sink.close()
+
+
+def _folder() -> Path:
+    """The folder that a script is sent with. Raises UsageError when it has been deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("The current folder does not exist any more.", "Change to the script's folder.") from None

@@ -18,6 +18,7 @@ JOB_COLUMNS = (
     Column("JOB"),
     Column("NAME"),
     Column("USER"),
+    Column("STATE"),
     Column("DONE", right=True),
     Column("FAILED", right=True),
     Column("RUNNING", right=True),
@@ -38,7 +39,7 @@ STORY_COLUMNS = (
 
 
 def ps_(parsed: argparse.Namespace, console: Console) -> int:
-    """List the jobs that run."""
+    """List the jobs that run, and those that ended while their client is still there."""
     jobs = kos.connect(parsed.cluster).jobs()
     if parsed.json:
         console.json(jobs)
@@ -90,7 +91,8 @@ def _unknown(id_: str) -> NoSuchTaskError:
 def _job_row(job: JobSummary, now: float) -> list[str]:
     counts = (job.done, job.failed, job.running, job.total)
     since = ago(max(0.0, now - job.since_s))
-    return [job.job, job.name, job.user, *map(str, counts), since, ", ".join(job.nodes)]
+    state = "running" if job.done + job.failed < job.total else "done"
+    return [job.job, job.name, job.user, state, *map(str, counts), since, ", ".join(job.nodes)]
 
 
 def _story_rows(story: Story) -> list[list[str]]:

@@ -67,6 +67,7 @@ class JoinRequest(msgspec.Struct, frozen=True):
     role: str = ""  # wanted; empty: the token's
     host: str = ""  # the address that the node will have; empty: where the joiner is seen to come from
     port: int = 0  # its control port
+    insist: bool = False  # on the name: refuse the join if it is taken, rather than give another
 
 
 class JoinReply(msgspec.Struct, frozen=True):
@@ -116,6 +117,7 @@ def join(
     role: str = "",
     listen_host: str = "",
     listen_port: int = 0,
+    insist: bool = False,
 ) -> JoinResult:
     """Join the cluster through any of its nodes (its control port).
 
@@ -139,6 +141,7 @@ def join(
                     role=role,
                     host=listen_host,
                     port=listen_port,
+                    insist=insist,
                 )
                 return _result(_exchange(stream, request), opening, token, node_keys, client_keys)
         except OSError as error:

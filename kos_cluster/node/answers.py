@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster.core.records import JobSummary
+from kos_cluster.core.records import JobSummary, Load
 from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import wire
@@ -36,12 +36,14 @@ class Answers:
         owners: Owners,
         history: History,
         tell_owner: Callable[[OwnerState, wire.Message], None],
+        own_load: Callable[[], tuple[str, Load]],
         stop: Callable[[], None],
     ) -> None:
         self._registry = registry
         self._owners = owners
         self._history = history
         self._tell_owner = tell_owner
+        self._own_load = own_load
         self._stop = stop
 
     def reply(self, peer: Peer, request: wire.Request) -> wire.Reply:
@@ -63,7 +65,7 @@ class Answers:
     def _answer(self, peer: Peer, ask: wire.Asked) -> Any:
         match ask:
             case wire.Nodes():
-                return self._registry.sync_data(-1)
+                return self._nodes()
             case wire.Jobs():
                 return self._jobs()
             case wire.Logs(id_):
@@ -77,6 +79,12 @@ class Answers:
             case wire.StopNode():
                 self._stop()
                 return True
+
+    def _nodes(self) -> wire.SyncData:
+        """The view, with this node's own load as it is now."""
+        data = self._registry.sync_data(-1)
+        id_, load = self._own_load()
+        return wire.SyncData(data.view, data.members, {**data.loads, id_: (load, 0.0)})
 
     def _jobs(self) -> list[JobSummary]:
         return [msgspec.structs.replace(job, user=state.peer.name) for state in self._owners for job in state.jobs]

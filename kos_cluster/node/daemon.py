@@ -91,7 +91,7 @@ class Daemon:
         self._owners = Owners(self._owner_ended)
         self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
         self._registry = self._make_registry()
-        self._answers = Answers(self._registry, self._owners, self._history, self._tell, self._stop.set)
+        self._answers = Answers(self._registry, self._owners, self._history, self._tell, self._own_load, self._stop.set)
         self._keeper_link: NodeLink | None = None
         self._node_routes: dict[str, bytes] = {}  # at the keeper: node id -> route
         self._member = self._make_member()
@@ -246,6 +246,11 @@ class Daemon:
             self._registry.tick()
         elif self._keeper_link is not None:
             self._keeper_link.send(wire.Heartbeat(self._member, self._load, self._registry.view))
+
+    def _own_load(self) -> tuple[str, Load]:
+        """This node's id, and its load as it is now."""
+        counts = {"running": self._batches.running, "queued": self._batches.queued}
+        return self._member.id, msgspec.structs.replace(self._load, **counts)
 
     def _sample(self) -> None:
         self._load = self._meter.sample(

@@ -10,6 +10,7 @@ import logging
 import time
 
 from kos_cluster.core.records import MemberState
+from kos_cluster.errors import JoinError
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.granting import grant
 from kos_cluster.net.joining import JoinReply, JoinRequest
@@ -28,6 +29,8 @@ class Admission:
 
     def admit(self, request: JoinRequest, source_host: str) -> JoinReply:
         """Raises JoinError, IncompatibleError, AuthError, StateError; the token is spent only by a good request."""
+        if request.insist and self._keeper.taken(request.name):
+            raise JoinError(f"A node of this cluster is named {request.name} already.", "Choose another with --name.")
         alive = [m for m in self._keeper.members() if m.state is MemberState.ALIVE]
         alive.sort(key=lambda member: not member.founder)  # the joiner's node will look for the keeper at the first
         reply = grant(

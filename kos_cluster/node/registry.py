@@ -69,12 +69,13 @@ class Keeper:
         now = time.monotonic()
         self._promised = {name: until for name, until in self._promised.items() if until > now}
         name, number = wanted, len(self.members()) + 1
-        while not name or self._taken(name):
+        while not name or self.taken(name):
             name, number = f"node{number}", number + 1
         self._promised[name] = now + NAME_PROMISE_S
         return name
 
-    def _taken(self, name: str) -> bool:
+    def taken(self, name: str) -> bool:
+        """Whether a member, or a joiner that was promised it, has this name."""
         return name in self._promised or self._registry.name_taken(name)
 
     def mint(self, role: str, ttl_s: float) -> str:

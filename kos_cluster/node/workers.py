@@ -71,6 +71,8 @@ class Workers:
 
     def __init__(self, run: Path, environ: dict[str, str], listener: Listener) -> None:
         self._run = run
+        home = Path.home()
+        self._folder = home if os.access(home, os.W_OK | os.X_OK) else run  # where tasks work that name no folder
         self.spool = run / "spool"
         self._environ = environ
         self._listener = listener
@@ -102,7 +104,7 @@ class Workers:
         for stream, fd in worker.pipes.items():
             self._loop.add_reader(fd, self._read_once, worker, stream)
             worker.poll.register(fd, select.POLLIN)
-        spawn = local.Spawn(number, str(self.spool), {}, str(self._run))
+        spawn = local.Spawn(number, str(self.spool), {}, str(self._folder))
         try:
             assert self._control is not None
             socket.send_fds(

@@ -66,7 +66,7 @@ def join(
     """
     cluster = new_cluster(home, name)
     start = placement(listen, searching=listen is None)
-    result = _admitted(hosts, token, name, checked_name(node or host_name()), start)
+    result = _admitted(hosts, token, name, checked_name(node or host_name()), start, insist=node is not None)
     with _undone(cluster):
         result.client.save(cluster.client)
         nodes = [result.node_name] if result.node else []
@@ -82,7 +82,7 @@ def join(
 
 
 def _admitted(
-    hosts: Sequence[joining.Address], token: JoinToken, cluster: str, name: str, start: NodeStart
+    hosts: Sequence[joining.Address], token: JoinToken, cluster: str, name: str, start: NodeStart, *, insist: bool
 ) -> joining.JoinResult:
     """Ask the nodes in turn; the first that answers decides."""
     for place, (host, port) in enumerate(hosts, 1):
@@ -97,6 +97,7 @@ def _admitted(
                 user=user_name(),
                 listen_host="" if start.host in WILDCARDS else start.host,
                 listen_port=start.port,
+                insist=insist,
             )
         except UnreachableError:
             if place == len(hosts):

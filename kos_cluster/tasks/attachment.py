@@ -9,10 +9,12 @@ be down.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 import zmq
 
 from kos_cluster.core.records import Member, MemberState
@@ -24,7 +26,10 @@ from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.net.transport import Context
 from kos_cluster.node import machine
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S = 5.0
+BOOTSTRAP_LIMIT = 64  # addresses that a machine keeps
 ALL_NODES_TIMEOUT_S = 2.0  # for the links to the members beyond the first
 POLL_S = 0.005
 
@@ -123,7 +128,8 @@ class Attachment:
     def unreachable(self) -> UnreachableError:
         """Why no node can be reached, address by address."""
         tried = "; ".join(
-            f"{link.address}: {link.failure.message if link.failure else 'no answer'}" for link in self._links.values()
+            f"{link.address}: {link.failure.message.rstrip('.') if link.failure else 'no answer'}"
+            for link in self._links.values()
         )
         return UnreachableError(
             f"No node of cluster {self._home.name!r} answers ({tried}).",
@@ -179,6 +185,17 @@ class Attachment:
         if f"{host}:{port}" not in self._links:
             self._links[f"{host}:{port}"] = NodeLink(self._context, self._credentials, host, port, self._hello, self)
 
+    def _remember(self, members: list[Member]) -> None:
+        """Keep the addresses for the next start, when those that we know now may be gone."""
+        standing = sorted((m for m in members if m.state is not MemberState.LEFT), key=lambda m: not m.founder)
+        addresses = [member.address for member in standing[:BOOTSTRAP_LIMIT]]
+        if addresses and addresses != self._file.bootstrap and not self._file.embedded:
+            self._file = msgspec.structs.replace(self._file, bootstrap=addresses)
+            try:
+                self._home.write(self._file)
+            except OSError as error:
+                log.warning("The members' addresses could not be kept in %s: %s", self._home.path, error)
+
     def _welcome(self, link: NodeLink, message: wire.Welcome) -> None:
         member = message.member
         if link.peer is None or member.id != link.peer.id:
@@ -196,6 +213,7 @@ class Attachment:
         if message.members is None or message.view <= self.view:
             return
         self.view = message.view
+        self._remember(message.members)
         self.members = {member.id: member for member in message.members}
         for member in message.members:
             if member.state in (MemberState.ALIVE, MemberState.SUSPECT):

@@ -29,7 +29,7 @@ from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.mesh import Mesh
-from kos_cluster.tasks.nodes import node_rows, status_of
+from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import Options, split_options
 from kos_cluster.tasks.stories import merged
 
@@ -155,7 +155,7 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Each node as `kos cluster nodes --json` shows it."""
-        return node_rows(self._mesh.request(wire.Nodes(), wire.SyncData))
+        return node_rows(newest(self._mesh.request_all(wire.Nodes(), wire.SyncData).values()))
 
     def status(self) -> dict[str, Any]:
         """The cluster at a glance: alive nodes, slots, coordinator, this identity, and what a loss would mean."""
@@ -285,7 +285,10 @@ class MapResult:
             self.cancel()
             raise
         if isinstance(outcome, Outcome):
-            return outcome.value()
+            try:
+                return outcome.value()
+            except StopIteration as error:  # would end the caller's loop as if there were no more results
+                raise RuntimeError(f"Task {self.job}.{index} raised StopIteration.") from error
         raise outcome or concurrent.futures.CancelledError(f"Task {self.job}.{index} was cancelled.")
 
     @property
@@ -326,12 +329,20 @@ def _task_order(task: str) -> tuple[str, int]:
     return job, int(index) if index.isdigit() else -1
 
 
+def _folder() -> str:
+    """The current folder, for the tasks to work in where it exists; empty when it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
 def _spec(fn: Callable[..., Any], shipped: Shipped, options: Options, sink: output.Sink | None = None) -> JobSpec:
     environment = Environment(
         modules=shipped.local_modules,
         environ=dict(options.env or {}),
         threads=options.cpus,
-        cwd=os.getcwd(),
+        cwd=_folder(),
         fresh=options.fresh,
     )
     name = options.name or getattr(fn, "__qualname__", type(fn).__name__)

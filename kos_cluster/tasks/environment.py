@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
@@ -180,7 +180,30 @@ def load_main(path: Path, arguments: Sequence[str]) -> None:
     module = types.ModuleType("__mp_main__")
     module.__file__ = str(path)
     stand_for_main(module)
-    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+    with _no_pools(path.name):
+        exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+
+
+@contextmanager
+def _no_pools(script: str) -> Iterator[None]:
+    """A script that starts a process pool as it is loaded would start one in each worker, and those again."""
+    import concurrent.futures.process
+
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(
+            f"{script} starts a process pool when it is loaded; workers load it too. "
+            "Put what starts the work under: if __name__ == '__main__':"
+        )
+
+    places = (concurrent.futures, concurrent.futures.process)
+    pool = concurrent.futures.process.ProcessPoolExecutor
+    for place in places:
+        setattr(place, pool.__name__, refuse)
+    try:
+        yield
+    finally:
+        for place in places:
+            setattr(place, pool.__name__, pool)
 
 
 def stand_for_main(module: types.ModuleType) -> None:

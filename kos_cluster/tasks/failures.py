@@ -164,9 +164,32 @@ def _pickled(exc: BaseException) -> bytes:
 
     try:
         data = dumps_result(exc)
+        if isinstance(data, bytes) and not _unpickles(data):
+            data = dumps_result(_Bare(type(exc), exc.args, vars(exc)))
     except KosError:  # its type and text travel instead
         return b""
     return data if isinstance(data, bytes) and len(data) <= PICKLE_LIMIT_BYTES else b""
+
+
+def _unpickles(data: bytes) -> bool:
+    """Whether an exception can be rebuilt the usual way, by calling its type with its `args`; many can't."""
+    try:
+        return isinstance(pickle.loads(data), BaseException)
+    except Exception:  # its own constructor may raise anything
+        return False
+
+
+class _Bare:
+    """An exception to be rebuilt without calling its constructor, which wants other arguments than `args`."""
+
+    def __init__(self, kind: type[BaseException], arguments: tuple[object, ...], state: dict[str, object]) -> None:
+        self.kind, self.arguments, self.state = kind, arguments, state
+
+    def exception(self) -> BaseException:
+        exc = self.kind.__new__(self.kind, *self.arguments)
+        exc.args = self.arguments
+        exc.__dict__.update(self.state)
+        return exc
 
 
 def _rebuilt(failure: Failure) -> BaseException:
@@ -184,6 +207,8 @@ def _rebuilt(failure: Failure) -> BaseException:
             exc = pickle.loads(failure.pickled)
         except Exception as error:  # its own constructor may raise anything
             return _substitute(failure, f" (it cannot be rebuilt here: {type(error).__name__}: {error})")
+        if isinstance(exc, _Bare):
+            exc = exc.exception()
         if isinstance(exc, BaseException):
             return exc
     return _substitute(failure, "")

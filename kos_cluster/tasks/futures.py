@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class Future(concurrent.futures.Future[Any]):
     def __init__(self, task: str, cancel: Callable[[], None], story: Callable[[], Story | None]) -> None:
         super().__init__()
         self.task = task
+        self._notice = threading.Lock()
         self._cancel_remote = cancel
         self._ask_story = story
 
@@ -72,9 +74,11 @@ class Future(concurrent.futures.Future[Any]):
         return None
 
     def cancel(self) -> bool:
-        """Cancel the task, also when it runs already. False when it is done."""
+        """Cancel the task, also when it runs already: it is stopped meanwhile. False when it is done."""
         if self.done():
             return self.cancelled()
+        if not self._end_as_cancelled():
+            return False
         self._cancel_remote()
         return True
 
@@ -87,8 +91,7 @@ class Future(concurrent.futures.Future[Any]):
         if self.done():
             return
         if outcome is None:
-            super().cancel()
-            self.set_running_or_notify_cancel()
+            self._end_as_cancelled()
         elif isinstance(outcome, BaseException):
             self.set_exception(outcome)
         else:
@@ -101,11 +104,18 @@ class Future(concurrent.futures.Future[Any]):
         state = "cancelled" if self.cancelled() else "done" if self.done() else "pending"
         return f"<kos Future {self.task} {state}>"
 
+    def _end_as_cancelled(self) -> bool:
+        if not super().cancel():
+            return False
+        if self._notice.acquire(blocking=False):  # waiters are told once, whichever thread comes first
+            self.set_running_or_notify_cancel()
+        return True
+
     def _await(self, timeout: float | None) -> Any:
         try:
             return super().result(timeout)
         except KeyboardInterrupt:
-            self.cancel()
+            self._cancel_remote()  # the future itself ends when that is known to be done
             raise
 
     def _decoded(self, outcome: Outcome) -> Any:

@@ -169,7 +169,8 @@ class Job:
         asked: list[tuple[Future, Settled]] = []
         with self._changed:
             for index, outcome in settled:
-                self._payloads.pop(index, None)
+                if self._payloads.pop(index, None) is None:
+                    continue  # it has its outcome already
                 # The job forgets a future here, so that its result goes when the user drops it.
                 future = self._futures.pop(index, None)
                 if future is None:

@@ -172,8 +172,11 @@ def _bring_back(taken: Snapshot, task: str, result: CommandResult, report: Repor
         merged = Merger(taken.folder, taken.manifest).apply(result.changes, task)
         for sentence in _sentences(merged):
             report(sentence)
-    if result.left_out:
-        raise left_out_error(result.left_out)
+    too_large = {path: why for path, why in result.left_out.items() if "link" not in why}
+    for path in result.left_out.keys() - too_large.keys():
+        report(f"{path} stays there: it {result.left_out[path]}.")
+    if too_large:
+        raise left_out_error(too_large)
 
 
 def _sentences(merged: MergeReport) -> list[str]:

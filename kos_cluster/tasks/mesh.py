@@ -323,8 +323,15 @@ class Mesh:
         """Send a batch. If the link is down it will be asked for in the answer to a later beat."""
         link = self._attachment.by_node.get(dispatch.node)
         if link is not None:
+            job = self._jobs[dispatch.job]
             history = self._history(dispatch) if dispatch.attempt > 1 else {}
-            self._outgoing.send(link, self._jobs[dispatch.job], dispatch, history)
+            try:
+                self._outgoing.send(link, job, dispatch, history)
+            except Exception as error:  # what the wire cannot carry fails its tasks, not everybody's
+                traceback.print_exc()
+                problem = StateError(f"Job {job.id} could not be sent: {error!r}.", "Please report this.")
+                job.settle_all(dispatch.runs, problem)
+                self._loop.call_soon(self._feed, ownership.Cancelled(job.id))
 
     def _history(self, dispatch: ownership.Dispatch) -> dict[int, list[Attempt]]:
         """The attempts before this one, for the node to tell when it is asked for a story."""

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from kos_cluster.core.records import Load, MemberState
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.wire import SyncData
 from kos_cluster.node import machine
+
+
+def newest(told: Iterable[SyncData]) -> SyncData:
+    """What several nodes tell, as one: the newest view, and of each node the load that is youngest."""
+    views = sorted(told, key=lambda data: data.view)
+    loads: dict[str, tuple[Load, float]] = {}
+    for data in views:
+        for id_, (load, age_s) in data.loads.items():
+            if id_ not in loads or age_s < loads[id_][1]:
+                loads[id_] = (load, age_s)
+    last = views[-1]
+    return SyncData(last.view, last.members, loads)
 
 
 def node_rows(data: SyncData) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from kos_cluster.errors import UsageError
 if TYPE_CHECKING:
     from kos_cluster.tasks.output import Sink
 
+WHOLE_LIMIT = 1 << 62  # of any whole number in an option; larger ones do not travel
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -36,8 +38,13 @@ class Options:
     def __post_init__(self) -> None:
         _check(_whole(self.cpus, 1), "cpus", self.cpus, "a whole number from 1")
         _check(_whole(self.retries, 0), "retries", self.retries, "a whole number from 0")
-        _check(self.timeout is None or self.timeout > 0, "timeout", self.timeout, "a number of seconds above 0")
-        _check(self.max_parallel >= 0, "max_parallel", self.max_parallel, "a whole number from 0")
+        _check(_whole(self.max_parallel, 0), "max_parallel", self.max_parallel, "a whole number from 0")
+        _check(self.timeout is None or _seconds(self.timeout), "timeout", self.timeout, "a number of seconds above 0")
+        _check(self.seed is None or _whole(self.seed, 0), "seed", self.seed, "a whole number from 0")
+        _check(isinstance(self.on, str), "on", self.on, "a node's name, or an empty string")
+        _check(isinstance(self.name, str), "name", self.name, "text")
+        _check(isinstance(self.fresh, bool), "fresh", self.fresh, "True or False")
+        _check(self.env is None or _variables(self.env), "env", self.env, "a mapping of names to text, without NULs")
         size_bytes(self.memory)
 
     def needs(self, modules: tuple[str, ...] = ()) -> Needs:
@@ -48,15 +55,17 @@ NAMES = frozenset(f.name for f in fields(Options))
 
 
 def split_options(keywords: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
-    """Part a call's keywords into options and the function's own."""
+    """Part a call's keywords into options and the function's own. None stands for an option's default."""
+    if not keywords:
+        return _PLAIN, keywords
     own = {name: value for name, value in keywords.items() if name not in NAMES}
-    return Options(**{name: value for name, value in keywords.items() if name in NAMES}), own
+    return Options(**{name: v for name, v in keywords.items() if name in NAMES and v is not None}), own
 
 
 def size_bytes(size: int | str) -> int:
     """`8 * 2**30`, `"8G"`, `"512 MiB"` as bytes. Raises UsageError for anything else."""
-    if isinstance(size, int) and size >= 0:
-        return size
+    if _whole(size, 0):
+        return int(size)
     match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     if match is None:
         raise UsageError(f"{size!r} is not an amount of memory.", "Write it as 8G, 512M or a number of bytes.")
@@ -64,9 +73,25 @@ def size_bytes(size: int | str) -> int:
 
 
 def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= WHOLE_LIMIT
+
+
+def _seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _variables(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    texts = [text for item in value.items() for text in item]
+    return all(isinstance(text, str) and "\0" not in text for text in texts) and all(
+        name and "=" not in name for name in value
+    )
 
 
 def _check(good: bool, name: str, value: object, wanted: str) -> None:
     if not good:
         raise UsageError(f"{name}={value!r} is not {wanted}.", f"Give {name} as {wanted}.")
+
+
+_PLAIN = Options()

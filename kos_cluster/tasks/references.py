@@ -27,30 +27,39 @@ def modules_in(payload: bytes | bytearray | memoryview) -> set[str]:
     """The names, such as "numpy.random", that a payload refers to by reference. Executes nothing."""
     pickled, buffers = split(payload)
     reader = _Reader(io.BytesIO(pickled), buffers=buffers)
-    reader.load()
+    try:
+        reader.load()
+    except Exception:
+        # Somebody's own way of pickling wants more than a stand-in gives. What was found until then is still true, and
+        # what is missed is only a preference of placement, or is named by the worker that lacks it.
+        return reader.modules - _PICKLING
     return reader.modules - _PICKLING
 
 
-class _StandIn:
-    """Takes every step that unpickling an object may take, and does nothing."""
+class _StandIns(type):
+    """The type of the stand-in, which is a class that behaves like an instance too: a pickle may use it as either."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls
+
+    def __setitem__(cls, key: Any, value: Any) -> None: ...
+
+
+class _StandIn(metaclass=_StandIns):
+    """Takes every step that unpickling an object may take, and does nothing. Methods work on the class itself too."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _StandIn:
         return object.__new__(cls)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __setstate__(*_: Any) -> None: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _StandIn:
-        return self
+    def __setitem__(*_: Any) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def append(*_: Any) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def extend(*_: Any) -> None: ...
 
-    def append(self, item: Any) -> None: ...
-
-    def extend(self, items: Any) -> None: ...
-
-    def add(self, item: Any) -> None: ...
+    def add(*_: Any) -> None: ...
 
 
 class _Reader(pickle.Unpickler):

@@ -254,16 +254,12 @@ def test_joining_wrongly_leaves_nothing(lab: Lab, machine: Any) -> None:
         assert not (machine.home / "clusters").exists() or not os.listdir(machine.home / "clusters")
 
 
-def test_a_name_that_is_taken_is_said_and_another_given(lab: Lab, machine: Any) -> None:
-    listen = f"127.0.0.1:{free_port()}"
-    done = machine.kos(
-        "cluster", "join", "lab", lab.address, "--token", lab.token(), "--listen", listen, "--name", "desk"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "desk is taken" in done.stderr
-    (name,) = os.listdir(machine.home / "clusters" / "lab" / "nodes")
-    assert name != "desk"
-    assert f"its node {name}" in done.stdout
+def test_a_name_that_is_taken_is_refused_and_the_token_stays_good(lab: Lab, machine: Any) -> None:
+    join = ["cluster", "join", "lab", lab.address, "--token", lab.token(), "--listen", f"127.0.0.1:{free_port()}"]
+    refused = machine.kos(*join, "--name", "desk")
+    assert refused.returncode == 7
+    assert "named desk already" in refused.stderr
+    assert "its node shelf" in machine.ok(*join, "--name", "shelf")
     machine.ok("cluster", "leave")
 
 

@@ -424,3 +424,80 @@ def test_many_failures_fold_into_one_with_a_count(mesh: Mesh):
     with pytest.raises(ValueError, match="first") as caught:
         mesh.cluster.gather(futures)
     assert caught.value.__notes__ == ["19 other tasks had failed by then:\n19 times: ValueError: out of range"]
+
+
+def test_functions_that_carry_instances_of_the_programs_own_classes(mesh: Mesh):
+    program = mesh.program(
+        """
+        import collections, dataclasses, functools, kos_cluster as kos
+        cluster = kos.connect()
+        class Point:
+            def __init__(self, x): self.x = x
+            def add(self, y): return self.x + y
+            def __call__(self, y): return self.x * y
+        class Table(dict): pass
+        class Row(list): pass
+        @dataclasses.dataclass
+        class Pair:
+            a: int
+            b: int
+        point, table, row, pair = Point(3), Table(k=7), Row([8]), Pair(1, 2)
+        works = [
+            cluster.submit(lambda: point.x), cluster.submit(point.add, 4), cluster.submit(point, 5),
+            cluster.submit(lambda q=point: q.x), cluster.submit(functools.partial(point.add, 6)),
+            cluster.submit(lambda: table["k"]), cluster.submit(lambda: row[0]), cluster.submit(lambda: pair.b),
+        ]
+        print([work.result() for work in works])
+        """
+    )
+    out, err = program.communicate(timeout=30)
+    assert out == "[3, 7, 15, 3, 9, 7, 8, 2]\n", err
+
+
+def test_stop_iteration_in_a_task_does_not_cut_a_map_short(mesh: Mesh):
+    def stop(number: int) -> int:
+        if number == 3:
+            raise StopIteration
+        return number
+
+    results = mesh.cluster.map(stop, range(5))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        next(results)
+    assert next(results) == 4
+
+
+def test_exceptions_with_constructors_of_their_own_keep_their_type(mesh: Mesh):
+    program = mesh.program(
+        """
+        import kos_cluster as kos
+        class Odd(Exception):
+            def __init__(self, left, *, right):
+                self.left, self.right = left, right
+                super().__init__(f"{left} and {right}")
+        def fail(): raise Odd(1, right=2)
+        try:
+            kos.connect().submit(fail).result()
+        except Odd as error:
+            print(error, error.left, error.right)
+        """
+    )
+    out, err = program.communicate(timeout=30)
+    assert out == "1 and 2 1 2\n", err
+
+
+def test_a_cancelled_future_is_cancelled_at_once(mesh: Mesh):
+    future = mesh.cluster.submit(time.sleep, 60)
+    assert future.cancel()
+    assert future.cancelled() and future.done()
+    done = mesh.cluster.submit(int, 1)
+    assert done.result() == 1
+    assert not done.cancel()
+
+
+def test_a_deleted_folder_is_no_obstacle(mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert mesh.cluster.submit(pow, 2, 3).result() == 8

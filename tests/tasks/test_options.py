@@ -22,11 +22,29 @@ def test_what_is_no_amount_of_memory_is_said(text: object):
         size_bytes(text)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [{"cpus": 0}, {"cpus": 1.5}, {"retries": -1}, {"timeout": 0}, {"max_parallel": -1}])
-def test_wrong_options_name_themselves(wrong: dict[str, int]):
+WRONG = [
+    *({"cpus": value} for value in (0, 1.5, True, 10**30, "2")),
+    *({"retries": value} for value in (-1, 1.0)),
+    *({"timeout": value} for value in (0, "1", True)),
+    *({"seed": value} for value in ("x", 1.5, -1, 2**70)),
+    *({"env": value} for value in ("A", {"A": 1}, {1: "a"}, {"A": "x\0y"}, {"": "x"}, {"A=B": "x"})),
+    {"max_parallel": -1},
+    {"on": 5},
+    {"name": 5},
+    {"fresh": "no"},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_options_name_themselves(wrong: dict[str, object]):
     (name,) = wrong
     with pytest.raises(UsageError, match=name):
         Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_none_stands_for_a_default():
+    options, own = split_options({"on": None, "timeout": None, "seed": None, "colour": None})
+    assert (options, own) == (Options(), {"colour": None})
 
 
 def test_options_are_parted_from_the_functions_own_keywords():

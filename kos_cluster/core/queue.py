@@ -405,11 +405,13 @@ class NodeQueue:
             if worker is None:
                 self._lines.lines.setdefault(entry.line, deque()).appendleft(entry)
                 return
+            newly_set_up = worker.env is None
             worker.env, worker.entry, entry.worker = entry.spec.env, entry, worker.number
             self._in_use += entry.spec.cpus
             if worker.ready:
                 self._assign(worker, entry, now, effects)
-            self._keep_spare(effects)
+            if newly_set_up:
+                self._keep_spare(effects)
 
     def _assign(self, worker: _Worker, entry: _Entry, now: float, effects: list[Effect]) -> None:
         if entry.spec.timeout_s is not None:

@@ -30,7 +30,7 @@ from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of
-from kos_cluster.tasks.options import Options, split_options
+from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.stories import merged
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
@@ -215,22 +215,9 @@ class Cluster:
     def _stream(self, fn: Callable[..., Any], shipped: Shipped, options: Options) -> Job:
         """The job that submits of the same function, options and place share, so that they travel together."""
         sink = options.sink or output.default_sink()
-        env = tuple(sorted(options.env.items())) if options.env else ()
-        key = (
-            shipped.key,
-            options.cpus,
-            options.memory,
-            options.on,
-            options.timeout,
-            options.retries,
-            options.name,
-            options.seed,
-            env,
-            options.fresh,
-            options.max_parallel,
-            id(sink),
-            current_parent(),
-        )
+        key: tuple[Any, ...] = (shipped.key, id(sink), current_parent())
+        if options is not PLAIN:
+            key += _told(options)
         with self._streaming:
             job = self._streams.get(key)
             if job is None:
@@ -327,6 +314,23 @@ def new_job_id() -> str:
 def _task_order(task: str) -> tuple[str, int]:
     job, _, index = task.partition(".")
     return job, int(index) if index.isdigit() else -1
+
+
+def _told(options: Options) -> tuple[Any, ...]:
+    """What distinguishes options from others, as a key; the sink is told apart by its owner."""
+    env = tuple(sorted(options.env.items())) if options.env else ()
+    return (
+        options.cpus,
+        options.memory,
+        options.on,
+        options.timeout,
+        options.retries,
+        options.name,
+        options.seed,
+        env,
+        options.fresh,
+        options.max_parallel,
+    )
 
 
 def _folder() -> str:

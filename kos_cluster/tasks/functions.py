@@ -6,6 +6,7 @@ refers to may have changed. Equal pickles have equal hashes, so an unchanged fun
 
 from __future__ import annotations
 
+import functools
 import threading
 import types
 import weakref
@@ -29,7 +30,7 @@ class Shipped:
     parts: Mapping[str, bytes]
     modules: tuple[str, ...]  # installed packages that it imports
 
-    @property
+    @functools.cached_property
     def key(self) -> tuple[Any, ...]:
         return (self.hash, tuple(sorted(self.local_modules.items())))
 

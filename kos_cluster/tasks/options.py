@@ -57,7 +57,7 @@ NAMES = frozenset(f.name for f in fields(Options))
 def split_options(keywords: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
     """Part a call's keywords into options and the function's own. None stands for an option's default."""
     if not keywords:
-        return _PLAIN, keywords
+        return PLAIN, keywords
     own = {name: value for name, value in keywords.items() if name not in NAMES}
     return Options(**{name: v for name, v in keywords.items() if name in NAMES and v is not None}), own
 
@@ -94,4 +94,4 @@ def _check(good: bool, name: str, value: object, wanted: str) -> None:
         raise UsageError(f"{name}={value!r} is not {wanted}.", f"Give {name} as {wanted}.")
 
 
-_PLAIN = Options()
+PLAIN = Options()

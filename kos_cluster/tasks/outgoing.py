@@ -35,21 +35,23 @@ class Outgoing:
         self._bulk: dict[tuple[str, str], asyncio.Task[None]] = {}  # (address, hash) of transfers under way
         self._contents: dict[str, bytes] = {}  # parts that may be asked for again
         self._users: dict[str, set[tuple[str, int]]] = {}  # part -> (job, index) that need it; index -1: the job itself
+        self._introduced: set[str] = set()  # jobs whose own parts are in the tables
         self._large: dict[str, dict[int, str]] = {}  # job -> index -> part, of large arguments
 
     def send(self, link: NodeLink, job: Job, dispatch: Dispatch, history: Mapping[int, list[Attempt]]) -> None:
         """Send one batch, and before it what it needs."""
         payloads = job.payloads(dispatch.runs)
         large, arguments = self._part_large(dispatch, payloads)
-        parts = {**job.parts, **arguments}
-        for hash_ in job.parts:
-            self._use(hash_, job.id, -1)
+        if job.id not in self._introduced:
+            self._introduced.add(job.id)
+            for hash_, data in job.parts.items():
+                self._use(hash_, data, job.id, -1)
         for index, hash_ in large.items():
-            self._use(hash_, job.id, index)
+            self._use(hash_, arguments[hash_], job.id, index)
             self._large.setdefault(job.id, {})[index] = hash_
-        for hash_, data in parts.items():
-            self._contents[hash_] = data
-            self._give(link, hash_, data)
+        parts = {**job.parts, **arguments} if arguments else job.parts
+        for hash_ in parts.keys() - link.given:
+            self._give(link, hash_, parts[hash_])
         options = job.spec.options
         message = wire.Exec(
             batch=dispatch.batch,
@@ -89,11 +91,13 @@ class Outgoing:
 
     def forget(self, job: Job) -> None:
         """A job is over: its parts need not be sent again."""
+        self._introduced.discard(job.id)
         self._large.pop(job.id, None)
         for hash_ in job.parts:
             self._drop(hash_, job.id, -1)
 
-    def _use(self, hash_: str, job: str, index: int) -> None:
+    def _use(self, hash_: str, data: bytes, job: str, index: int) -> None:
+        self._contents[hash_] = data
         self._users.setdefault(hash_, set()).add((job, index))
 
     def _drop(self, hash_: str, job: str, index: int) -> None:
@@ -106,9 +110,10 @@ class Outgoing:
 
     def _part_large(self, dispatch: Dispatch, payloads: list[bytes]) -> tuple[dict[int, str], dict[str, bytes]]:
         """Take large payloads out of the list; they travel as parts."""
-        limit = wire.BULK_BYTES
-        if sum(map(len, payloads)) > OVERSIZE_BYTES:
-            limit = OVERSIZE_PART_BYTES
+        total = sum(map(len, payloads))
+        if total < wire.BULK_BYTES:
+            return {}, {}
+        limit = OVERSIZE_PART_BYTES if total > OVERSIZE_BYTES else wire.BULK_BYTES
         large: dict[int, str] = {}
         parts: dict[str, bytes] = {}
         for position, index in enumerate(indices_of(dispatch.runs)):

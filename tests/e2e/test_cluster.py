@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -252,6 +253,16 @@ def test_joining_wrongly_leaves_nothing(lab: Lab, machine: Any) -> None:
         assert mentions in done.stderr
         assert machine.processes() == []
         assert not (machine.home / "clusters").exists() or not os.listdir(machine.home / "clusters")
+
+
+def test_every_machine_remembers_where_the_others_are(lab: Lab, member: Any, until: Callable[..., Any]) -> None:
+    """So that the founding machine finds the cluster also when its own node is down."""
+
+    def known(machine: Any) -> int:
+        machine.ok("nodes")
+        return len(json.loads((machine.home / "clusters/lab/cluster.json").read_text())["bootstrap"])
+
+    until(lambda: known(lab.founder) >= 2 and known(member) >= 2, "both addresses are known on both machines")
 
 
 def test_a_name_that_is_taken_is_refused_and_the_token_stays_good(lab: Lab, machine: Any) -> None:

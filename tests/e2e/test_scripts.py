@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -191,3 +192,68 @@ def test_commands_pass_their_exit_code_through(local: Any, folder: Path) -> None
     assert "err\n" in done.stderr
     assert local.kos("run", "no-such-command").returncode == 127
     assert local.kos("run", "--on", "node1", "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL
+
+
+def test_a_script_that_starts_a_pool_as_it_is_loaded_is_refused(local: Any, folder: Path) -> None:
+    write(
+        folder,
+        "bare.py",
+        """
+        from concurrent.futures import ProcessPoolExecutor
+
+        def work(i):
+            return i
+
+        with ProcessPoolExecutor() as pool:
+            print(list(pool.map(work, range(4))))
+        """,
+    )
+    done = local.kos("run", "--distribute", "bare.py")
+    assert done.returncode == 1
+    assert "Put what starts the work under: if __name__ == '__main__'" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_script_that_parses_its_arguments_at_the_top_works_in_workers_too(local: Any, folder: Path) -> None:
+    write(
+        folder,
+        "parse.py",
+        """
+        import sys
+        from concurrent.futures import ProcessPoolExecutor
+
+        factor = int(sys.argv[1])
+
+        def work(i):
+            return factor * i
+
+        if __name__ == "__main__":
+            with ProcessPoolExecutor() as pool:
+                print(list(pool.map(work, range(4))))
+        """,
+    )
+    assert local.ok("run", "--distribute", "parse.py", "5") == "[0, 5, 10, 15]\n"
+
+
+def test_a_link_out_of_the_folder_is_told_and_changes_no_exit_code(local: Any, folder: Path) -> None:
+    write(folder, "link.py", "import os\nos.symlink('/etc/hostname', 'outside')\nopen('inside', 'w').write('x')\n")
+    done = local.kos("run", "--distribute", "link.py")
+    assert done.returncode == 0, done.stderr
+    assert "outside stays there" in done.stderr
+    assert (folder / "inside").read_text() == "x"
+
+
+def test_commands_work_in_the_home_folder(local: Any, folder: Path) -> None:
+    assert local.ok("run", "pwd").strip() == str(Path.home())
+
+
+def test_a_deleted_folder_is_said(local: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.setattr(local, "work", gone)
+    kos = Path(sys.executable).with_name("kos")
+    script = f"rmdir {gone} && exec {kos} run --distribute a.py"
+    with local.popen(["sh", "-c", script]) as shell:
+        _, err = shell.communicate(timeout=30)
+    assert shell.returncode == 2
+    assert "current folder does not exist" in err

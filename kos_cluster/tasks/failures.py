@@ -99,6 +99,8 @@ def failure_of(exc: BaseException, *, node: str, task: str, attempt: int, cancel
 def to_exception(failure: Failure) -> BaseException:
     """The exception to raise at the owner: of the original type, with the remote traceback as its cause."""
     exc = _rebuilt(failure)
+    if isinstance(exc, ModuleNotFoundError):
+        _add_own_version(exc)
     if failure.traceback:
         exc.__cause__ = RemoteTraceback(f"{failure.header}\n{failure.traceback}")
     return exc
@@ -136,6 +138,22 @@ def name_missing_package(exc: ModuleNotFoundError, node: str) -> None:
     )
     exc.msg = message
     exc.args = (message,)
+
+
+def _add_own_version(exc: ModuleNotFoundError) -> None:
+    """Called at the owner, who has the package: say which version, so that the node gets the same."""
+    import importlib.metadata
+
+    head, typed, pip_name = str(exc.msg).rpartition(" -m pip install ")
+    if not typed or " on node " not in head:
+        return
+    try:
+        version = importlib.metadata.version(pip_name)
+    except importlib.metadata.PackageNotFoundError:
+        return
+    said, where, command = head.partition(". Type there: ")
+    exc.msg = f"{said}; here it is {pip_name} {version}{where}{command}{typed}{pip_name}=={version}"
+    exc.args = (exc.msg,)
 
 
 def remote_traceback(exc: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import pickle
 import traceback
 from concurrent.futures import CancelledError
@@ -10,7 +11,14 @@ from typing import Any
 import pytest
 
 from kos_cluster.tasks import failures
-from kos_cluster.tasks.failures import RemoteError, TaskExitedError, failure_of, fold, to_exception
+from kos_cluster.tasks.failures import (
+    RemoteError,
+    TaskExitedError,
+    failure_of,
+    fold,
+    name_missing_package,
+    to_exception,
+)
 
 
 def travelled(exc: BaseException, **settings: Any) -> BaseException:
@@ -121,7 +129,7 @@ def test_a_missing_package_names_node_package_and_command() -> None:
     assert type(back) is ModuleNotFoundError
     assert back.name == "sklearn.linear_model"
     assert "node 'node-a'" in str(back)
-    assert str(back).endswith("-m pip install scikit-learn")
+    assert str(back).endswith(f"-m pip install scikit-learn=={importlib.metadata.version('scikit-learn')}")
 
 
 def test_equal_failures_fold() -> None:
@@ -133,3 +141,12 @@ def test_a_fold_of_all_different_failures_is_bounded() -> None:
     lines = fold(ValueError(number) for number in range(1000)).splitlines()
     assert len(lines) == failures.FOLD_LIMIT + 1
     assert lines[-1] == "and 990 more of 990 other kinds"
+
+
+def test_a_missing_package_is_named_with_the_version_that_the_submitter_has() -> None:
+    lacking = ModuleNotFoundError("No module named 'cloudpickle'", name="cloudpickle")
+    name_missing_package(lacking, "node7")
+    version = importlib.metadata.version("cloudpickle")
+    text = str(travelled(lacking))
+    assert f"on node 'node7'; here it is cloudpickle {version}. Type there: " in text
+    assert text.endswith(f"-m pip install cloudpickle=={version}")

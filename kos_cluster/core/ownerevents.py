@@ -93,10 +93,11 @@ class BatchLost(msgspec.Struct, frozen=True):
 
 
 class BatchRefused(msgspec.Struct, frozen=True):
-    """A node would not take a batch."""
+    """A node would not take a batch. With `stopping` it takes nothing more until it is up again."""
 
     batch: int
     reason: str
+    stopping: bool = False
 
 
 class Cancelled(msgspec.Struct, frozen=True):

@@ -136,8 +136,8 @@ class Ownership:
                 self._started(batch, now)
             case BatchLost():
                 self._lost(event, now, effects)
-            case BatchRefused(batch, reason):
-                self._refused(batch, reason, now, effects)
+            case BatchRefused(batch, _, stopping):
+                self._refused(batch, stopping, now, effects)
             case NodeUp():
                 self._node_up(event)
             case NodeLoad(id_, load):
@@ -269,6 +269,8 @@ class Ownership:
             return
         ran, untouched = batch.owes(event.ran), batch.owes(event.untouched)
         end = _END_OF_CAUSE[event.cause]
+        if event.cause is Cause.STOPPING:
+            self._nodes[batch.node].up = False  # what it gives back must not go there again
         batch.ended_as(untouched, AttemptEnd.RETURNED)
         batch.ended_as(ran, end)
         self._end(batch, event.detail, now)
@@ -305,11 +307,12 @@ class Ownership:
             return lost <= MEMORY_RETRIES
         return True
 
-    def _refused(self, number: int, reason: str, now: float, effects: list[Effect]) -> None:
+    def _refused(self, number: int, stopping: bool, now: float, effects: list[Effect]) -> None:
         batch = self._batches.get(number)
         if batch is None:
             return
         node = self._nodes[batch.node]
+        node.up = node.up and not stopping
         node.view.refused_until_s = now + node.pause_s
         node.pause_s = min(node.pause_s * 2, REFUSED_PAUSE_MOST_S)
         self._give_back(batch, now)

@@ -146,6 +146,7 @@ class Refuse(msgspec.Struct, frozen=True):
 
     key: Key
     reason: str
+    stopping: bool = False  # the node takes nothing more at all
 
 
 class Lose(msgspec.Struct, frozen=True):
@@ -306,7 +307,7 @@ class NodeQueue:
             return
         reason = self._why_refuse(spec)
         if reason:
-            effects.append(Refuse(spec.key, reason))
+            effects.append(Refuse(spec.key, reason, self._stopping))
             return
         owner = spec.key[0]
         entry = _Entry(spec, (owner[0], spec.job))

@@ -116,6 +116,7 @@ class Refused(msgspec.Struct, frozen=True, tag="REFUSED"):
 
     batch: int
     reason: str
+    stopping: bool = False  # it will take nothing more in this life
 
 
 class Started(msgspec.Struct, frozen=True, tag="STARTED"):

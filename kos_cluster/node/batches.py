@@ -254,9 +254,9 @@ class Batches:
                     self._workers.signal(worker, signal.SIGKILL)
                 case queue.Retire(worker):
                     self._workers.send(worker, local.Stop())
-                case queue.Refuse(key, reason):
+                case queue.Refuse(key, reason, stopping):
                     batch = self._forget(key)
-                    self._send(batch.owner, wire.Refused(batch.message.batch, reason), ())
+                    self._send(batch.owner, wire.Refused(batch.message.batch, reason, stopping), ())
                 case queue.Lose():
                     self._lost(effect, None)
 

@@ -256,8 +256,8 @@ class Mesh:
                     self._feed(ownership.StartedRunning(batch))
             case wire.Lost():
                 self._lost(link, message)
-            case wire.Refused(batch, reason):
-                self._feed(ownership.BatchRefused(batch, reason))
+            case wire.Refused(batch, reason, stopping):
+                self._feed(ownership.BatchRefused(batch, reason, stopping))
             case wire.Missing(_, hashes):
                 self._outgoing.missing(link, hashes)
             case wire.Displays(_, job, index, _) if job in self._jobs and frames:

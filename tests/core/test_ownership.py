@@ -338,3 +338,15 @@ def test_an_unknown_message_is_no_error(count: int):
     assert core.handle(own.Outcomes(99, "id0", [(0, count)], frozenset(), 0.0, True), 1.0) == []
     assert core.handle(own.BatchLost(99, [], [], Cause.CANCELLED, ""), 1.0) == []
     assert core.handle(own.Cancelled("nobody"), 1.0) == []
+
+
+def test_what_a_stopping_node_gives_back_does_not_go_there_again():
+    """Else it could be sent just as the node ends, and count as an attempt that may have run."""
+    core = machine(nodes=1, slots=1)
+    (d,) = dispatches(opened(core, 1, retries=0))
+    assert not dispatches(core.handle(own.BatchLost(d.batch, [], d.runs, Cause.STOPPING, ""), 2.0))
+    assert not dispatches(core.tick(9.0))
+    (again,) = dispatches(core.handle(own.NodeUp(member(0)), 10.0))
+    assert not dispatches(core.handle(own.BatchRefused(again.batch, "the node is stopping", stopping=True), 11.0))
+    assert not dispatches(core.tick(19.0))
+    assert dispatches(core.handle(own.NodeUp(member(0)), 20.0))

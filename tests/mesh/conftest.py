@@ -36,6 +36,7 @@ class Mesh:
         self.folder = Path(tempfile.mkdtemp(prefix="kos-"))
         self.home = Home(self.folder / "home")
         self.count = nodes
+        self._programs: list[subprocess.Popen[str]] = []
         self._up()
         os.environ["KOS_HOME"] = str(self.home.path)
         self.cluster = kos.connect()
@@ -58,7 +59,7 @@ class Mesh:
         """Run a program that uses this cluster in a process of its own."""
         path = self.folder / f"program{time.monotonic_ns()}.py"
         path.write_text(textwrap.dedent(source))
-        return subprocess.Popen(
+        program = subprocess.Popen(
             [sys.executable, str(path)],
             env={**os.environ, "KOS_HOME": str(self.home.path)},
             cwd=self.folder,
@@ -66,8 +67,13 @@ class Mesh:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._programs.append(program)
+        return program
 
     def down(self) -> None:
+        for program in self._programs:  # also those of tests that failed
+            program.kill()
+            program.communicate()
         self.cluster.close()
         embedded.down(ClusterHome(self.home, EMBEDDED_NAME))
         shutil.rmtree(self.folder)

@@ -10,6 +10,7 @@ def loss_error(task: str, end: AttemptEnd, node: str, attempts: int, detail: str
     """What to raise for a task whose last attempt ended so. `detail` names the cause as the node told it."""
     tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
     look = f"Type 'kos story {task}' for its attempts."
+    detail = detail.rstrip(".")  # it stands within a sentence
     match end:
         case AttemptEnd.TIMEOUT:
             return TaskTimeoutError(f"Task {task} ran longer than its timeout on {node} and was stopped.", look)

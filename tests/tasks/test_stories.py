@@ -42,4 +42,4 @@ def test_errors_name_cause_node_attempts_and_the_next_step():
     memory = loss_error("j.1", AttemptEnd.OUT_OF_MEMORY, "node2", 2, "SIGKILL")
     assert "out of memory" in str(memory) and "cause unknown" not in str(memory)
     assert isinstance(loss_error("j.1", AttemptEnd.TIMEOUT, "node2", 1, ""), TaskTimeoutError)
-    assert "power cut" in str(loss_error("j.1", AttemptEnd.NODE_LOST, "node2", 1, "power cut"))
+    assert "(1 attempt; power cut)." in str(loss_error("j.1", AttemptEnd.NODE_LOST, "node2", 1, "power cut."))

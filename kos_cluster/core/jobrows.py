@@ -77,6 +77,7 @@ class JobRow:
     cancelled: int = 0
     reruns: int = 0  # tasks that were sent again because an attempt was lost
     nodes: set[str] = field(default_factory=set)  # where any of it ever ran
+    last_node: str = ""  # id of the node that took the newest batch
     in_turn: bool = False  # stands among the jobs with waiting tasks
     stuck: tuple[str, ...] = ()  # why nothing could be placed, at the last try
 

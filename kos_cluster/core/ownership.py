@@ -431,7 +431,9 @@ class Ownership:
             job.stuck = (f"its cap of {spec.max_parallel} at once is reached",)
             return None
         views = [node.view for node in self._nodes.values() if node.up]
-        placed = placement.place(spec.needs, views, self._rng, prefetch=job.durations.short, now=now)
+        placed = placement.place(
+            spec.needs, views, self._rng, prefetch=job.durations.short, now=now, last=job.last_node
+        )
         job.stuck = placed.reasons if placed.node is None else ()
         if placed.node is None:
             return None
@@ -449,7 +451,8 @@ class Ownership:
         node.batches.add(number)
         node.view.in_flight += spec.needs.cpus
         node.pause_s = REFUSED_PAUSE_S if now >= node.view.refused_until_s + REFUSED_PAUSE_MOST_S else node.pause_s
-        job.nodes.add(node.view.id)
+        job.last_node = node.view.id
+        job.nodes.add(job.last_node)
         return Dispatch(number, node.view.id, spec.job, runs, attempt)
 
     def _name(self, node: str) -> str:

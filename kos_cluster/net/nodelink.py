@@ -13,10 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from typing import Protocol
-
-import zmq
 
 from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import wire
@@ -36,7 +33,7 @@ class Listener(Protocol):
     """What its user does with what a link tells. All called in the loop's thread."""
 
     def link_gone(self, link: NodeLink, why: str) -> None: ...
-    def link_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None: ...
+    def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None: ...
 
 
 class NodeLink:
@@ -65,9 +62,9 @@ class NodeLink:
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
-    def send(self, message: wire.Message, frames: Sequence[Payload] = ()) -> bool:
+    def send(self, message: wire.Message, payload: Payload = b"") -> bool:
         """Queue a message; False when the link is down or full."""
-        return self._link is not None and self._link.send(message, frames)
+        return self._link is not None and self._link.send(message, payload)
 
     def greet(self) -> None:
         """Say hello (again); the node answers with `Welcome`."""
@@ -151,9 +148,9 @@ class NodeLink:
             self.heard_s = time.monotonic()
             self.greet()
 
-    def _said(self, message: wire.Message, frames: list[zmq.Frame]) -> None:
+    def _said(self, message: wire.Message, payload: memoryview) -> None:
         self.heard_s = time.monotonic()
-        self._listener.link_said(self, message, frames)
+        self._listener.link_said(self, message, payload)
 
     def _drop(self) -> None:
         self.up = False

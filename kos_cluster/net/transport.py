@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +33,6 @@ from kos_cluster.net.zap import DOMAIN, Gate
 
 HIGH_WATER_MESSAGES = 8192  # queued for, or from, one peer
 READS_LIMIT = 128  # messages a wake-up, before the loop's other work has its turn
-COPY_LIMIT_BYTES = 64 << 10  # payloads from this size on are sent without a copy
 # ZeroMQ cuts a connection at the first frame of more than this, unread; what lies between is read, dropped and counted.
 CUT_BYTES = 2 * wire.MESSAGE_LIMIT_BYTES
 HANDSHAKE_TIMEOUT_MS = 10_000
@@ -45,7 +44,7 @@ LINGER_MS = 1_000
 KEEPALIVE_IDLE_S = 60
 
 Context = zmq.Context[zmq.Socket[bytes]]
-Payload = bytes | bytearray | memoryview | zmq.Frame
+Payload = bytes | bytearray | memoryview
 LinkState = Literal["up", "down", "refused"]
 
 # As plain numbers: an operation on pyzmq's enumerations costs more than a microsecond, several times a message.
@@ -79,7 +78,7 @@ class Server:
         context: Context,
         credentials: Credentials,
         admitted: Admitted,
-        on_message: Callable[[Origin, wire.Message, list[zmq.Frame]], None],
+        on_message: Callable[[Origin, wire.Message, memoryview], None],
     ) -> None:
         self._admitted = admitted
         self._on_message = on_message
@@ -116,9 +115,9 @@ class Server:
                 "Give an address of this machine with --listen HOST[:PORT].",
             ) from None
 
-    def send(self, route: bytes, message: wire.Message, frames: Sequence[Payload] = ()) -> bool:
+    def send(self, route: bytes, message: wire.Message, payload: Payload = b"") -> bool:
         """Queue a message for the peer behind a route. False when it is gone or its queue is full."""
-        header = _checked_header(message, frames)
+        first, rest = _framed(message, payload)
         try:
             self._socket.send(route, _AND_MORE)
         except zmq.Again:
@@ -127,7 +126,7 @@ class Server:
             if error.errno != errno.EHOSTUNREACH:
                 raise
             return False
-        _send_rest(self._socket, header, frames)
+        _send(self._socket, first, rest)
         self._reader.sent()
         return True
 
@@ -139,16 +138,17 @@ class Server:
         self._socket.close()
 
     def _receive(self) -> bool:
-        if not _readable(self._socket):
+        try:
+            # ZeroMQ attaches the metadata of the message to its first frame, the route, too.
+            first = self._socket.recv(_NOW, copy=False)
+        except zmq.Again:
             return False
-        # ZeroMQ attaches the metadata of the message to its first frame, the route, too.
-        first = self._socket.recv(_NOW, copy=False)
-        message, frames = _receive_rest(self._socket)
+        message, payload = _receive_rest(self._socket)
         peer = self._admitted.get(_user_id(first))
         if peer is None or message is None:
             self._malformed += 1
             return True
-        self._on_message(Origin(peer, first.bytes, first), message, frames)
+        self._on_message(Origin(peer, first.bytes, first), message, payload)
         return True
 
 
@@ -166,7 +166,7 @@ class Link:
         server_curve_public: bytes,
         host: str,
         port: int,
-        on_message: Callable[[wire.Message, list[zmq.Frame]], None],
+        on_message: Callable[[wire.Message, memoryview], None],
         on_state: Callable[[LinkState], None],
     ) -> None:
         self.dropped = 0
@@ -186,16 +186,15 @@ class Link:
         self._reader = _Reader(socket, self._receive)
         socket.connect(f"tcp://{_bracketed(host)}:{port}")
 
-    def send(self, message: wire.Message, frames: Sequence[Payload] = ()) -> bool:
+    def send(self, message: wire.Message, payload: Payload = b"") -> bool:
         """Queue a message. False when the link is not up or the queue is full."""
-        header = _checked_header(message, frames)
+        first, rest = _framed(message, payload)
         if self.state != "up":
             return False
         try:
-            self._socket.send(header, _AND_MORE if frames else _NOW)
+            _send(self._socket, first, rest)
         except zmq.Again:
             return False
-        _send_frames(self._socket, frames)
         self._reader.sent()
         return True
 
@@ -213,13 +212,14 @@ class Link:
             self._on_state(state)
 
     def _receive(self) -> bool:
-        if not _readable(self._socket):
+        try:
+            message, payload = _receive_rest(self._socket)
+        except zmq.Again:
             return False
-        message, frames = _receive_rest(self._socket)
         if message is None:
             self.dropped += 1
         else:
-            self._on_message(message, frames)
+            self._on_message(message, payload)
         return True
 
 
@@ -265,10 +265,11 @@ class _Reader:
         more = True  # also when `receive` raises, which the loop reports
         self._draining = True
         try:
-            for _ in range(READS_LIMIT):
+            for count in range(READS_LIMIT):
                 if self._fd is None:
                     return
-                if not self._receive():
+                # A signal mostly means a message, so the first is read without asking whether there is one.
+                if (count and not _readable(self._socket)) or not self._receive():
                     more = False
                     return
         finally:
@@ -347,58 +348,45 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _checked_header(message: wire.Message, frames: Sequence[Payload]) -> bytes:
-    header = wire.encode(message)
-    if not frames and len(header) <= wire.MESSAGE_LIMIT_BYTES:
-        return header
-    size = len(header) + sum(map(_size, frames))
-    if size > wire.MESSAGE_LIMIT_BYTES or len(frames) >= wire.FRAMES_LIMIT:
+def _framed(message: wire.Message, payload: Payload) -> tuple[bytes, Payload]:
+    """The first frame, and what is left of the payload for the second. Raises LimitError."""
+    size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+    inline = size < wire.INLINE_BYTES
+    first = wire.encode(message, payload) if inline else wire.encode(message)
+    total = len(first) + (0 if inline else size)
+    if total > wire.MESSAGE_LIMIT_BYTES:
         raise LimitError(
-            f"A {type(message).__name__} message of {size} bytes in {len(frames) + 1} frames is over the limit of "
-            f"{wire.MESSAGE_LIMIT_BYTES} bytes in {wire.FRAMES_LIMIT} frames."
+            f"A {type(message).__name__} message of {total} bytes is over the limit of {wire.MESSAGE_LIMIT_BYTES}."
         )
-    return header
+    return first, b"" if inline else payload
 
 
-def _size(frame: Payload) -> int:
-    return frame.nbytes if isinstance(frame, memoryview) else len(frame)
+def _send(socket: zmq.Socket[bytes], first: bytes, rest: Payload) -> None:
+    """Raises zmq.Again when the first frame is not taken; after it the second always is."""
+    if rest:
+        socket.send(first, _AND_MORE)
+        socket.send(rest, _NOW, copy=False)
+    else:
+        socket.send(first, _NOW)
 
 
-def _send_rest(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Payload]) -> None:
-    socket.send(header, _AND_MORE if frames else _NOW)
-    _send_frames(socket, frames)
-
-
-def _send_frames(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:
-    last = len(frames) - 1
-    for position, frame in enumerate(frames):
-        copy = not isinstance(frame, zmq.Frame) and _size(frame) < COPY_LIMIT_BYTES
-        socket.send(frame, _AND_MORE if position < last else _NOW, copy=copy)
-
-
-def _receive_rest(socket: zmq.Socket[bytes]) -> tuple[wire.Message | None, list[zmq.Frame]]:
-    """The message and payload frames of what is being received, read to its end; None when it is not a good one."""
-    header: zmq.Frame | None = None
-    frames: list[zmq.Frame] = []
-    count = size = 0
-    more = True
-    while more:
+def _receive_rest(socket: zmq.Socket[bytes]) -> tuple[wire.Message | None, memoryview]:
+    """The message and payload of what is being received, read to its end; None when it is not a good one."""
+    first = socket.recv(_NOW, copy=False)
+    count, size, frame = 1, len(first), first
+    while frame.more:
         frame = socket.recv(_NOW, copy=False)
-        more = frame.more
         count += 1
         size += len(frame)
-        if header is None:
-            header = frame
-        elif count <= wire.FRAMES_LIMIT:
-            frames.append(frame)
-    if header is None or count > wire.FRAMES_LIMIT or size > wire.MESSAGE_LIMIT_BYTES:
+    if count > wire.FRAMES_LIMIT or size > wire.MESSAGE_LIMIT_BYTES:
         _log.warning("Dropped a message of %d bytes in %d frames, which is over the limit.", size, count)
-        return None, []
+        return None, memoryview(b"")
     try:
-        return wire.decode(header.buffer), frames
+        message, payload = wire.decode(first.buffer)
     except ProtocolError as error:
         _log.warning("Dropped a message: %s", error)
-        return None, []
+        return None, memoryview(b"")
+    return message, payload if frame is first else frame.buffer
 
 
 def _user_id(frame: zmq.Frame) -> bytes:

@@ -1,13 +1,15 @@
 """The control wire format: what daemons and clients say to each other over CURVE.
 
-Theory of operation. A message is one header frame and any number of opaque payload frames. The header is two bytes,
-`K` and the wire version, then one MessagePack struct tagged with its kind. A daemon never unpickles a payload frame.
+Theory of operation. A message is a header and perhaps an opaque payload, which a daemon never unpickles. The first
+frame is `K`, the wire version, the header's length as four bytes (little-endian), then the header: one MessagePack
+struct tagged with its kind. A payload of less than `INLINE_BYTES` follows in the same frame, as each frame costs its
+own encryption and its own turn of ZeroMQ; a larger one is a second frame, which is sent without being copied.
 
 Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing here relies on a message arriving:
 an owner repeats what it holds to be outstanding in `OwnerBeat`, and the node answers what it does not know and
 sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
 
-Limits: `MESSAGE_LIMIT_BYTES` for all frames of a message together; payloads of `BULK_BYTES` and more travel over TLS
+Limits: `MESSAGE_LIMIT_BYTES` for a message with its payload; payloads of `BULK_BYTES` and more travel over TLS
 streams.
 """
 
@@ -23,8 +25,10 @@ from kos_cluster.errors import ProtocolError
 WIRE_VERSION = 1
 BULK_BYTES = 1 << 20  # payloads of this size and more go over the bulk port
 MESSAGE_LIMIT_BYTES = 16 << 20  # of one message on a control socket
-FRAMES_LIMIT = 16  # frames of one message
+INLINE_BYTES = 64 << 10  # smaller payloads stand in the header's frame
+FRAMES_LIMIT = 2  # of one message
 _MAGIC = bytes((ord("K"), WIRE_VERSION))
+_PREFIX_BYTES = 6  # what stands before the header
 
 
 class Hello(msgspec.Struct, frozen=True, tag="HELLO"):
@@ -74,7 +78,7 @@ class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
 
 
 class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
-    """Run tasks of one job. Frame 1: MessagePack list of pickled (args, kwargs), in the order of `runs`.
+    """Run tasks of one job. Payload: MessagePack list of pickled (args, kwargs), in the order of `runs`.
 
     `parts` are the hashes (fn, env, and what they name, large arguments) that the node must hold before it starts; it
     answers `Missing` for those it lacks. `history` gives earlier attempts' stories of these tasks for `kos story`.
@@ -106,7 +110,7 @@ class Missing(msgspec.Struct, frozen=True, tag="MISSING"):
 
 
 class PutPart(msgspec.Struct, frozen=True, tag="PART"):
-    """A part under `BULK_BYTES`; frame 1 is its bytes. Larger ones are put over the bulk port."""
+    """A part under `BULK_BYTES`; the payload is its bytes. Larger ones are put over the bulk port."""
 
     hash: str
 
@@ -156,7 +160,7 @@ class Release(msgspec.Struct, frozen=True, tag="RELEASE"):
 
 
 class Output(msgspec.Struct, frozen=True, tag="OUTPUT"):
-    """Bytes that a task wrote; frame 1. `stream` is "stdout" or "stderr"."""
+    """Bytes that a task wrote: the payload. `stream` is "stdout" or "stderr"."""
 
     batch: int
     job: str
@@ -166,7 +170,7 @@ class Output(msgspec.Struct, frozen=True, tag="OUTPUT"):
 
 
 class Displays(msgspec.Struct, frozen=True, tag="DISPLAY"):
-    """A rich display that a task made; frame 1 is JSON."""
+    """A rich display that a task made; the payload is JSON."""
 
     batch: int
     job: str
@@ -327,20 +331,27 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
 
 
-def encode(message: Message) -> bytes:
-    """The header frame of a message."""
-    return _MAGIC + _encoder.encode(message)
+def encode(message: Message, inline: bytes | bytearray | memoryview = b"") -> bytes:
+    """The first frame of a message, with its payload when that is small."""
+    header = _encoder.encode(message)
+    return b"".join((_MAGIC, len(header).to_bytes(4, "little"), header, inline))
 
 
-def decode(header: bytes | memoryview) -> Message:
-    """The message of a header frame. Raises ProtocolError for anything that is not one."""
-    view = memoryview(header)
-    if len(view) < 2 or view[0] != _MAGIC[0]:
+def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:
+    """The message of a first frame, and the payload that stands in it (empty when there is none).
+
+    Raises ProtocolError for anything that is not one.
+    """
+    view = memoryview(frame)
+    if len(view) < _PREFIX_BYTES or view[0] != _MAGIC[0]:
         raise ProtocolError("A frame arrived that is not KOS's wire format.")
     if view[1] != WIRE_VERSION:
         raise ProtocolError(f"A peer speaks wire version {view[1]}, this side {WIRE_VERSION}.")
+    end = _PREFIX_BYTES + int.from_bytes(view[2:_PREFIX_BYTES], "little")
+    if end > len(view):
+        raise ProtocolError("A truncated message arrived.")
     try:
-        message: Message = _decoder.decode(view[2:])
+        message: Message = _decoder.decode(view[_PREFIX_BYTES:end])
     except (msgspec.DecodeError, RecursionError) as error:
         raise ProtocolError(f"A malformed message arrived: {error}.") from error
-    return message
+    return message, view[end:]

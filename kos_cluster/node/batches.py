@@ -10,9 +10,10 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from kos_cluster.core import queue
 from kos_cluster.core.queue import BatchSpec, Key, NodeQueue
@@ -32,7 +33,11 @@ ENDED_LIMIT = 4096  # stopped attempts that are remembered, so that nothing of t
 OUTPUT_PAUSE_S = 0.05  # how long a worker's output waits when its owner cannot take more
 LOG_TAIL_LINES = 10
 
-Send = Callable[[OwnerState, wire.Message, Sequence[Payload]], bool]
+
+class Send(Protocol):
+    """Queue a message, and perhaps a payload, for an owner. False when it is not taken."""
+
+    def __call__(self, owner: OwnerState, message: wire.Message, payload: Payload = b"") -> bool: ...
 
 
 @dataclass(slots=True)
@@ -93,7 +98,7 @@ class Batches:
             return
         owner.submitted(message.job)
         if owner.outbox_bytes > OUTBOX_LIMIT_BYTES:
-            self._send(owner, wire.Refused(message.batch, "results of this owner wait to be taken"), ())
+            self._send(owner, wire.Refused(message.batch, "results of this owner wait to be taken"))
             return
         missing = set(self._parts.missing(message.parts))
         record = BatchRecord(
@@ -111,7 +116,7 @@ class Batches:
         if key in self._batches:
             self._history.arrived(record)
             if missing:
-                self._send(owner, wire.Missing(message.batch, sorted(missing)), ())
+                self._send(owner, wire.Missing(message.batch, sorted(missing)))
 
     def part_arrived(self, hash_: str) -> None:
         """A part is here: what waited for it alone may start."""
@@ -127,7 +132,7 @@ class Batches:
         before = time.time() - MISSING_AGAIN_S
         for batch in self._batches.values():
             if batch.missing and batch.owner is owner and batch.record.arrived_s < before:
-                self._send(owner, wire.Missing(batch.message.batch, sorted(batch.missing)), ())
+                self._send(owner, wire.Missing(batch.message.batch, sorted(batch.missing)))
 
     def cancel(self, owner: OwnerState, batches: Sequence[int]) -> None:
         self._apply(queue.CancelBatches(tuple((owner.owner, number) for number in batches)))
@@ -195,7 +200,7 @@ class Batches:
                 batch.told_started = True
                 started.setdefault(id(batch.owner), (batch.owner, []))[1].append(batch.message.batch)
         for owner, numbers in started.values():
-            self._send(owner, wire.Started(numbers), ())
+            self._send(owner, wire.Started(numbers))
 
     # ---- from workers (workers.Listener)
 
@@ -223,7 +228,7 @@ class Batches:
         index = self._current(worker, batch)
         self._history.wrote(f"{message.job}.{index}", data)
         output = wire.Output(message.batch, message.job, index, message.attempt, stream)
-        if worker in self._unsent or not self._send(batch.owner, output, [data]):
+        if worker in self._unsent or not self._send(batch.owner, output, data):
             self._hold_output(worker, batch.owner, output, data)
 
     def worker_exited(self, worker: int, detail: str, out_of_memory: bool, progress: tuple[int, int]) -> None:
@@ -256,7 +261,7 @@ class Batches:
                     self._workers.send(worker, local.Stop())
                 case queue.Refuse(key, reason, stopping):
                     batch = self._forget(key)
-                    self._send(batch.owner, wire.Refused(batch.message.batch, reason, stopping), ())
+                    self._send(batch.owner, wire.Refused(batch.message.batch, reason, stopping))
                 case queue.Lose():
                     self._lost(effect, None)
 
@@ -303,7 +308,7 @@ class Batches:
                 message.elapsed_s,
                 message.last,
             )
-            self._deliver(owner, result, [payload])
+            self._deliver(owner, result, payload)
         if message.last:
             batch.record.done, batch.record.ended_s = True, time.time()
             self._forget(key)
@@ -318,7 +323,7 @@ class Batches:
     def _displayed(self, worker: int, batch: _Batch, message: local.Display, payload: bytes) -> None:
         assert self._workers is not None
         sent = batch.message
-        self._send(batch.owner, wire.Displays(sent.batch, sent.job, message.index, sent.attempt), [payload])
+        self._send(batch.owner, wire.Displays(sent.batch, sent.job, message.index, sent.attempt), payload)
         self._workers.send(worker, local.Displayed())
 
     def _lost(self, effect: queue.Lose, progress: tuple[int, int] | None) -> None:
@@ -343,16 +348,16 @@ class Batches:
         first = ran[0][0] if ran else (untouched[0][0] if untouched else 0)
         tail = self._history.tail(f"{message.job}.{first}", LOG_TAIL_LINES) if count_of(ran) else ""
         lost = wire.Lost(message.batch, owner.next_serial, ran, untouched, cause, detail, tail)
-        self._deliver(owner, lost, ())
+        self._deliver(owner, lost, b"")
 
-    def _deliver(self, owner: OwnerState, message: wire.Result | wire.Lost, frames: Sequence[bytes]) -> None:
+    def _deliver(self, owner: OwnerState, message: wire.Result | wire.Lost, payload: bytes) -> None:
         """Send and keep until released; what an owner that is gone would have got is removed."""
         if self._owners.get(owner.owner) is not owner:
             self._discard(message)
             return
         owner.next_serial += 1
-        owner.keep(message, frames, time.monotonic())
-        self._send(owner, message, frames)
+        owner.keep(message, payload, time.monotonic())
+        self._send(owner, message, payload)
 
     def _discard(self, message: wire.Result | wire.Lost) -> None:
         if isinstance(message, wire.Result):
@@ -395,7 +400,7 @@ class Batches:
     def retry_output(self) -> None:
         """Try again to hand over held output."""
         for worker, (owner, output, data) in list(self._unsent.items()):
-            if self._owners.get(owner.owner) is not owner or self._send(owner, output, [data]):
+            if self._owners.get(owner.owner) is not owner or self._send(owner, output, data):
                 del self._unsent[worker]
 
 

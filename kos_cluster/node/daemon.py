@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +198,7 @@ class Daemon:
         """What is installed here, for placement; found in a thread because it reads much of the disk."""
         self._packages = await asyncio.to_thread(machine.packages)
         for owner in self._owners:
-            self._send(owner, wire.Welcome(self._member, self._packages), ())
+            self._send(owner, wire.Welcome(self._member, self._packages))
         await self._stop.wait()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
@@ -261,7 +261,7 @@ class Daemon:
 
     # ---- messages
 
-    def _make_handlers(self) -> dict[type, tuple[Command, Callable[[Origin, Any, list[zmq.Frame]], None]]]:
+    def _make_handlers(self) -> dict[type, tuple[Command, Callable[[Origin, Any, memoryview], None]]]:
         return {
             wire.Exec: (Command.SUBMIT, self._on_exec),
             wire.Release: (Command.SUBMIT, self._on_release),
@@ -279,7 +279,7 @@ class Daemon:
             wire.OwnerEnded: (Command.BE_MEMBER, self._on_owner_ended),
         }
 
-    def _received(self, origin: Origin, message: wire.Message, frames: list[zmq.Frame]) -> None:
+    def _received(self, origin: Origin, message: wire.Message, payload: memoryview) -> None:
         entry = self._handlers.get(type(message))
         if entry is None:
             log.warning("%s sent a %s, which is not for a node.", origin.peer, type(message).__name__)
@@ -294,9 +294,9 @@ class Daemon:
         if not are_runs(getattr(message, "runs", []), TASKS_LIMIT):
             log.warning("%s sent a %s of impossible tasks.", origin.peer, type(message).__name__)
             return
-        handle(origin, message, frames)
+        handle(origin, message, payload)
 
-    def _on_hello(self, origin: Origin, message: wire.Hello, _: list[zmq.Frame]) -> None:
+    def _on_hello(self, origin: Origin, message: wire.Hello, _: memoryview) -> None:
         welcome = wire.Welcome(self._member, self._packages)
         if origin.peer.role is not Role.NODE and not self._owners.hello(
             origin.peer, origin.route, message, time.monotonic(), on_this_machine=machine.is_own_address(origin.host)
@@ -313,41 +313,41 @@ class Daemon:
             self._server.send(origin.route, wire.HelloWanted())
         return owner
 
-    def _on_exec(self, origin: Origin, message: wire.Exec, frames: list[zmq.Frame]) -> None:
+    def _on_exec(self, origin: Origin, message: wire.Exec, payload: memoryview) -> None:
         owner = self._owner(origin)
-        if owner is not None and frames:
-            self._batches.execute(owner, message, frames[0].bytes)
+        if owner is not None and payload:
+            self._batches.execute(owner, message, bytes(payload))
 
-    def _on_part(self, origin: Origin, message: wire.PutPart, frames: list[zmq.Frame]) -> None:
-        if not frames or not self._parts.add(message.hash, frames[0].bytes):
+    def _on_part(self, origin: Origin, message: wire.PutPart, payload: memoryview) -> None:
+        if not self._parts.add(message.hash, bytes(payload)):
             log.warning("%s sent a part that does not match its name.", origin.peer)
             return
         self._batches.part_arrived(message.hash)
 
-    def _on_release(self, origin: Origin, message: wire.Release, _: list[zmq.Frame]) -> None:
+    def _on_release(self, origin: Origin, message: wire.Release, _: memoryview) -> None:
         owner = self._owner(origin)
         if owner is not None:
             self._batches.release(owner, message.serials)
 
-    def _on_cancel(self, origin: Origin, message: wire.Cancel, _: list[zmq.Frame]) -> None:
+    def _on_cancel(self, origin: Origin, message: wire.Cancel, _: memoryview) -> None:
         owner = self._owner(origin)
         if owner is not None:
             self._batches.cancel(owner, message.batches)
 
-    def _on_waits(self, origin: Origin, message: wire.Waits, _: list[zmq.Frame]) -> None:
+    def _on_waits(self, origin: Origin, message: wire.Waits, _: memoryview) -> None:
         owner = self._owner(origin)
         if owner is not None and owner.is_local:
             self._batches.waits(message.task, message.attempt, message.waiting)
 
-    def _on_attempt_ended(self, origin: Origin, message: wire.AttemptEnded, _: list[zmq.Frame]) -> None:
+    def _on_attempt_ended(self, origin: Origin, message: wire.AttemptEnded, _: memoryview) -> None:
         self._batches.attempts_ended(origin.peer.id, message.job, message.runs, message.attempt)
 
-    def _on_goodbye(self, origin: Origin, message: wire.Goodbye, _: list[zmq.Frame]) -> None:
+    def _on_goodbye(self, origin: Origin, message: wire.Goodbye, _: memoryview) -> None:
         owner = self._owner(origin)
         if owner is not None:
             self._owners.end(owner)
 
-    def _on_owner_beat(self, origin: Origin, message: wire.OwnerBeat, _: list[zmq.Frame]) -> None:
+    def _on_owner_beat(self, origin: Origin, message: wire.OwnerBeat, _: memoryview) -> None:
         owner = self._owner(origin)
         if owner is None:
             return
@@ -357,20 +357,20 @@ class Daemon:
         unknown = self._batches.unknown(owner, message.outstanding)
         self._server.send(origin.route, wire.NodeBeat(self._member.incarnation, self._load, unknown))
         self._batches.ask_again(owner)
-        for kept, frames in owner.overdue(now):
-            self._server.send(origin.route, kept, frames)
+        for kept, outcomes in owner.overdue(now):
+            self._server.send(origin.route, kept, outcomes)
         if message.view != self._registry.view:
             self._server.send(origin.route, self._registry.sync_data(message.view))
 
-    def _on_sync_request(self, origin: Origin, message: wire.SyncRequest, _: list[zmq.Frame]) -> None:
+    def _on_sync_request(self, origin: Origin, message: wire.SyncRequest, _: memoryview) -> None:
         self._server.send(origin.route, self._registry.sync_data(message.view))
 
-    def _on_request(self, origin: Origin, message: wire.Request, _: list[zmq.Frame]) -> None:
+    def _on_request(self, origin: Origin, message: wire.Request, _: memoryview) -> None:
         self._server.send(origin.route, self._answers.reply(origin.peer, message))
 
     # ---- nodes to their keeper
 
-    def _on_heartbeat(self, origin: Origin, message: wire.Heartbeat, _: list[zmq.Frame]) -> None:
+    def _on_heartbeat(self, origin: Origin, message: wire.Heartbeat, _: memoryview) -> None:
         if not isinstance(self._registry, Keeper) or message.member.id != origin.peer.id:
             return
         if message.member.name != origin.peer.name or message.member.founder:
@@ -380,12 +380,12 @@ class Daemon:
         self._registry.heard(message.member, message.load)
         self._server.send(origin.route, self._registry.sync_data(message.view))
 
-    def _on_leaving(self, origin: Origin, message: wire.Leaving, _: list[zmq.Frame]) -> None:
+    def _on_leaving(self, origin: Origin, message: wire.Leaving, _: memoryview) -> None:
         self._node_routes.pop(origin.peer.id, None)
         if isinstance(self._registry, Keeper):
             self._registry.departed(origin.peer.id, message.left)
 
-    def _on_owner_ended(self, origin: Origin, message: wire.OwnerEnded, _: list[zmq.Frame]) -> None:
+    def _on_owner_ended(self, origin: Origin, message: wire.OwnerEnded, _: memoryview) -> None:
         self._owner_gone(message)
         self._relay(message, but=origin.peer.id)
 
@@ -405,7 +405,7 @@ class Daemon:
     def link_gone(self, link: NodeLink, why: str) -> None:
         log.warning("The registry's keeper at %s cannot be reached: %s", link.address, why)
 
-    def link_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None:
+    def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
         if isinstance(message, wire.SyncData) and isinstance(self._registry, Follower):
             self._registry.told(message)
         elif isinstance(message, wire.Welcome):
@@ -415,8 +415,8 @@ class Daemon:
 
     # ---- owners
 
-    def _send(self, owner: OwnerState, message: wire.Message, frames: Sequence[Payload]) -> bool:
-        return self._server.send(owner.route, message, frames)
+    def _send(self, owner: OwnerState, message: wire.Message, payload: Payload = b"") -> bool:
+        return self._server.send(owner.route, message, payload)
 
     def _tell(self, owner: OwnerState, message: wire.Message) -> None:
         self._server.send(owner.route, message)

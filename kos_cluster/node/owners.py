@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from kos_cluster.core.queue import Owner
@@ -30,7 +30,7 @@ REPEAT_AFTER_S = 2.0  # a result that was not released by then is sent again
 
 RECENT_JOBS = 64  # of one owner, known from its batches before it lists them
 
-Kept = tuple[wire.Result | wire.Lost, Sequence[bytes]]
+Kept = tuple[wire.Result | wire.Lost, bytes]
 
 
 @dataclass(slots=True)
@@ -64,10 +64,10 @@ class OwnerState:
         """Whether a job is this owner's, as far as it has told."""
         return job in self.recent or any(known.job == job for known in self.jobs)
 
-    def keep(self, message: wire.Result | wire.Lost, frames: Sequence[bytes], now: float) -> None:
-        self.outbox[message.serial] = ((message, frames), now)
+    def keep(self, message: wire.Result | wire.Lost, payload: bytes, now: float) -> None:
+        self.outbox[message.serial] = ((message, payload), now)
         self.kept_batches[message.batch] = self.kept_batches.get(message.batch, 0) + 1
-        self.outbox_bytes += sum(map(len, frames))
+        self.outbox_bytes += len(payload)
 
     def release(self, serials: list[int]) -> list[wire.Result | wire.Lost]:
         """Forget what the owner has; returns it, so that its large outcomes can be removed."""
@@ -75,11 +75,11 @@ class OwnerState:
         for serial in serials:
             kept = self.outbox.pop(serial, None)
             if kept is not None:
-                (message, frames), _ = kept
+                (message, payload), _ = kept
                 count = self.kept_batches.pop(message.batch)
                 if count > 1:
                     self.kept_batches[message.batch] = count - 1
-                self.outbox_bytes -= sum(map(len, frames))
+                self.outbox_bytes -= len(payload)
                 released.append(message)
         return released
 

@@ -36,7 +36,7 @@ async def _tell(credentials: Credentials, keeper: str) -> bool:
     peer = await asyncio.to_thread(present, host, int(port), credentials)
     left = asyncio.Event()
 
-    def said(message: wire.Message, _: list[zmq.Frame]) -> None:
+    def said(message: wire.Message, _: memoryview) -> None:
         if isinstance(message, wire.Reply) and message.error is None:
             view = msgspec.msgpack.decode(message.value, type=wire.SyncData)
             states = {member.id: member.state for member in view.members or []}

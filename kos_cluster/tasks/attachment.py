@@ -39,7 +39,7 @@ class Listener(Protocol):
 
     def node_up(self, member: Member, packages: dict[str, str]) -> None: ...
     def node_down(self, id_: str, why: str) -> None: ...
-    def node_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None: ...
+    def node_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None: ...
 
 
 class Attachment:
@@ -143,14 +143,14 @@ class Attachment:
         if link.peer is not None and self.by_node.get(link.peer.id) is link:
             self.down(link.peer.id, why)
 
-    def link_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None:
+    def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
         if isinstance(message, wire.Welcome):
             self._welcome(link, message)
         elif isinstance(message, wire.SyncData):
             self._sync(message)
         elif isinstance(message, wire.HelloWanted):
             link.greet()
-        self._listener.node_said(link, message, frames)
+        self._listener.node_said(link, message, payload)
 
     # ---- inside
 

@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import uvloop
-import zmq
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
@@ -243,12 +242,12 @@ class Mesh:
     def node_down(self, id_: str, why: str) -> None:
         self._feed(ownership.NodeDown(id_, why))
 
-    def node_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None:
+    def node_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
         match message:
             case wire.Result():
-                self._returns.result(link, message, frames)
-            case wire.Output(_, job, index, _, stream) if job in self._jobs and frames:
-                self._call_sink(self._jobs[job].sink.write, f"{job}.{index}", stream, frames[0].bytes)
+                self._returns.result(link, message, payload)
+            case wire.Output(_, job, index, _, stream) if job in self._jobs:
+                self._call_sink(self._jobs[job].sink.write, f"{job}.{index}", stream, bytes(payload))
             case wire.NodeBeat():
                 self._node_beat(link, message)
             case wire.Started(batches):
@@ -260,8 +259,8 @@ class Mesh:
                 self._feed(ownership.BatchRefused(batch, reason, stopping))
             case wire.Missing(_, hashes):
                 self._outgoing.missing(link, hashes)
-            case wire.Displays(_, job, index, _) if job in self._jobs and frames:
-                content = msgspec.json.decode(frames[0].bytes)
+            case wire.Displays(_, job, index, _) if job in self._jobs:
+                content = msgspec.json.decode(bytes(payload))
                 self._call_sink(self._jobs[job].sink.display, f"{job}.{index}", content)
             case wire.SyncData(_, _, loads):
                 for id_, (load, _) in loads.items():

@@ -70,7 +70,7 @@ class Outgoing:
             parent=job.parent,
             history=dict(history),
         )
-        link.send(message, [_encode(payloads)])
+        link.send(message, _encode(payloads))
 
     def missing(self, link: NodeLink, hashes: list[str]) -> None:
         """The node lacks these."""
@@ -128,7 +128,7 @@ class Outgoing:
         if hash_ in link.given or (link.address, hash_) in self._bulk:
             return
         if len(data) < wire.BULK_BYTES:
-            if link.send(wire.PutPart(hash_), [data]):
+            if link.send(wire.PutPart(hash_), data):
                 link.given.add(hash_)
             return
         task = asyncio.get_running_loop().create_task(self._put(link, hash_, data), name=f"put-{hash_[:8]}")

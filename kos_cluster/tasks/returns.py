@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import zmq
 
 from kos_cluster.core.records import indices_of
 from kos_cluster.errors import KosError
@@ -39,10 +38,10 @@ class Returns:
         self._fetching: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._releases: dict[str, list[int]] = {}
 
-    def result(self, link: NodeLink, message: wire.Result, frames: list[zmq.Frame]) -> None:
-        if link.peer is None or (message.runs and not frames):
+    def result(self, link: NodeLink, message: wire.Result, payload: memoryview) -> None:
+        if link.peer is None or (message.runs and not payload):
             return
-        payloads: Payloads = list(_payload_list.decode(frames[0].buffer)) if frames else []
+        payloads: Payloads = list(_payload_list.decode(payload)) if payload else []
         key = (link.peer.id, message.serial)
         if not message.large:
             self._accept(link.peer.id, message, payloads)

@@ -289,8 +289,16 @@ class Cluster:
         self.feed(own.NodeLoad("id0", Load(running=self.rng.randrange(4))))
 
     def deliver(self) -> None:
-        if self.network:
-            self.feed(self.network.pop(self.rng.randrange(len(self.network))))
+        if not self.network:
+            return
+        event = self.network.pop(self.rng.randrange(len(self.network)))
+        if (
+            isinstance(event, own.BatchLost)
+            and event.cause is Cause.STOPPING
+            and (known := self.core.dispatch_of(event.batch))
+        ):
+            self.down.add(known.node)  # up again when it has been started again
+        self.feed(event)
 
 
 @settings(max_examples=300, deadline=None)
@@ -309,6 +317,7 @@ def test_every_task_ends_exactly_once_whatever_happens(seed: int, tasks: int, re
         if len(cluster.committed) + len(cluster.ended) == tasks:
             break
         cluster.step(faults=False)
+        cluster.recover()
         cluster.now += 1.1
         cluster.take(cluster.core.tick(cluster.now))
     assert sorted([*cluster.committed, *cluster.ended]) == list(range(tasks))

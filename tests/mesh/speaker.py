@@ -10,7 +10,6 @@ import hashlib
 import os
 import sys
 import uuid
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import cloudpickle
@@ -64,7 +63,7 @@ class Speaker:
 
     def __init__(self, credentials: Credentials, host: str, port: int) -> None:
         self.credentials = credentials
-        self.heard: list[tuple[wire.Message, list[bytes]]] = []  # everything
+        self.heard: list[tuple[wire.Message, bytes]] = []  # everything
         self._read = 0  # how many of them were waited for, or passed over
         self._address = (host, port)
         self._arrived = asyncio.Event()
@@ -86,22 +85,22 @@ class Speaker:
     def link_gone(self, link: NodeLink, why: str) -> None:
         raise AssertionError(f"the link was lost: {why}")
 
-    def link_said(self, link: NodeLink, message: wire.Message, frames: list[zmq.Frame]) -> None:
-        self.heard.append((message, [frame.bytes for frame in frames]))
+    def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
+        self.heard.append((message, bytes(payload)))
         self._arrived.set()
 
-    def say(self, message: wire.Message, frames: Sequence[bytes] = ()) -> None:
-        assert self.link.send(message, frames)
+    def say(self, message: wire.Message, payload: bytes = b"") -> None:
+        assert self.link.send(message, payload)
 
-    async def wait(self, *kinds: type[M]) -> tuple[M, list[bytes]]:
+    async def wait(self, *kinds: type[M]) -> tuple[M, bytes]:
         """The next message of one of these kinds; those before it are passed over."""
         async with asyncio.timeout(ANSWER_S):
             while True:
                 while self._read < len(self.heard):
-                    message, frames = self.heard[self._read]
+                    message, payload = self.heard[self._read]
                     self._read += 1
                     if isinstance(message, kinds):
-                        return message, frames
+                        return message, payload
                 self._arrived.clear()
                 await self._arrived.wait()
 
@@ -131,9 +130,9 @@ class Speaker:
         """Send one task with its function; gives its job's id."""
         hash_, data = part(by_value(fn))
         job = uuid.uuid4().hex[:8]
-        self.say(wire.PutPart(hash_), [data])
+        self.say(wire.PutPart(hash_), data)
         exec_ = wire.Exec(batch, job, "work", [(0, 1)], 1, hash_, "", [hash_], Needs(), parent=parent)
-        self.say(exec_, [msgspec.msgpack.encode([cloudpickle.dumps((args, {}))])])
+        self.say(exec_, msgspec.msgpack.encode([cloudpickle.dumps((args, {}))]))
         return job
 
     def heartbeat(self, **changes: Any) -> wire.Heartbeat:

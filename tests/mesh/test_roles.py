@@ -112,12 +112,12 @@ async def _part_is_kept(scene: Scene) -> bool:
     function = by_value(lambda path: Path(path).touch())
     hash_, data = part(function + uuid4().bytes)  # what follows a pickle is not read
     async with scene.speaker() as speaker:
-        speaker.say(wire.PutPart(hash_), [data])
+        speaker.say(wire.PutPart(hash_), data)
         await speaker.members()
     async with scene.speaker(identity(scene.authority, Role.CLIENT)) as other:
         job = uuid4().hex[:8]
         exec_ = wire.Exec(1, job, "probe", [(0, 1)], 1, hash_, "", [hash_], wire.Needs())
-        other.say(exec_, [msgspec.msgpack.encode([cloudpickle.dumps(((str(scene.folder / "kept"),), {}))])])
+        other.say(exec_, msgspec.msgpack.encode([cloudpickle.dumps(((str(scene.folder / "kept"),), {}))]))
         answer, _ = await other.wait(wire.Result, wire.Missing)
         return isinstance(answer, wire.Result)
 
@@ -363,7 +363,7 @@ def test_a_part_is_kept_only_under_the_hash_of_its_bytes(scene: Callable[[Role],
 
     async def poison() -> None:
         async with there.speaker() as speaker:
-            speaker.say(wire.PutPart(hash_), [b"other bytes"])
+            speaker.say(wire.PutPart(hash_), b"other bytes")
             with pytest.raises(KosError, match="other bytes than its hash"):
                 await asyncio.to_thread(
                     put_part, there.founder.host, there.founder.port, there.me, hash_, b"y" * LARGE_BYTES

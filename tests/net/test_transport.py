@@ -43,12 +43,12 @@ class Echo:
         self.server.bind("127.0.0.1", port)
         self.raws: list[zmq.Socket[bytes]] = []
 
-    def _echo(self, origin: Origin, message: wire.Message, frames: list[zmq.Frame]) -> None:
+    def _echo(self, origin: Origin, message: wire.Message, payload: memoryview) -> None:
         self.origins.append(origin)
-        self.server.send(origin.route, message, frames)
+        self.server.send(origin.route, message, payload)
 
-    def link(self, credentials: Credentials) -> tuple[Link, list[tuple[wire.Message, list[bytes]]], list[str]]:
-        heard: list[tuple[wire.Message, list[bytes]]] = []
+    def link(self, credentials: Credentials) -> tuple[Link, list[tuple[wire.Message, bytes]], list[str]]:
+        heard: list[tuple[wire.Message, bytes]] = []
         states: list[str] = []
         link = Link(
             self.clients,
@@ -56,7 +56,7 @@ class Echo:
             self.node.curve_public,
             "127.0.0.1",
             self.port,
-            lambda message, frames: heard.append((message, [frame.bytes for frame in frames])),
+            lambda message, payload: heard.append((message, bytes(payload))),
             states.append,
         )
         return link, heard, states
@@ -87,11 +87,11 @@ async def echo(node: Credentials, port: int) -> AsyncIterator[Echo]:
         running.context.destroy(linger=0)
 
 
-async def still_serves(running: Echo, link: Link, heard: list[tuple[wire.Message, list[bytes]]]) -> None:
+async def still_serves(running: Echo, link: Link, heard: list[tuple[wire.Message, bytes]]) -> None:
     before = len(heard)
-    assert link.send(wire.SyncRequest(view=99), [b"alive"])
+    assert link.send(wire.SyncRequest(view=99), b"alive")
     await until(lambda: len(heard) > before)
-    assert heard[-1] == (wire.SyncRequest(view=99), [b"alive"])
+    assert heard[-1] == (wire.SyncRequest(view=99), b"alive")
 
 
 def test_an_admitted_peer_is_heard_as_its_certificate_says(node: Credentials, client: Credentials, port: int) -> None:
@@ -101,10 +101,11 @@ def test_an_admitted_peer_is_heard_as_its_certificate_says(node: Credentials, cl
             link, heard, states = running.link(client)
             assert not link.send(wire.SyncRequest(view=1))  # not connected yet, and says so
             await until(lambda: states == ["up"])
-            payloads = [b"", b"small", bytes(2 << 20)]
-            assert link.send(wire.SyncRequest(view=1), payloads)
-            await until(lambda: heard)
-            assert heard == [(wire.SyncRequest(view=1), payloads)]
+            payloads = [b"", b"small", bytes(wire.INLINE_BYTES - 1), bytes(wire.INLINE_BYTES), bytes(2 << 20)]
+            for payload in payloads:
+                assert link.send(wire.SyncRequest(view=1), payload)
+            await until(lambda: len(heard) == len(payloads))
+            assert heard == [(wire.SyncRequest(view=1), payload) for payload in payloads]
             assert running.origins[0].peer == client.peer
             assert running.server.dropped == 0
             link.close()
@@ -202,6 +203,11 @@ def test_strangers_get_nothing_while_a_good_peer_is_served(
     asyncio.run(scene())
 
 
+def framed(header: bytes) -> bytes:
+    """A first frame with a header of these bytes, which need not be one."""
+    return b"K\x01" + len(header).to_bytes(4, "little") + header
+
+
 @pytest.mark.parametrize(
     "frames",
     [
@@ -209,8 +215,8 @@ def test_strangers_get_nothing_while_a_good_peer_is_served(
         [b"garbage"],
         [b"K\x63" + wire.encode(wire.SyncRequest(view=1))[2:]],
         [wire.encode(wire.SyncRequest(view=1))[:-1]],
-        [wire.encode(wire.SyncRequest(view=1)) + b"more"],
-        [b"K\x01" + b"\x91" * 5000],
+        [framed(wire.encode(wire.SyncRequest(view=1))[6:] + b"more")],
+        [framed(b"\x91" * 5000)],
         [wire.encode(wire.SyncRequest(view=1))] * (wire.FRAMES_LIMIT + 1),
         [wire.encode(wire.SyncRequest(view=1)), bytes(wire.MESSAGE_LIMIT_BYTES)],
     ],
@@ -300,11 +306,9 @@ def test_what_a_handler_raises_stops_nobody(node: Credentials, client: Credentia
 def test_a_send_to_nobody_or_over_the_limit(node: Credentials, client: Credentials, port: int) -> None:
     async def scene() -> None:
         async with echo(node, port) as running:
-            assert not running.server.send(b"nobody", wire.SyncRequest(view=1), [b"payload"])
+            assert not running.server.send(b"nobody", wire.SyncRequest(view=1), b"payload")
             with pytest.raises(LimitError, match="SyncRequest"):
-                running.server.send(b"nobody", wire.SyncRequest(view=1), [bytes(wire.MESSAGE_LIMIT_BYTES)])
-            with pytest.raises(LimitError):
-                running.server.send(b"nobody", wire.SyncRequest(view=1), [b""] * wire.FRAMES_LIMIT)
+                running.server.send(b"nobody", wire.SyncRequest(view=1), bytes(wire.MESSAGE_LIMIT_BYTES))
 
     asyncio.run(scene())
 

@@ -107,8 +107,8 @@ def test_what_is_not_released_is_kept_and_comes_again() -> None:
         assert state is not None
         result = wire.Result(1, 1, [(0, 1)], [], {}, 0.0, True)
         lost = wire.Lost(2, 2, [], [(0, 1)], Cause.STOPPING, "", "")
-        state.keep(result, [b"12345"], 0.0)
-        state.keep(lost, [], 0.0)
+        state.keep(result, b"12345", 0.0)
+        state.keep(lost, b"", 0.0)
         assert state.outbox_bytes == 5
         assert list(state.overdue(owners.REPEAT_AFTER_S / 2)) == []
         assert [message for message, _ in state.overdue(owners.REPEAT_AFTER_S)] == [result, lost]

@@ -292,12 +292,10 @@ class Cluster:
         if not self.network:
             return
         event = self.network.pop(self.rng.randrange(len(self.network)))
-        if (
-            isinstance(event, own.BatchLost)
-            and event.cause is Cause.STOPPING
-            and (known := self.core.dispatch_of(event.batch))
-        ):
-            self.down.add(known.node)  # up again when it has been started again
+        if isinstance(event, own.BatchLost) and event.cause is Cause.STOPPING:
+            known = self.core.dispatch_of(event.batch)
+            if known is not None:
+                self.down.add(known.node)  # until it has been started again
         self.feed(event)
 
 

@@ -38,12 +38,12 @@ def test_equal_nodes_share():
 
 
 def test_among_equals_the_node_of_the_last_batch_is_taken_and_else_the_less_loaded():
-    nodes = [node(name) for name in "abcdef"]
-    assert {place(Needs(), nodes, random.Random(s), prefetch=False, now=0.0, last="e").node for s in range(20)} == {"e"}
-    nodes[4] = node("e", busy=1)
-    assert "e" not in {
-        place(Needs(), nodes, random.Random(s), prefetch=False, now=0.0, last="e").node for s in range(20)
-    }
+    def chosen(*nodes: Candidate) -> set[str | None]:
+        return {place(Needs(), nodes, random.Random(s), prefetch=False, now=0.0, last="e").node for s in range(20)}
+
+    others = [node(name) for name in "abcd"]
+    assert chosen(*others, node("e")) == {"e"}
+    assert "e" not in chosen(*others, node("e", busy=1))
 
 
 def test_full_nodes_queue_one_more_a_slot_only_with_prefetch():

@@ -124,7 +124,7 @@ def join(
     Raises UnreachableError, JoinError, IncompatibleError, or what the registry's keeper raised.
     """
     for _ in range(HOPS_LIMIT):
-        stream = tls.connect(host, port + 1, tls.joiner_context())
+        stream = tls.connect(host, port, tls.joiner_context())
         try:
             opening = _verified_opening(stream, host, port, token, cluster)
             if opening.keeper in (None, (host, port)):

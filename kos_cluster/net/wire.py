@@ -4,8 +4,8 @@ Theory of operation. A message is one header frame and any number of opaque payl
 `K` and the wire version, then one MessagePack struct tagged with its kind. A daemon never unpickles a payload frame.
 
 Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing here relies on a message arriving:
-an owner repeats what it holds to be outstanding in `OwnerBeat`, and the node answers what it does not know and
-sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
+an owner repeats what it holds to be outstanding in `OwnerBeat`; the node answers what it does not know, stops what the
+owner does not name, and sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
 
 Limits: `MESSAGE_LIMIT_BYTES` for all frames of a message together; payloads of `BULK_BYTES` and more travel over TLS
 streams.

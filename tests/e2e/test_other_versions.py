@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.test_cluster import Lab, alive, free_port
 
 TASKS = """
-import json
+import json, time
 import numpy
 import kos_cluster as kos
 from kos_cluster.errors import KosError
@@ -26,33 +26,44 @@ def with_numpy(n):
     import numpy
     return float(numpy.ones(n).sum())
 
+def with_probe():
+    import os, kosprobe
+    return kosprobe.__name__, os.environ["KOS_NODE"]
+
 cluster = kos.connect()
 calls = {
     "plain": lambda **on: cluster.submit(plain, 1, **on),
     "imports": lambda **on: cluster.submit(with_numpy, 3, **on),
     "argument": lambda **on: cluster.submit(plain, numpy.ones(3), **on),
     "map": lambda **on: cluster.map(plain, [1, numpy.ones(3)], **on).futures[0],
+    "probes": lambda: cluster.submit(sorted, {cluster.submit(with_probe).result() for _ in range(6)}),
     "executor": lambda: kos.Executor().submit(plain, numpy.ones(3)),
 }
+
+while "kosprobe" not in cluster.packages().get("old", {}):
+    time.sleep(0.02)
 
 def said(kind, **on):
     try:
         return str(calls[kind](**on).result())
-    except KosError as error:
+    except (KosError, ModuleNotFoundError) as error:
         return f"{type(error).__name__}: {error}"
 
 print(json.dumps({
     "on old": {kind: said(kind, on="old") for kind in ("plain", "imports", "argument", "map")},
-    "anywhere": {kind: said(kind) for kind in ("plain", "argument", "executor")},
+    "anywhere": {kind: said(kind) for kind in ("plain", "argument", "executor", "probes")},
 }))
 """
 
 
 def pretend(folder: Path, package: str, number: str) -> Path:
-    """A folder that, put in front of sys.path, makes a package seem to be of another version."""
-    info = folder / f"{package}-{number}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {number}\n")
+    """A folder that, put in front of sys.path, makes a package seem to be of another version; and has kosprobe."""
+    for name, version_, top in ((package, number, package), ("kosprobe", "1.0", "kosprobe")):
+        info = folder / f"{name}-{version_}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version_}\n")
+        (info / "top_level.txt").write_text(f"{top}\n")
+    (folder / "kosprobe.py").write_text("")
     return folder
 
 
@@ -102,6 +113,7 @@ def test_a_numpy_that_cannot_read_arrays(lab: Lab, old: Callable[[str, str], Non
         assert f"old: cannot read the payload: it has numpy 1.26.4, this side {ours}" in sentence
         assert "desk" not in sentence
         assert f"pip install cloudpickle=={version('cloudpickle')} numpy=={ours}" in sentence
+    assert said["anywhere"].pop("probes") == "[('kosprobe', 'old')]", "where the imported package is"
     assert said["anywhere"] == {"plain": "2", "argument": "[2. 2. 2.]", "executor": "[2. 2. 2.]"}
 
 

@@ -318,6 +318,11 @@ def test_down_and_up_keep_membership(lab: Lab, member: Any, until: Callable[...,
         unreachable = lab.founder.kos(*words)
         assert unreachable.returncode == 4
         assert "rack1 is dead" in unreachable.stderr
+    (port,) = (int(node["address"].rpartition(":")[2]) for node in lab.founder.json("nodes") if node["name"] == "rack1")
+    with socket.create_server(("127.0.0.1", port + 1)):
+        taken = member.kos("up")
+    assert taken.returncode == 8
+    assert f"ports {port} and {port + 1} of 127.0.0.1: one is in use" in taken.stderr
     foreground = member.start("node")
     until(lambda: alive(lab.founder, 2), "it is back, in the foreground")
     assert "runs already" in member.kos("node").stderr

@@ -14,7 +14,7 @@ import kos_cluster as kos
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.grammar import TOKEN_TTL_LIMIT_S
 from kos_cluster.cli.tables import ago
-from kos_cluster.errors import UnreachableError, UsageError
+from kos_cluster.errors import AuthError, StateError, UnreachableError, UsageError
 from kos_cluster.home import ClusterHome, Home
 from kos_cluster.net import beacon
 from kos_cluster.net.jointoken import JoinToken
@@ -71,12 +71,15 @@ def leave_(parsed: argparse.Namespace, console: Console) -> int:
     home = Home()
     cluster = home.cluster(parsed.cluster)
     nodes = cluster.read().nodes
-    members = _members(cluster)
     with daemons.changing(home):
-        told = membership.leave(cluster, members)
+        left = membership.leave(cluster, lambda: _members(cluster))
     console.answer(f"This machine has left cluster {cluster.name!r}.")
-    if nodes and not told:
+    if left is membership.Left.UNTOLD:
         console.note(f"The cluster could not be told; it will list {', '.join(nodes)} as dead.")
+    elif left is membership.Left.ENDED:
+        console.note(
+            "It kept the registry, so the cluster has ended; who only submitted types 'kos cluster leave' too."
+        )
     return 0
 
 
@@ -89,7 +92,11 @@ def _token(typed: str | None) -> str:
         raise UsageError(
             "A join token is needed.", "Give it with --token or KOS_TOKEN; 'kos cluster token' on a member prints one."
         )
-    return getpass.getpass("Join token: ")
+    try:
+        return getpass.getpass("Join token: ")
+    except EOFError:  # Ctrl-D: nothing was typed
+        sys.stderr.write("\n")  # after the prompt
+        return ""
 
 
 def _hosts(name: str, typed: tuple[str, int | None] | None, token: JoinToken) -> list[tuple[str, int]]:
@@ -106,10 +113,11 @@ def _hosts(name: str, typed: tuple[str, int | None] | None, token: JoinToken) ->
 
 
 def _members(cluster: ClusterHome) -> list[dict[str, object]] | None:
+    """The cluster's nodes; None when it cannot be asked."""
     try:
         with kos.connect(cluster.name) as connected:
             return connected.nodes()
-    except UnreachableError:
+    except (UnreachableError, AuthError, StateError):
         return None
 
 

@@ -7,9 +7,10 @@ written or sent, and ports are tried first, so that a taken one costs no token. 
 from __future__ import annotations
 
 import contextlib
+import enum
 import ipaddress
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -135,31 +136,57 @@ def placement(listen: Listen | None, *, searching: bool = False) -> NodeStart:
     return NodeStart(host, port, advertise, beacon=not _is_loopback(advertise))
 
 
-def leave(cluster: ClusterHome, members: list[dict[str, object]] | None) -> bool:
-    """Stop this machine's nodes for good, and forget the cluster; whether the registry marked them as left.
+class Left(enum.Enum):
+    """How the cluster goes on without this machine."""
 
-    `members` is the cluster's last known list of nodes, None when none could be asked. Raises StateError on the
-    founding machine while others are in the cluster.
+    TOLD = enum.auto()  # the registry has marked this machine's nodes, if any, as left
+    UNTOLD = enum.auto()  # it could not be told, and will list them as dead
+    ENDED = enum.auto()  # it does not: the registry was here
+
+
+def leave(cluster: ClusterHome, ask: Callable[[], list[dict[str, object]] | None]) -> Left:
+    """Stop this machine's nodes for good, and forget the cluster. It works without the cluster, but for the founder.
+
+    `ask` gives the cluster's nodes, None when it cannot be asked. Raises StateError on the founding machine while
+    other nodes are in the cluster, or may be.
     """
     nodes = cluster.read().nodes
     starts = {node: read_start(cluster, node) for node in nodes}
-    others = [m["name"] for m in members or [] if m["name"] not in nodes and m["state"] != MemberState.LEFT]
-    if others and any(not start.keeper for start in starts.values()):
-        raise StateError(
-            f"This machine keeps the registry of cluster {cluster.name!r}; {', '.join(map(str, others))} need it.",
-            "Type 'kos cluster leave' on those machines first, and here last.",
-        )
+    founder = any(not start.keeper for start in starts.values())
+    if founder:
+        running = any(sweeping.alive(cluster, node) for node in nodes)
+        _check_last(cluster, nodes, ask() if running else None)
     sweeping.stop(cluster, nodes)
     sweeping.sweep(cluster)
     told = [_tell(cluster, node, start.keeper) for node, start in starts.items() if start.keeper]
     shutil.rmtree(cluster.path)
-    return all(told)
+    if founder:
+        return Left.ENDED
+    return Left.TOLD if all(told) else Left.UNTOLD
+
+
+def _check_last(cluster: ClusterHome, nodes: list[str], members: list[dict[str, object]] | None) -> None:
+    """Raises StateError unless the founding machine's nodes are the last of the cluster."""
+    if members is None:
+        raise StateError(
+            f"This machine keeps the registry of cluster {cluster.name!r}, and cannot tell now which nodes need it.",
+            f"Type 'kos up' first; or, to give the cluster up for everybody, remove {cluster.path} after 'kos down'.",
+        )
+    others = [m["name"] for m in members if m["name"] not in nodes and m["state"] != MemberState.LEFT]
+    if others:
+        raise StateError(
+            f"This machine keeps the registry of cluster {cluster.name!r}; {', '.join(map(str, others))} need it.",
+            "Type 'kos cluster leave' on those machines first, and here last.",
+        )
 
 
 def _tell(cluster: ClusterHome, node: str, keeper: str) -> bool:
     from kos_cluster.services.leaving import tell_left
 
-    return tell_left(Credentials.load(cluster.node(node)), keeper)
+    try:
+        return tell_left(Credentials.load(cluster.node(node)), keeper)
+    except StateError:  # the node has lost its identity, and cannot speak for itself
+        return False
 
 
 def _is_loopback(host: str) -> bool:

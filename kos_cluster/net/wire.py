@@ -19,7 +19,11 @@ from typing import Any
 
 import msgspec
 
+from kos_cluster.core import raft, swim
+from kos_cluster.core.loadgossip import LoadReport
 from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, Needs, Runs, Versions
+from kos_cluster.core.replicated.commands import Proposal
+from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
 
 WIRE_VERSION = 1
@@ -56,11 +60,35 @@ class HelloWanted(msgspec.Struct, frozen=True, tag="HELLO_WANTED"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
-    """A node to the registry's keeper, each `HEARTBEAT_S`: alive, with its load and the view it has."""
+    """What nodes say to each other about who is alive; see `core.swim`."""
 
-    member: Member
-    load: Load
-    view: int
+    message: swim.Message
+
+
+class LoadNews(msgspec.Struct, frozen=True, tag="LOAD"):
+    """What nodes say to each other about how busy they are; see `core.loadgossip`."""
+
+    report: LoadReport
+
+
+class Consensus(msgspec.Struct, frozen=True, tag="CONSENSUS"):
+    """What nodes say to each other to agree; see `core.raft`."""
+
+    message: raft.Message
+
+
+class Propose(msgspec.Struct, frozen=True, tag="PROPOSE"):
+    """A node to the coordinator: have this applied. The answer is `Proposed` of the same number."""
+
+    id: int
+    proposal: Proposal
+
+
+class Proposed(msgspec.Struct, frozen=True, tag="PROPOSED"):
+    """What was replied when it was applied; None when it must be offered again, here or elsewhere."""
+
+    id: int
+    reply: StateReply | None
 
 
 class SyncRequest(msgspec.Struct, frozen=True, tag="SYNC_REQUEST"):
@@ -75,6 +103,8 @@ class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
     view: int
     members: list[Member] | None
     loads: dict[str, tuple[Load, float]]  # node id -> (load, age in seconds)
+    coordinator: str = ""  # the id of the node that coordinates, as far as the sender knows
+    voters: list[str] = []  # the ids of the nodes that decide
 
 
 class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
@@ -225,7 +255,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, tag="ATTEMPT_ENDED"):
 
 
 class OwnerEnded(msgspec.Struct, frozen=True, tag="OWNER_ENDED"):
-    """A node to the registry's keeper, and on to all nodes: this client's process has ended on my machine."""
+    """A node to all nodes: this client's process has ended on my machine."""
 
     identity: str
     instance: str
@@ -235,10 +265,6 @@ class Goodbye(msgspec.Struct, frozen=True, tag="GOODBYE"):
     """The owner ends cleanly: its work may be dropped at once."""
 
 
-class Leaving(msgspec.Struct, frozen=True, tag="LEAVING"):
-    """A node to the registry's keeper: it stops; for good when `left` is true."""
-
-    left: bool
 
 
 # ---- requests and replies
@@ -271,7 +297,7 @@ class CancelWork(msgspec.Struct, frozen=True, tag=True):
 
 
 class MintToken(msgspec.Struct, frozen=True, tag=True):
-    """Make a join token. Reply: str. Only the registry's keeper can; others answer with an error that names it."""
+    """Make a join token. Reply: str."""
 
     role: str
     ttl_s: float
@@ -281,7 +307,97 @@ class StopNode(msgspec.Struct, frozen=True, tag=True):
     """Stop the daemon. Reply: bool."""
 
 
-Asked = Nodes | Jobs | Logs | Stories | CancelWork | MintToken | StopNode
+class LeaveCluster(msgspec.Struct, frozen=True, tag=True):
+    """From a node's own identity: this node leaves for good. Reply: bool."""
+
+
+class RemoveNode(msgspec.Struct, frozen=True, tag=True):
+    """Remove a node or client by name or id, and deny its certificates. Reply: list[str], the names removed."""
+
+    name: str
+
+
+class DrainNode(msgspec.Struct, frozen=True, tag=True):
+    """Give the node of this name or id no more work, or work again. Reply: bool."""
+
+    name: str
+    drain: bool
+
+
+class Renew(msgspec.Struct, frozen=True, tag=True):
+    """From the holder of the certificate that spoke: certify these keys in its place. Reply: bytes, PEM."""
+
+    request_pem: bytes
+
+
+class RenewNode(msgspec.Struct, frozen=True, tag=True):
+    """Let the node that is asked renew its own certificate now. Reply: float, when the new one ends (Unix seconds)."""
+
+
+class LockWanted(msgspec.Struct, frozen=True, tag=True):
+    """Take a named lock, or keep one's place in its queue; answered within `wait_s`. Reply: LockState."""
+
+    name: str
+    owner: str
+    ttl_s: float
+    wait_s: float
+
+
+class LockRenewed(msgspec.Struct, frozen=True, tag=True):
+    """Keep a lock for its time once more. Reply: LockState. LockLostError when it is somebody else's by now."""
+
+    name: str
+    owner: str
+    token: int
+
+
+class LockReleased(msgspec.Struct, frozen=True, tag=True):
+    """Give a lock up, or one's place in its queue. Reply: bool."""
+
+    name: str
+    owner: str
+
+
+class Status(msgspec.Struct, frozen=True, tag=True):
+    """What the cluster has agreed on, as this node knows it. Reply: ClusterStatus."""
+
+
+Asked = (
+    Nodes
+    | Jobs
+    | Logs
+    | Stories
+    | CancelWork
+    | MintToken
+    | StopNode
+    | LeaveCluster
+    | RemoveNode
+    | DrainNode
+    | Renew
+    | RenewNode
+    | LockWanted
+    | LockRenewed
+    | LockReleased
+    | Status
+)
+
+
+class LockState(msgspec.Struct, frozen=True):
+    """`token` is the fencing token of a lock that is held; 0: it waits, and `held` says for whom."""
+
+    token: int
+    until_s: float = 0.0
+    held: str = ""
+
+
+class ClusterStatus(msgspec.Struct, frozen=True):
+    """`trouble` says why the node that answers takes no part in the decisions, if it does not."""
+
+    coordinator: str
+    term: int
+    voters: list[str]
+    learners: list[str]
+    trouble: str = ""
 
 
 class Request(msgspec.Struct, frozen=True, tag="REQUEST"):
@@ -302,6 +418,10 @@ Message = (
     | Welcome
     | HelloWanted
     | Heartbeat
+    | LoadNews
+    | Consensus
+    | Propose
+    | Proposed
     | SyncRequest
     | SyncData
     | Exec
@@ -322,7 +442,6 @@ Message = (
     | AttemptEnded
     | OwnerEnded
     | Goodbye
-    | Leaving
     | Request
     | Reply
 )

@@ -88,9 +88,7 @@ def change_refused(voters: Collection[str], alive: Collection[str], *, add: str 
     reachable, needed = len(after & set(alive)), majority(len(after))
     if reachable >= needed:
         return ""
-    return (
-        f"There would be {_voters(len(after))}, of which {needed} must agree, but only {reachable} would be reachable."
-    )
+    return f"Of {_voters(len(after))} {needed} would have to agree, but only {reachable} would be reachable."
 
 
 def loss_sentence(voters: int, alive: int, nodes: int) -> str:
@@ -98,7 +96,7 @@ def loss_sentence(voters: int, alive: int, nodes: int) -> str:
     needed, spare = majority(voters), alive - majority(voters)
     have = f"{_voters(voters)}, {alive} reachable, {needed} needed"
     if spare < 0:
-        return f"{have}: the cluster can agree on nothing until {-spare} more can be reached. Work that is submitted goes on."
+        return f"{have}: nothing can be agreed on until {-spare} more can be reached; running work goes on."
     if voters == 1 and nodes == 1:
         return f"{have}: this is the only node, and its loss is the cluster's."
     if voters == 1:

@@ -49,10 +49,10 @@ class Handler(transfers.Store, Protocol):
         """A peer's certificate was verified on a new connection. Raises AuthError to send it away, say when revoked."""
 
     def join(self, request: joining.JoinRequest, source_host: str, /) -> joining.JoinReply:
-        """Answer a joiner; only asked where the registry is kept. Raises JoinError."""
+        """Answer a joiner; only asked of the coordinator. Raises JoinError."""
 
-    def authority(self) -> joining.Address | None:
-        """Host and control port of the node that keeps the registry; None when this one does."""
+    def coordinator(self) -> joining.Address | None:
+        """Host and control port of the node that coordinates; None when it is this one, or not known."""
 
 
 class BulkServer:
@@ -75,6 +75,11 @@ class BulkServer:
 
     def start(self) -> None:
         self._acceptor.start()
+
+    def renewed(self, credentials: Credentials) -> None:
+        """Show another certificate to whoever connects from now on."""
+        self._credentials = credentials
+        self._context = tls.server_context(credentials)
 
     def close(self) -> None:
         """Stop at once: connections end where they are."""
@@ -144,7 +149,7 @@ class BulkServer:
             alpn = stream.selected_alpn_protocol()
             if alpn == tls.ALPN_JOIN:
                 answer = partial(self._joined, source)
-                joining.serve(stream, self._credentials, self._keeper_elsewhere(), answer)
+                joining.serve(stream, self._credentials, self._coordinator_elsewhere(), answer)
                 return stream, None
             if alpn not in (tls.ALPN_PRESENT, tls.ALPN_BULK):
                 raise AuthError("It asked for no protocol of this port.")
@@ -174,10 +179,10 @@ class BulkServer:
             raise JoinError(f"More than {JOINS_LIMIT} joins came from {source} within {JOIN_WINDOW_S:.0f} s.", "Wait.")
         return self._handler.join(request, source)
 
-    def _keeper_elsewhere(self) -> joining.Address | None:
-        keeper = self._handler.authority()
+    def _coordinator_elsewhere(self) -> joining.Address | None:
+        coordinator = self._handler.coordinator()
         here = (self._address[0], self._address[1] - 1)
-        return None if keeper == here else keeper
+        return None if coordinator == here else coordinator
 
     @contextlib.contextmanager
     def _followed(self, connection: socket.socket) -> Iterator[None]:

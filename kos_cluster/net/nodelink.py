@@ -74,6 +74,10 @@ class NodeLink:
         """Try again now: the node is known to be back."""
         self._hurry.set()
 
+    def renewed(self, credentials: Credentials) -> None:
+        """Present another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+
     def close(self) -> None:
         self._task.cancel()
         self._drop()

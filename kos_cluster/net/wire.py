@@ -104,6 +104,7 @@ class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
     members: list[Member] | None
     loads: dict[str, tuple[Load, float]]  # node id -> (load, age in seconds)
     coordinator: str = ""  # the id of the node that coordinates, as far as the sender knows
+    term: int = 0  # of that coordinator; of several answers the one of the latest term holds
     voters: list[str] = []  # the ids of the nodes that decide
 
 
@@ -231,9 +232,8 @@ class OwnerBeat(msgspec.Struct, frozen=True, tag="OWNER_BEAT"):
 
 
 class NodeBeat(msgspec.Struct, frozen=True, tag="NODE_BEAT"):
-    """The answer: which incarnation speaks, and which of the batches it does not know (send them again)."""
+    """The answer: its load, and which of the batches it does not know (send them again)."""
 
-    incarnation: int
     load: Load
     unknown: list[int]
 
@@ -263,8 +263,6 @@ class OwnerEnded(msgspec.Struct, frozen=True, tag="OWNER_ENDED"):
 
 class Goodbye(msgspec.Struct, frozen=True, tag="GOODBYE"):
     """The owner ends cleanly: its work may be dropped at once."""
-
-
 
 
 # ---- requests and replies

@@ -131,6 +131,10 @@ class Consensus:
     def membership(self) -> raft.Membership:
         return self._raft.membership if self._raft is not None else raft.Membership()
 
+    def followers(self) -> tuple[raft.Follower, ...]:
+        """What this node knows of the others while it leads."""
+        return self._raft.followers() if self._raft is not None else ()
+
     async def moved(self, timeout_s: float) -> None:
         """Wait until role, leader or applied index change, or the time is over."""
         try:

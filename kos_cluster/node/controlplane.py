@@ -20,12 +20,11 @@ import msgspec
 
 from kos_cluster.core import swim
 from kos_cluster.core.records import Load, Member, MemberState
-from kos_cluster.core.replicated import replies
+from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.identity import Credentials, Peer
-from kos_cluster.net.vouching import Signer, Verifier
 from kos_cluster.node.certifying import Certifier
 from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.coordinating import Coordinating
@@ -35,6 +34,7 @@ from kos_cluster.node.membership import ALIVE, Membership
 from kos_cluster.node.peers import Peers
 from kos_cluster.node.raftlog import RaftLog
 from kos_cluster.node.store import Store
+from kos_cluster.node.vouching import Vouching
 
 log = logging.getLogger(__name__)
 
@@ -74,14 +74,14 @@ class ControlPlane:
         self._owner_ended = owner_ended
         self._view = time.time_ns()
         peers = self.peers = make_peers(self)
-        verifier = Verifier(ground.credentials.peer.cluster, ground.credentials.ca_pem)
+        self._vouching = Vouching(ground.credentials, ground.admitted.revoked)
         self.membership = Membership(
             member,
             ground.profile,
             ground.store,
             peers,
-            Signer(ground.credentials).sign,
-            verifier.verify,
+            self._vouching.sign,
+            self._vouching.verify,
             self._moved,
         )
         self.consensus = Consensus(
@@ -137,6 +137,12 @@ class ControlPlane:
             deadline = time.monotonic() + HANDOVER_S
             while self.consensus.leads and time.monotonic() < deadline:
                 await self.consensus.moved(deadline - time.monotonic())
+
+    def renewed(self, credentials: Credentials) -> None:
+        """This node has another certificate, and vouches by it from now on."""
+        self._vouching.renewed(credentials)
+        self.peers.renewed(credentials)
+        self.membership.update(self._member)
 
     # ---- what is known
 
@@ -222,8 +228,10 @@ class ControlPlane:
         if entry is None:
             return
         identity = identities.get(entry.id)
-        newer = identity.certificates.values() if identity is not None else ()
-        self._ground.admitted.revoke(serial, newer)
+        newest = list(identity.certificates.values())[-1:] if identity is not None else []
+        cluster = self._ground.credentials.peer.cluster
+        successor = next((_peer_of(certificate, cluster) for certificate in newest), None)
+        self._ground.admitted.revoke(serial, successor)
         member = self.membership.member(entry.id)
         if identity is None and member is not None:
             self.membership.removed(entry.id)
@@ -235,6 +243,10 @@ class ControlPlane:
         if drained != self._member.drained:
             self._member = msgspec.structs.replace(self._member, drained=drained)
             self.membership.update(self._member)
+
+
+def _peer_of(c: commands.Certificate, cluster: str) -> Peer:
+    return Peer(cluster, c.id, c.name, c.role, c.serial, c.curve_public, c.not_after_s)
 
 
 def alive_or_raise(member: Member | None, name: str) -> Member:

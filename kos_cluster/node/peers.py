@@ -11,6 +11,7 @@ was opened for is closed. A link that nobody wants is closed `IDLE_S` later; lin
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -63,6 +64,8 @@ class Peers:
         self._routes: dict[str, bytes] = {}  # id -> the route of the link that this node has opened to us
         self._ways: dict[str, _Way] = {}  # by address
         self._addresses: dict[str, str] = {}  # id -> address
+        self._asked: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._next = 1
 
     # ---- what is known of the others
 
@@ -88,6 +91,12 @@ class Peers:
         self._routes.pop(id_, None)
         self._close(self._addresses.pop(id_, None))
 
+    def renewed(self, credentials: Credentials) -> None:
+        """This node has another certificate now."""
+        self._credentials = credentials
+        for way in self._ways.values():
+            way.link.renewed(credentials)
+
     # ---- sending
 
     def send(self, id_: str, message: wire.Message, payload: Payload = b"", address: str = "") -> bool:
@@ -112,6 +121,22 @@ class Peers:
     def tell_all(self, ids: list[str], message: wire.Message) -> None:
         for id_ in ids:
             self.send(id_, message)
+
+    async def ask(self, id_: str, question: wire.Asked, timeout_s: float) -> wire.Reply:
+        """Ask a node something, and wait for its answer. Raises TimeoutError."""
+        number, self._next = self._next, self._next + 1
+        answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            self.send(id_, wire.Request(number, question))
+            return await asyncio.wait_for(answer, timeout_s)
+        finally:
+            del self._asked[number]
+
+    def answered(self, reply: wire.Reply) -> None:
+        answer = self._asked.get(reply.id)
+        if answer is not None and not answer.done():
+            answer.set_result(reply)
 
     def tick(self, now: float) -> None:
         """Close what nobody has wanted for a while."""

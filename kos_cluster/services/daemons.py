@@ -38,14 +38,16 @@ class NodeStart(msgspec.Struct, frozen=True):
     host: str
     port: int
     advertise: str = ""  # the address that others reach it at; empty: `host`
-    keeper: str = ""  # HOST:PORT of the registry's keeper; empty: this node is
+    bootstrap: list[str] = []  # HOST:PORT of control ports of other nodes; empty: this node founds the cluster
+    profile: str = "lan"  # how fast failures are detected
     slots: int = 0  # 0: one a core
     beacon: bool = True
 
     def arguments(self) -> list[str]:
         words = ["--listen", f"{self.host}:{self.port}"]
-        for option, value in (("--advertise", self.advertise), ("--keeper", self.keeper)):
-            words += [option, value] if value else []
+        words += ["--advertise", self.advertise] if self.advertise else []
+        words += [word for address in self.bootstrap for word in ("--bootstrap", address)]
+        words += ["--profile", self.profile]
         words += ["--slots", str(self.slots)] if self.slots else []
         return words if self.beacon else [*words, "--no-beacon"]
 

@@ -102,11 +102,11 @@ def _formed(cluster: ClusterHome, count: int) -> Up:
 
 
 def _found(cluster: ClusterHome, nodes: list[str]) -> None:
-    """Give the nodes credentials and free ports. The first one founds; the others are told where it is."""
+    """Give the nodes credentials and free ports. The first one founds; the others are told where all are."""
     ports = free_pairs(len(nodes))
     addresses = [f"{LOOPBACK}:{port}" for port in ports]
     found(cluster, nodes, addresses, embedded=True)
     for node, port in zip(nodes, ports, strict=True):
-        keeper = "" if node == nodes[0] else addresses[0]
+        bootstrap = [] if node == nodes[0] else [address for address in addresses if address != f"{LOOPBACK}:{port}"]
         slots = slots_a_node(len(nodes))
-        write_start(cluster, node, NodeStart(LOOPBACK, port, "", keeper, slots, beacon=False))
+        write_start(cluster, node, NodeStart(LOOPBACK, port, "", bootstrap, slots=slots, beacon=False))

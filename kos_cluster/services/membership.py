@@ -74,7 +74,9 @@ def join(
         if result.node:
             result.node.save(cluster.node(result.node_name))
             advertise = result.source_host if start.host in WILDCARDS else start.host
-            start = msgspec.structs.replace(start, advertise=advertise, keeper=result.bootstrap[0])
+            start = msgspec.structs.replace(
+                start, advertise=advertise, bootstrap=result.bootstrap, profile=result.profile or start.profile
+            )
             write_start(cluster, result.node_name, start)
             start_all(cluster, nodes)
     home.set_current(name)

@@ -1,0 +1,148 @@
+"""What administrators and holders of locks ask of the cluster, as any node carries it out by agreement.
+
+Rules. Who may ask is decided before (`answers`). A name that two members share is not guessed at. A lock's owner is
+told apart by the authenticated identity that asks, so nobody renews or releases another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from kos_cluster.core import raft
+from kos_cluster.core.records import Member
+from kos_cluster.core.replicated import commands, replies
+from kos_cluster.core.replicated.identities import Identity
+from kos_cluster.errors import NoSuchNodeError, StateError, UnreachableError
+from kos_cluster.net import wire
+from kos_cluster.net.identity import Peer
+from kos_cluster.node.controlplane import ControlPlane
+from kos_cluster.node.draining import drained
+
+LOCK_POLL_LIMIT_S = 10.0  # for one answer to a waiter; it asks again
+PATIENCE_S = 15.0  # for which a waiter that does not ask again keeps its place
+LEAVE_TIMEOUT_S = 10.0
+
+
+class Administration:
+    """Used in the daemon's loop."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        self._control = control
+        self._consensus = control.consensus
+
+    # ---- members
+
+    async def leave(self, peer: Peer, own_id: str) -> bool:
+        """A node leaves for good: this one, or one that has been stopped and speaks in its own name.
+
+        Raises StateError when the cluster cannot do without it, UnreachableError when nobody can decide.
+        """
+        if peer.id == own_id:
+            if not self._others():
+                return True
+            await self._make_dispensable(own_id)
+        await self._consensus.propose(commands.RemoveIdentity(peer.id, "left"))
+        if peer.id == own_id:
+            await self._control.membership.leave(True, LEAVE_TIMEOUT_S / 5)
+        return True
+
+    async def remove(self, peer: Peer, name: str) -> list[str]:
+        """Deny a node or client; its sessions end everywhere. Raises NoSuchNodeError, StateError."""
+        identity = self._identity(name)
+        if identity.id == self._consensus.leader and list(self._consensus.membership.voters) == [identity.id]:
+            raise StateError(
+                f"{identity.name} is the last voter: of 1 voter 1 must agree, and without it the cluster could agree on "
+                "nothing any more.",
+                "Let another node join first, or type 'kos cluster leave' on that machine.",
+            )
+        gone = [i.name for i in self._consensus.state.identities.identities() if identity.id in (i.id, i.came_with)]
+        await self._consensus.propose(commands.RemoveIdentity(identity.id, f"removed by {peer.name}"))
+        return gone
+
+    async def drain(self, name: str, drain: bool) -> bool:
+        member = self._control.named(name)
+        if member is None:
+            raise self._no_such(name)
+        await self._consensus.propose(drained(member.id, drain))
+        return True
+
+    async def _make_dispensable(self, own_id: str) -> None:
+        """Let another node vote and coordinate, if this one is alone in that."""
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
+        while self._consensus.leads:
+            voters = [id_ for id_ in self._consensus.membership.voters if id_ in self._control.membership.alive()]
+            if voters:
+                self._consensus.transfer(voters[0])
+                await self._consensus.moved(0.2)
+            else:
+                await self._promote_somebody(own_id)
+            if time.monotonic() > deadline:
+                raise UnreachableError(
+                    "No other node could take over what this one does for the cluster.",
+                    "See that the others are alive ('kos nodes'), then leave again.",
+                )
+
+    async def _promote_somebody(self, own_id: str) -> None:
+        learners = [f.node for f in self._consensus.followers() if f.caught_up]
+        alive = [id_ for id_ in learners if id_ in self._control.membership.alive()]
+        if not alive:
+            await asyncio.sleep(0.1)
+            return
+        await self._control.certifier.seal_to({own_id, alive[0]})
+        await self._consensus.change(raft.Promote(alive[0]))
+
+    def _others(self) -> list[Member]:
+        return [m for m in self._control.membership.members()[1:] if m.id in self._control.membership.alive()]
+
+    def _identity(self, name: str) -> Identity:
+        identities = self._consensus.state.identities.identities()
+        found = [i for i in identities if name in (i.id, i.name)]
+        if not found:
+            raise self._no_such(name)
+        if len(found) > 1:
+            raise NoSuchNodeError(
+                f"{len(found)} nodes or clients are named {name}.",
+                f"Say which by its id: {', '.join(f'{i.id} ({i.role})' for i in found)}.",
+            )
+        return found[0]
+
+    def _no_such(self, name: str) -> NoSuchNodeError:
+        identities = self._consensus.state.identities.identities()
+        names = sorted(i.name for i in identities)
+        return NoSuchNodeError(f"No node or client is named {name!r}.", f"The cluster has {', '.join(names)}.")
+
+    # ---- locks
+
+    async def lock(self, peer: Peer, wanted: wire.LockWanted) -> wire.LockState:
+        """Granted, or still waiting after a while; then ask again. Raises LockHeldError when `wait_s` is 0."""
+        owner = _owner(peer, wanted.owner)
+        patience_s = PATIENCE_S if wanted.wait_s > 0 else 0.0
+        reply = await self._consensus.propose(
+            commands.AcquireLock(wanted.name, owner, peer.name, wanted.ttl_s, patience_s)
+        )
+        deadline = time.monotonic() + min(wanted.wait_s, LOCK_POLL_LIMIT_S)
+        while isinstance(reply, replies.LockQueued):
+            lock = self._consensus.state.locks.get(wanted.name)
+            if lock is not None and lock.owner == owner:
+                return wire.LockState(lock.token, lock.until_s)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return wire.LockState(0, held=reply.held)
+            await self._consensus.moved(left_s)
+        if not isinstance(reply, replies.LockGranted):
+            raise StateError(f"A lock was answered by {type(reply).__name__}.", "Try again.")
+        return wire.LockState(reply.token, reply.until_s)
+
+    async def renew_lock(self, peer: Peer, wanted: wire.LockRenewed) -> wire.LockState:
+        """Raises LockHeldError when the lease has ended."""
+        reply = await self._consensus.propose(commands.RenewLock(wanted.name, _owner(peer, wanted.owner), wanted.token))
+        return wire.LockState(wanted.token, reply.until_s if isinstance(reply, replies.LockGranted) else 0.0)
+
+    async def release(self, peer: Peer, wanted: wire.LockReleased) -> bool:
+        await self._consensus.propose(commands.ReleaseLock(wanted.name, _owner(peer, wanted.owner)))
+        return True
+
+
+def _owner(peer: Peer, owner: str) -> str:
+    return f"{peer.id}/{owner}"

@@ -1,6 +1,6 @@
 """A group of machines in one process: virtual time, messages in a list, disks that forget what was not written.
 
-It runs the same ordering code as the daemon. Each effect is checked against Raft's invariants as it appears. There is no
+It runs the same ordering code as the daemon. Each effect is checked against the invariants as it appears. There is no
 fault here unless a test makes one; the simulator of the project has the real faults.
 """
 

@@ -1,12 +1,14 @@
-"""Statements that a node signs about itself, so that others may pass them on: its incarnation, and what belongs to it.
+"""Statements that a node signs about itself, so that others may pass them on: its incarnation, and what belongs to
+it.
 
-Theory of operation. A signature is made with the Ed25519 key of the signer's certificate, over the purpose, the cluster
-and the statement. With it travels the certificate's serial; the certificate itself is asked for once (`UnknownSignerError`)
-and is kept when the authority's signature on it holds. A signature says who made the statement; whether the statement
-may be made by it, and is not an old one, is for whoever reads it.
+Theory of operation. A signature is made with the Ed25519 key of the signer's certificate, over the purpose, the
+cluster and the statement. With it travels the certificate's serial; the certificate itself is asked for once
+(`UnknownSignerError`) and is kept when the authority's signature on it holds. A signature says who made the
+statement; whether the statement may be made by it, and is not an old one, is for whoever reads it.
 
 Rules: verified certificates are kept up to `CERTIFICATES_LIMIT`, least recently used first out. Expiry and revocation
-are honoured at each look, and a certificate whose key was confirmed to be replaced counts as revoked. Not thread-safe.
+are honoured at each look, and a certificate whose key was confirmed to be replaced counts as revoked. Not
+thread-safe.
 """
 
 from __future__ import annotations

@@ -55,8 +55,9 @@ class Redemptions:
 
     def redeem(self, command: RedeemToken, identities: Identities, clock_s: float) -> Admission:
         """Admit a joiner, or tell it again how it was. Raises JoinError, UsageError or LimitError."""
+        self._tokens.recognise_hashed(command.token_id, command.secret_sha256)
         earlier = self._redemptions.get(command.token_id)
-        if earlier is not None and command.joiner and earlier.joiner == command.joiner:
+        if earlier is not None and earlier.joiner == command.joiner:
             return earlier.admission
         if not 0 < len(command.joiner) <= JOINER_LIMIT_CHARACTERS:
             raise UsageError("A join request does not say which one it is.", "Join again.")

@@ -106,7 +106,7 @@ class Swim:
         self._seeds: tuple[str, ...] = ()
         self._join_at = self._greet_at = self._ran_at = now
         self._quiet_until = -math.inf
-        self._sync_at = now + self._spaced(profile.sync_s)
+        self._sync_at = now + rng.random() * self._spaced(profile.sync_s)
         self._reconnect_at = now + self._spaced(profile.reconnect_s)
 
     # ---- what is known
@@ -153,8 +153,8 @@ class Swim:
         return row.member if row else None
 
     def known(self) -> list[Known]:
-        """What to keep for the next start."""
-        return list(self._beliefs.table)
+        """What to keep for the next start, this node's own record included."""
+        return self._beliefs.rows()
 
     def name_taken(self, name: str) -> bool:
         """Whether a member that has not left holds this name."""

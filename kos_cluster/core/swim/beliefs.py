@@ -68,14 +68,17 @@ class Beliefs:
         self.ignored: Counter[Why] = Counter()
         self._profile, self._rng, self._sign, self._verify, self._effects = profile, rng, sign, verify, effects
         self.id = member.id
-        self.own = self._signed(replace(member, state=_ALIVE))
-        self.table = Table((_unsuspected(row) for row in known if row.member.id != self.id), now)
+        rows = [_unsuspected(row) for row in known]
+        before = next((row for row in rows if row.member.id == self.id), None)
+        self.own = self._signed(_after(before, replace(member, state=_ALIVE)))
+        self.table = Table((row for row in rows if row.member.id != self.id), now)
         self.turns = Turns((row.member.id for row in self.table if row.member.state is _ALIVE), rng)
         self.prober = Prober(profile, self.turns, rng, now)
         self.suspicions: dict[str, Suspicion] = {}
         self.rumours = Rumours()
         self.gossip_at = now  # the next round of gossip, when there are rumours
-        self._tell(self.id, self.own.record, now)
+        if before is None or before.record != self.own.record:
+            self._tell(self.id, self.own.record, now)
 
     # ---- what is held
 
@@ -310,6 +313,13 @@ def _member_of(record: Record) -> Member | None:
         return None
     sound = 0 <= member.incarnation < INCARNATION_LIMIT and member.state in (_ALIVE, _LEFT) and member.id
     return member if sound else None
+
+
+def _after(before: Known | None, member: Member) -> Member:
+    """This node's record with an incarnation that is newer than before, unless it is the same record."""
+    if before is None or before.member == member or before.member.incarnation < member.incarnation:
+        return member
+    return replace(member, incarnation=before.member.incarnation + 1)
 
 
 def _unsuspected(row: Known) -> Known:

@@ -106,22 +106,11 @@ class Swim:
         self._seeds: tuple[str, ...] = ()
         self._join_at = self._greet_at = self._ran_at = now
         self._quiet_until = -math.inf
-        self._sync_at = now + self._spaced(profile.sync_s)
+        self._sync_at = now + rng.random() * self._spaced(profile.sync_s)
         self._reconnect_at = now + self._spaced(profile.reconnect_s)
+        self.deadline = self._due()  # when `tick` must be called next; it changes with each call
 
     # ---- what is known
-
-    @property
-    def deadline(self) -> float:
-        """When `tick` must be called next."""
-        beliefs, due = self._beliefs, math.inf
-        if not self._stopped:
-            due = min(beliefs.prober.deadline, self._sync_at, self._reconnect_at)
-            if self._alone and self._seeds:
-                due = min(due, self._join_at)
-            for suspicion in beliefs.suspicions.values():
-                due = min(due, suspicion.ends)
-        return min(due, beliefs.gossip_at) if beliefs.rumours else due
 
     @property
     def view(self) -> int:
@@ -153,8 +142,8 @@ class Swim:
         return row.member if row else None
 
     def known(self) -> list[Known]:
-        """What to keep for the next start."""
-        return list(self._beliefs.table)
+        """What to keep for the next start, this node's own record included."""
+        return self._beliefs.rows()
 
     def name_taken(self, name: str) -> bool:
         """Whether a member that has not left holds this name."""
@@ -325,8 +314,18 @@ class Swim:
         """A period for this many members, spread so that nodes do not act together."""
         return period_s * self._profile.growth(self._beliefs.count) * (0.5 + self._rng.random())
 
+    def _due(self) -> float:
+        beliefs, due = self._beliefs, math.inf
+        if not self._stopped:
+            due = min(beliefs.prober.deadline, self._sync_at, self._reconnect_at)
+            if self._seeds and self._alone:
+                due = min(due, self._join_at)
+            for suspicion in beliefs.suspicions.values():
+                due = min(due, suspicion.ends)
+        return min(due, beliefs.gossip_at) if beliefs.rumours else due
+
     def _taken(self, now: float) -> list[Effect]:
-        self._ran_at = now
+        self._ran_at, self.deadline = now, self._due()
         effects = self._effects.copy()
         self._effects.clear()
         return effects

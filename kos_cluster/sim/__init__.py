@@ -1,0 +1,1 @@
+"""The simulator: runs the core machines under virtual time."""

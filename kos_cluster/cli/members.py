@@ -15,7 +15,7 @@ from kos_cluster.cli.console import Console
 from kos_cluster.cli.grammar import TOKEN_TTL_LIMIT_S
 from kos_cluster.cli.tables import ago
 from kos_cluster.errors import UnreachableError, UsageError
-from kos_cluster.home import ClusterHome, Home
+from kos_cluster.home import Home
 from kos_cluster.net import beacon
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.services import daemons, membership
@@ -71,9 +71,8 @@ def leave_(parsed: argparse.Namespace, console: Console) -> int:
     home = Home()
     cluster = home.cluster(parsed.cluster)
     nodes = cluster.read().nodes
-    members = _members(cluster)
     with daemons.changing(home):
-        told = membership.leave(cluster, members)
+        told = membership.leave(cluster)
     console.answer(f"This machine has left cluster {cluster.name!r}.")
     if nodes and not told:
         console.note(f"The cluster could not be told; it will list {', '.join(nodes)} as dead.")
@@ -103,14 +102,6 @@ def _hosts(name: str, typed: tuple[str, int | None] | None, token: JoinToken) ->
             f"Name one: 'kos cluster join {name} HOST'. Beacons are UDP multicast, port {beacon.PORT}.",
         )
     return heard
-
-
-def _members(cluster: ClusterHome) -> list[dict[str, object]] | None:
-    try:
-        with kos.connect(cluster.name) as connected:
-            return connected.nodes()
-    except UnreachableError:
-        return None
 
 
 def _reached(start: daemons.NodeStart) -> str:

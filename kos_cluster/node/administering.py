@@ -17,6 +17,7 @@ from kos_cluster.errors import NoSuchNodeError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.node.controlplane import ControlPlane
+from kos_cluster.node.coordinating import is_caught_up
 from kos_cluster.node.draining import drained
 
 LOCK_POLL_LIMIT_S = 10.0  # for one answer to a waiter; it asks again
@@ -52,8 +53,8 @@ class Administration:
         identity = self._identity(name)
         if identity.id == self._consensus.leader and list(self._consensus.membership.voters) == [identity.id]:
             raise StateError(
-                f"{identity.name} is the last voter: of 1 voter 1 must agree, and without it the cluster could agree on "
-                "nothing any more.",
+                f"{identity.name} is the last voter: of 1 voter 1 must agree, and without it the cluster could agree "
+                "on nothing any more.",
                 "Let another node join first, or type 'kos cluster leave' on that machine.",
             )
         gone = [i.name for i in self._consensus.state.identities.identities() if identity.id in (i.id, i.came_with)]
@@ -84,7 +85,7 @@ class Administration:
                 )
 
     async def _promote_somebody(self, own_id: str) -> None:
-        learners = [f.node for f in self._consensus.followers() if f.caught_up]
+        learners = [f.node for f in self._consensus.followers() if is_caught_up(f)]
         alive = [id_ for id_ in learners if id_ in self._control.membership.alive()]
         if not alive:
             await asyncio.sleep(0.1)

@@ -67,8 +67,8 @@ class Consensus:
         self,
         node: str,
         group: str,
-        log_: RaftLog,
-        send: Callable[[str, wire.Message], None],
+        open_log: Callable[[], RaftLog],
+        send: Callable[[str, wire.Message], object],
         changed: Callable[[tuple[replies.Change, ...]], None],
         led: Callable[[], None],
     ) -> None:
@@ -76,7 +76,8 @@ class Consensus:
         self.trouble = ""  # why this node takes no part, if it does not
         self._node = node
         self._group = group
-        self._log = log_
+        self._open_log = open_log
+        self._log: RaftLog | None = None
         self._send = send
         self._tell_changes = changed
         self._tell_led = led
@@ -98,19 +99,20 @@ class Consensus:
 
     def start(self) -> None:
         """Take part from what the disk holds. Raises StateError when that is damaged."""
-        self._raft = raft.Raft(
-            self._node, self._group, self._log.load(), random.Random(secrets.randbits(64)), self._loop.time()
-        )
+        self._log = self._open_log()
+        rng = random.Random(secrets.randbits(64))
+        self._raft = raft.Raft(self._node, self._group, self._log.load(), rng, self._loop.time())
         self._perform(self._raft.start())
         self._set_timer()
 
     async def close(self) -> None:
-        """Hand the office over if this node has it, then stop."""
+        """Stop; what is being written is written to its end."""
         if self._timer is not None:
             self._timer.cancel()
         self._raft = None
         await asyncio.to_thread(self._disk.shutdown)
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     # ---- what is known
 
@@ -250,7 +252,7 @@ class Consensus:
         answer = self._asked[id_] = self._loop.create_future()
         try:
             self._send(leader, wire.Propose(id_, proposal))
-            proposed = await asyncio.wait_for(answer, timeout_s)
+            proposed: wire.Proposed = await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
             return None
         finally:
@@ -353,6 +355,7 @@ class Consensus:
 
     async def _write(self, batch: raft.Persist) -> None:
         serving = self._raft
+        assert self._log is not None
         try:
             await self._loop.run_in_executor(self._disk, self._log.write, batch)
         except StateError as error:
@@ -375,9 +378,14 @@ class Consensus:
 
     def _try_again(self) -> None:
         """Build the machine anew from the disk, if that works again."""
+        assert self._log is not None
         try:
-            self._log.check()
-        except StateError:
+            self._log.close()
+            self._log = self._open_log()
+            self._log.probe()
+            self._log.close()
+        except StateError as error:
+            self.trouble = f"This node takes no part in the cluster's decisions, as its disk fails: {error.message}"
             self._loop.call_later(RETRY_DISK_S, self._try_again)
             return
         self.trouble = ""

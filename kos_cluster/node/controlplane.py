@@ -15,10 +15,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
-from kos_cluster.core import swim
+from kos_cluster.core import raft, swim
 from kos_cluster.core.records import Load, Member, MemberState
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import UnreachableError
@@ -50,7 +51,7 @@ class Ground:
     credentials: Credentials
     group: str  # hex SHA-256 of the authority's key, which names the cluster for good
     store: Store
-    log: RaftLog
+    log: Path  # where Raft's log is
     admitted: Admitted
     profile: swim.Profile
     bootstrap: Sequence[str]  # HOST:PORT of control ports
@@ -87,7 +88,7 @@ class ControlPlane:
         self.consensus = Consensus(
             member.id,
             ground.group,
-            ground.log,
+            self._open_log,
             lambda id_, message: peers.send(id_, message),  # lost ones are sent again by whoever needs an answer
             self._decided,
             self._moved,
@@ -99,8 +100,6 @@ class ControlPlane:
 
     def start(self) -> None:
         """Raises StateError when this node's log is damaged."""
-        if self._ground.founding is not None:
-            self._ground.log.found(self._member.id)
         self.consensus.start()
         self.membership.start(self._ground.bootstrap)
 
@@ -129,6 +128,14 @@ class ControlPlane:
         self.membership.close()
         await self.consensus.close()
         self.peers.close()
+
+    def _open_log(self) -> RaftLog:
+        """Raft's log; a new one for a node that has never run. One that has lost its log must not begin anew."""
+        ground = self._ground
+        if ground.log.exists() or ground.store.get("members") is not None:
+            return RaftLog(ground.log, ground.group)
+        begin = raft.founding((self._member.id,)) if ground.founding is not None else raft.Restored()
+        return RaftLog.create(ground.log, ground.group, begin)
 
     async def _hand_over(self) -> None:
         others = [id_ for id_ in self.consensus.membership.voters if id_ in self.membership.alive()]

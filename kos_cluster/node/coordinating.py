@@ -16,6 +16,7 @@ import logging
 import time
 
 from kos_cluster.core import raft
+from kos_cluster.core.raft.config import CAUGHT_UP_ENTRIES
 from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.roles import Role
@@ -29,6 +30,7 @@ from kos_cluster.node.membership import ALIVE, Membership
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+SILENT_S = 3.0  # a node that has not answered the coordinator for so long is not made a voter
 TICK_S = 1.0  # between two commands, at most, while somebody has a lease
 
 
@@ -119,7 +121,7 @@ class Coordinating:
         return None
 
     def _candidates(self) -> list[Candidate]:
-        caught_up = {f.node for f in self._consensus.followers() if f.caught_up}
+        caught_up = {f.node for f in self._consensus.followers() if is_caught_up(f)}
         nodes = {i.id for i in self._consensus.state.identities.identities() if i.role is Role.NODE}
         return [self._candidate(m, m.id in caught_up) for m in self._membership.members() if m.id in nodes]
 
@@ -145,3 +147,8 @@ class Coordinating:
         state = self._consensus.state
         if state.has_leases and time.time() - state.clock_s >= TICK_S:
             await self._consensus.propose(commands.Tick())
+
+
+def is_caught_up(follower: raft.Follower) -> bool:
+    """Whether it could vote: it has nearly all of the log, and answers."""
+    return follower.behind <= CAUGHT_UP_ENTRIES and follower.silent_s < SILENT_S

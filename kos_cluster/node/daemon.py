@@ -41,7 +41,6 @@ from kos_cluster.node.intake import Intake
 from kos_cluster.node.owners import Owners, OwnerState
 from kos_cluster.node.parts import Parts
 from kos_cluster.node.peers import Peers
-from kos_cluster.node.raftlog import RaftLog
 from kos_cluster.node.rotating import Rotation
 from kos_cluster.node.store import Store
 from kos_cluster.node.workers import Workers
@@ -152,7 +151,7 @@ class Daemon:
             credentials=self._credentials,
             group=start.cluster.read().ca_sha256,
             store=self._store,
-            log=RaftLog(folder / "raft.sqlite"),
+            log=folder / "raft.sqlite",
             admitted=self._admitted,
             profile=PROFILES[start.profile],
             bootstrap=start.bootstrap,

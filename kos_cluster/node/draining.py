@@ -13,6 +13,7 @@ _PREFIX = "drained/"
 
 
 def is_drained(state: ClusterState, id_: str) -> bool:
+    """Whether the cluster has agreed to give this node no more work."""
     return state.settings.get(_PREFIX + id_) is not None
 
 

@@ -56,7 +56,7 @@ class Membership:
         self._swim = swim.Swim(
             member, profile, rng, sign, verify, self._loop.time(), known, first_view=int(time.time() * 1000)
         )
-        self._loads = loadgossip.LoadGossip(member.id, rng, self._loop.time())
+        self._loads = loadgossip.LoadGossip(member.id, member.incarnation, rng, self._loop.time())
         for row in known:
             peers.learn(row.member)
 
@@ -121,7 +121,7 @@ class Membership:
             case wire.Heartbeat(inner):
                 self._feed(swim.Received(sender, inner))
             case wire.LoadNews(report):
-                self._spread(self._loads.handle(loadgossip.Reported(sender, report), self._loop.time()))
+                self._spread(self._loads.handle(loadgossip.Reported(report), self._loop.time()))
 
     def _feed(self, event: swim.Event) -> None:
         self._carry_out(self._swim.handle(event, self._loop.time()))

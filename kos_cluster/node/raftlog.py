@@ -167,6 +167,10 @@ class RaftLog:
 
     # ---- writing
 
+    def probe(self) -> None:
+        """See whether the disk takes writes, by one that changes nothing. Raises StateError."""
+        self.write(Persist(0, self._mark.hard_state, self._mark.first))
+
     def write(self, batch: Persist) -> None:
         """Carry out a write of the machine durably. Raises StateError when the disk does not take it."""
         if self._failed:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kos_cluster.core.records import MemberState
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import PortTakenError, StateError, UnreachableError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterFile, ClusterHome, Home, checked_name
@@ -137,31 +136,26 @@ def placement(listen: Listen | None, *, searching: bool = False) -> NodeStart:
     return NodeStart(host, port, advertise, beacon=not _is_loopback(advertise))
 
 
-def leave(cluster: ClusterHome, members: list[dict[str, object]] | None) -> bool:
-    """Stop this machine's nodes for good, and forget the cluster; whether the registry marked them as left.
+def leave(cluster: ClusterHome) -> bool:
+    """Let this machine's nodes leave for good, and forget the cluster; whether the cluster knows that they left.
 
-    `members` is the cluster's last known list of nodes, None when none could be asked. Raises StateError on the
-    founding machine while others are in the cluster.
+    Raises StateError when the cluster cannot do without one of them, and then nothing has changed here.
     """
     nodes = cluster.read().nodes
-    starts = {node: read_start(cluster, node) for node in nodes}
-    others = [m["name"] for m in members or [] if m["name"] not in nodes and m["state"] != MemberState.LEFT]
-    if others and any(not start.keeper for start in starts.values()):
-        raise StateError(
-            f"This machine keeps the registry of cluster {cluster.name!r}; {', '.join(map(str, others))} need it.",
-            "Type 'kos cluster leave' on those machines first, and here last.",
-        )
+    told = [_tell(cluster, node) for node in nodes]
     sweeping.stop(cluster, nodes)
     sweeping.sweep(cluster)
-    told = [_tell(cluster, node, start.keeper) for node, start in starts.items() if start.keeper]
     shutil.rmtree(cluster.path)
     return all(told)
 
 
-def _tell(cluster: ClusterHome, node: str, keeper: str) -> bool:
+def _tell(cluster: ClusterHome, node: str) -> bool:
     from kos_cluster.services.leaving import tell_left
 
-    return tell_left(Credentials.load(cluster.node(node)), keeper)
+    own = sweeping.alive(cluster, node)
+    others = [*read_start(cluster, node).bootstrap, *cluster.read().bootstrap]
+    addresses = [f"{own.host}:{own.port}"] if own is not None else others
+    return tell_left(Credentials.load(cluster.node(node)), list(dict.fromkeys(addresses)))
 
 
 def _is_loopback(host: str) -> bool:

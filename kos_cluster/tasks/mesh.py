@@ -262,8 +262,8 @@ class Mesh:
             case wire.Displays(_, job, index, _) if job in self._jobs:
                 content = msgspec.json.decode(bytes(payload))
                 self._call_sink(self._jobs[job].sink.display, f"{job}.{index}", content)
-            case wire.SyncData(_, _, loads):
-                for id_, (load, _) in loads.items():
+            case wire.SyncData():
+                for id_, (load, _) in message.loads.items():
                     self._feed(ownership.NodeLoad(id_, load))
             case wire.CancelWanted(job, index, _):
                 self._feed(ownership.Cancelled(job, index))
@@ -447,7 +447,7 @@ class Mesh:
             if outstanding and now - link.heard_s > NODE_SILENT_S:
                 self._attachment.down(id_, f"it has been silent for {now - link.heard_s:.0f} s")
             else:
-                link.send(wire.OwnerBeat(self._attachment.view, outstanding, jobs))
+                link.send(wire.OwnerBeat(self._attachment.view_of(id_), outstanding, jobs))
 
     def _node_beat(self, link: NodeLink, message: wire.NodeBeat) -> None:
         if link.peer is None:

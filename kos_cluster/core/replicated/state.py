@@ -75,6 +75,11 @@ class ClusterState:
         self.transactions = Transactions(s.transactions, s.ended_transactions)
         self.jobs = Jobs(s.jobs)
 
+    @property
+    def has_leases(self) -> bool:
+        """Whether somebody holds or waits for what ends by the clock, so that the clock must go on."""
+        return bool(self.locks.snapshot()) or bool(self.transactions.snapshot())
+
     def snapshot(self) -> bytes:
         """All of the state, as `restore` takes it."""
         return bytes((SNAPSHOT_FORMAT,)) + msgspec.msgpack.encode(

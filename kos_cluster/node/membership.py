@@ -28,6 +28,11 @@ from kos_cluster.node.store import Store
 log = logging.getLogger(__name__)
 
 KEEP_EVERY_S = 2.0  # between two writes of the members, at least
+SUSPICIOUS = (
+    swim.Why.FORGED,
+    swim.Why.MALFORMED,
+    swim.Why.CONTRADICTS,
+)  # the others come with gossip, and mean nothing
 ALIVE = (MemberState.ALIVE, MemberState.SUSPECT)
 
 
@@ -154,7 +159,8 @@ class Membership:
                 case swim.NameConflict(name, ids):
                     log.warning("Two nodes are named %s: %s.", name, " and ".join(ids))
                 case swim.Ignored(why, about, sender):
-                    log.warning("What %s said about %s was ignored: %s.", sender, about or "a member", why)
+                    level = logging.WARNING if why in SUSPICIOUS else logging.DEBUG
+                    log.log(level, "What %s said about %s was ignored: %s.", sender, about or "a member", why)
         if changed:
             self._loads_of()
             self._keep_soon()

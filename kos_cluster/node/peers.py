@@ -183,6 +183,7 @@ class Peers:
             return
         if isinstance(message, wire.Welcome):
             way.id = peer.id
+            self._addresses.setdefault(peer.id, link.address)
             self._send_waiting(way)
         elif isinstance(message, wire.HelloWanted):
             link.greet()

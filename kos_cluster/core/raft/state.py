@@ -85,6 +85,8 @@ class State:
         self._told: tuple[Role, int, str | None] = (self.role, self.term, self.leader)
         self._membership_told = self.memberships.index
         self.restart_timer()
+        if self.membership.voters == (node,):
+            self.election_due_s = now  # there is nobody else to wait for
 
     # ---- what follows from it
 

@@ -164,6 +164,8 @@ class Leadership:
         self._confirm_reads()
 
     def _confirm_reads(self) -> None:
+        if not self._reads.waiting:
+            return
         answered = {node: peer.round for node, peer in self.replication.peers.items()}
         answered[self._state.node] = self._reads.round
         if self._reads.confirm(majority_commit(self._state.membership.voters, answered)):

@@ -30,7 +30,6 @@ from collections.abc import Sequence
 import msgspec
 
 from kos_cluster.core.raft.events import Effect, Persist, Send
-from kos_cluster.core.raft.values import Entry
 
 WITHHELD_LIMIT = 4096  # messages that wait for the disk; beyond it the oldest go, as if the network had lost them
 
@@ -50,7 +49,7 @@ class Ordering:
     def __init__(self) -> None:
         self.durable = 0  # the last write that is on the disk
         self._in_flight: int | None = None
-        self._waiting: list[Persist] = []  # as many as the machine's bounds on entries under way allow
+        self._waiting: Persist | None = None
         self._withheld: deque[Send] = deque(maxlen=WITHHELD_LIMIT)
 
     def take(self, effects: Sequence[Effect]) -> list[Action]:
@@ -59,7 +58,7 @@ class Ordering:
         for effect in effects:
             match effect:
                 case Persist():
-                    self._waiting.append(effect)
+                    self._waiting = merge(self._waiting, effect) if self._waiting else effect
                 case Send(after=after) if after > self.durable:
                     self._withheld.append(effect)
                 case _:
@@ -81,23 +80,26 @@ class Ordering:
         return actions
 
     def _start(self, actions: list[Action]) -> None:
-        if self._in_flight is None and self._waiting:
-            batch = merged(self._waiting)
-            self._in_flight = batch.number
-            self._waiting.clear()
-            actions.append(Write(batch))
+        if self._in_flight is None and self._waiting is not None:
+            self._in_flight = self._waiting.number
+            actions.append(Write(self._waiting))
+            self._waiting = None
 
 
-def merged(parts: Sequence[Persist]) -> Persist:
-    """One write that leaves the disk as these would in turn."""
-    entries: list[Entry] = []
-    snapshot, reset = None, False
-    for part in parts:
-        if part.reset:
-            entries.clear()
-        while part.entries and entries and entries[-1].index >= part.entries[0].index:
-            entries.pop()
-        entries += part.entries
-        snapshot, reset = part.snapshot or snapshot, part.reset or reset
-    last = parts[-1]
-    return Persist(last.number, last.hard_state, last.first, tuple(entries), snapshot, reset)
+def merge(earlier: Persist, later: Persist) -> Persist:
+    """One write that leaves the disk as both in turn would."""
+    if later.reset:
+        entries = later.entries
+    elif later.entries:
+        kept = later.entries[0].index - earlier.entries[0].index if earlier.entries else 0
+        entries = earlier.entries[: max(0, kept)] + later.entries
+    else:
+        entries = earlier.entries
+    return Persist(
+        later.number,
+        later.hard_state,
+        later.first,
+        entries,
+        later.snapshot or earlier.snapshot,
+        earlier.reset or later.reset,
+    )

@@ -11,7 +11,7 @@ and a full node refuses).
 Rules. An age travels, never a time: an entry's age is what it was when it was sent, plus what has passed here since.
 What a message waits on its way is not counted, so an age is a lower bound. Of two entries of one node the one with the
 larger serial is newer; of two of one serial the older age is nearer to the truth. Entries are kept only of members that
-are alive, and dropped when they are older than `stale_after_s`. A report is a hint: nothing but placement may rest on it.
+are alive, and dropped when they are older than `stale_after_s`. A report is a hint: only placement may rest on it.
 
     event      what follows
     Measured   the node's own entry is new

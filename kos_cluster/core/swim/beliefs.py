@@ -19,6 +19,7 @@ from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.swim.events import Effect, Ignored, MemberChanged, NameConflict, Why
 from kos_cluster.core.swim.messages import (
     ACCUSERS_LIMIT,
+    ID_LIMIT_BYTES,
     INCARNATION_LIMIT,
     RECORD_LIMIT_BYTES,
     Dead,
@@ -134,7 +135,7 @@ class Beliefs:
         row = self._accused(update.id, update.incarnation, sender, now)
         if row is None:
             return
-        members = tuple(id_ for id_ in accusers if self.row(id_) is not None)
+        members = tuple(id_ for id_ in accusers if id_ in (self.id, row.member.id) or self.is_live(id_))
         if not members:
             self.ignore(Why.STRANGER, update.id, sender)
         elif isinstance(update, Suspect):
@@ -154,9 +155,10 @@ class Beliefs:
         id_, incarnation, theirs = member.id, member.incarnation, member.state
         if verdict is not None and (verdict.id, verdict.incarnation) == (id_, incarnation):
             theirs = _DEAD if isinstance(verdict, Dead) else _SUSPECT
-            accusers = verdict.accusers if isinstance(verdict, Suspect) else (sender,)
             if self.precedence(id_) < precedence(incarnation, theirs):
-                self.hear(Suspect(id_, incarnation, accusers), sender, now)
+                row = self._accused(id_, incarnation, sender, now)
+                if row is not None:
+                    self.suspect(row, (sender,), now)
         return self.row(id_) if self.precedence(id_) > precedence(incarnation, theirs) else None
 
     def hear_record(
@@ -171,7 +173,7 @@ class Beliefs:
             self.ignore(Why.MALFORMED, "", sender)
             return None
         row, incarnation = self.row(member.id), member.incarnation
-        if row is not None and incarnation == row.member.incarnation and record == row.record:
+        if row is not None and record == row.record:
             return member
         why = self._why_not(member, row)
         if why is not None:
@@ -311,8 +313,8 @@ def _member_of(record: Record) -> Member | None:
         member = _decode_member(record.body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    sound = 0 <= member.incarnation < INCARNATION_LIMIT and member.state in (_ALIVE, _LEFT) and member.id
-    return member if sound else None
+    sound = 0 <= member.incarnation < INCARNATION_LIMIT and member.state in (_ALIVE, _LEFT)
+    return member if sound and 0 < len(member.id.encode()) <= ID_LIMIT_BYTES else None
 
 
 def _after(before: Known | None, member: Member) -> Member:

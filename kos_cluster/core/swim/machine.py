@@ -25,8 +25,8 @@ Rules.
   next.
 - A node that ran late was stalled: the time did not count for its suspicions, the probe under way gets its time anew,
   and its local health is worse. So one that stalls accuses nobody on waking, before it has read what came meanwhile.
-- Accusations are believed only about exactly the incarnation that is held; a record only when its signature is right
-  and its incarnation is newer. All else is `Ignored`, and counted in `ignored`.
+- Accusations are believed only from members that are alive, and about exactly the incarnation that is held; a record
+  only when its signature is right and its incarnation is newer. All else is `Ignored`, and counted in `ignored`.
 - Dead members are tried for ever, one each `reconnect_s`, by anti-entropy, so both sides of a healed partition meet
   again. A node that knows nobody alive tries its bootstrap list each `JOIN_RETRY_S`.
 - Names are compared, never decided here.
@@ -156,7 +156,7 @@ class Swim:
         self._notice_stall(now)
         beliefs = self._beliefs
         match event:
-            case Received(sender, message):
+            case Received(sender, message) if sender != self._id:
                 self._receive(sender, message, now)
             case LinkDown(id_) if beliefs.is_live(id_):
                 beliefs.prober.link_down(id_, now)
@@ -282,7 +282,8 @@ class Swim:
             case SyncData(entries, wanted):
                 tell = now >= self._quiet_until
                 newer = [row for entry in entries if (row := beliefs.hear_entry(entry, sender, now, tell=tell))]
-                self._send_data(sender, newer + [row for id_ in wanted if (row := beliefs.row(id_))], [])
+                asked = [row for id_ in dict.fromkeys(wanted) if (row := beliefs.row(id_))]
+                self._send_data(sender, newer + asked, [])
             case _:
                 beliefs.ignore(Why.MALFORMED, "", sender)
 

@@ -23,10 +23,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError
 from kos_cluster.net.identity import Credentials, Peer, load_certificate, verify_peer
 
 CERTIFICATES_LIMIT = 16384  # as many as peers at the door
+WANTED_LIMIT = 1024  # serials to ask for; beyond it the sender's next repetition brings them up again
 SERIAL_BYTES = 8
 SIGNATURE_BYTES = SERIAL_BYTES + 64
 
@@ -78,6 +80,7 @@ class Verifier:
         self._clock = clock
         self._limit = limit
         self._known: OrderedDict[int, tuple[Peer, Ed25519PublicKey, bytes]] = OrderedDict()
+        self._wanted: dict[int, None] = {}
 
     def learn(self, certificate_der: bytes) -> Peer:
         """Keep a certificate that was shown. Raises AuthError when it does not hold."""
@@ -113,6 +116,24 @@ class Verifier:
             raise AuthError(f"A statement in the name of {peer.name} was not signed by it.") from None
         self._known.move_to_end(serial)
         return peer
+
+    def is_of_node(self, id: str, statement: bytes, signature: bytes) -> bool:
+        """Whether the node `id` signed it. When its certificate is not known here, it is not, and is wanted."""
+        try:
+            peer = self.verify(statement, signature)
+        except UnknownSignerError as error:
+            if len(self._wanted) < WANTED_LIMIT:
+                self._wanted[error.serial] = None
+            return False
+        except AuthError:
+            return False
+        return peer.id == id and peer.role is Role.NODE
+
+    def take_wanted(self) -> list[int]:
+        """The serials to ask other nodes for, each told once."""
+        wanted = [serial for serial in self._wanted if serial not in self._known]
+        self._wanted.clear()
+        return wanted
 
     def _check_valid(self, peer: Peer) -> None:
         if self._revoked(peer.serial):

@@ -8,6 +8,7 @@ import pytest
 
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError
+from kos_cluster.net import signatures
 from kos_cluster.net.authority import PEER_LIFETIME_S, CertificateAuthority
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.signatures import SIGNATURE_BYTES, Signer, UnknownSignerError, Verifier
@@ -93,6 +94,33 @@ def test_revocation_and_expiry_count_at_each_look():
     now[0] = own.peer.not_after
     with pytest.raises(AuthError, match="expired"):
         verifying.verify(b"x", signer.sign(b"x"))
+
+
+def test_a_statement_of_a_node_is_its_own_and_an_unknown_certificate_is_wanted_once():
+    own, client = credentials("a1"), AUTHORITY.local("u1", "ann", Role.CLIENT)
+    signer, verifying = Signer(own, "swim"), verifier()
+    signature = signer.sign(b"x")
+    assert not verifying.is_of_node("a1", b"x", signature)
+    assert not verifying.is_of_node("a1", b"x", signature)
+    assert verifying.take_wanted() == [own.peer.serial]
+    assert verifying.take_wanted() == []
+    verifying.learn(signer.certificate_der)
+    assert verifying.is_of_node("a1", b"x", signature)
+    assert not verifying.is_of_node("b2", b"x", signature)
+    assert not verifying.is_of_node("a1", b"y", signature)
+    assert not verifying.is_of_node("a1", b"x", b"")
+    by_client = Signer(client, "swim")
+    verifying.learn(by_client.certificate_der)
+    assert not verifying.is_of_node("u1", b"x", by_client.sign(b"x"))
+    assert verifying.take_wanted() == []
+
+
+def test_what_is_wanted_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(signatures, "WANTED_LIMIT", 2)
+    verifying = verifier()
+    for serial in range(5):
+        verifying.is_of_node("a1", b"x", serial.to_bytes(8, "big") + bytes(64))
+    assert verifying.take_wanted() == [0, 1]
 
 
 def test_the_certificates_kept_are_bounded_and_the_least_used_goes():

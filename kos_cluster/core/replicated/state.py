@@ -75,6 +75,11 @@ class ClusterState:
         self.transactions = Transactions(s.transactions, s.ended_transactions)
         self.jobs = Jobs(s.jobs)
 
+    @property
+    def due_s(self) -> float:
+        """When the coordinator should propose a `Tick`, if nothing else is proposed by then; often infinite."""
+        return min(self.locks.due_s, self.transactions.due_s)
+
     def snapshot(self) -> bytes:
         """All of the state, as `restore` takes it."""
         return bytes((SNAPSHOT_FORMAT,)) + msgspec.msgpack.encode(

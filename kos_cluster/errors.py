@@ -122,3 +122,9 @@ class StateError(KosError):
     """State on this machine's disk is missing, damaged or in use by another process."""
 
     exit_code = 16
+
+
+class LockHeldError(KosError):
+    """A lock is held by another, or no longer by who believes to hold it."""
+
+    exit_code = 18

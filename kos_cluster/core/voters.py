@@ -11,8 +11,8 @@ one does. Neither goes on by itself after the wrong loss; that needs a third nod
 Rules: a voter that left goes at once. One that is dead for `GRACE_S` goes when another can take its place, the dead
 one first: the set without it never needs more votes than the set with it, while a larger set may need one that is not
 there. Even sets are only passed through, with the next step ready. A node on a machine without a voter is preferred,
-and replaces one of two voters on the same machine. The leader is dropped last. No step is made that leaves fewer
-voters alive than agreement needs.
+and replaces one of two voters on the same machine. The leader is never dropped: when it is drained it hands over
+first. No step is made that leaves fewer voters alive than agreement needs.
 """
 
 from __future__ import annotations
@@ -54,13 +54,20 @@ class Demote(msgspec.Struct, frozen=True):
     why: str
 
 
+class HandOver(msgspec.Struct, frozen=True):
+    """Transfer leadership to this voter."""
+
+    id: str
+    why: str
+
+
 class Blocked(msgspec.Struct, frozen=True):
     """A step is due, but would leave the cluster without agreement; the sentence has the arithmetic."""
 
     reason: str
 
 
-Step = Promote | Demote | Blocked
+Step = Promote | Demote | HandOver | Blocked
 
 
 def voters_wanted(nodes: int) -> int:
@@ -130,9 +137,21 @@ class _Choice:
         gone = [id for id in self.voters if id not in self.known and id != self.leader]
         if gone:
             return self._demote(gone[0], "it has left the cluster")
+        handed_over = self._hand_over()
+        if handed_over is not None:
+            return handed_over
         if len(self.voters) > self.wanted:
             return self._shrink()
         return self._replace() or self._grow() or self._spread()
+
+    def _hand_over(self) -> Step | None:
+        leading = self.known.get(self.leader)
+        if leading is None or not leading.drained:
+            return None
+        heirs = [self.known[id] for id in self.voters if id in self.known and self._able(self.known[id])]
+        if heirs:
+            return HandOver(min(heirs, key=lambda c: (c.since_s, c.id)).id, f"{leading.name} is drained")
+        return self._promote(self.fresh[0], f"it is to lead instead of {leading.name}") if self.fresh else None
 
     def _shrink(self) -> Step | None:
         worst = max((id for id in self.voters if id != self.leader), key=self._badness)
@@ -165,12 +184,11 @@ class _Choice:
 
     def _ranked_replacements(self) -> list[Candidate]:
         """Nodes that could become voters, those on machines without a voter first."""
-        able = [
-            c
-            for c in self.standing
-            if c.state is MemberState.ALIVE and c.ready and not c.drained and c.id not in self.voters
-        ]
+        able = [c for c in self.standing if c.id not in self.voters and self._able(c)]
         return sorted(able, key=lambda c: (self.machines[c.machine], c.since_s, c.id))
+
+    def _able(self, c: Candidate) -> bool:
+        return c.state is MemberState.ALIVE and c.ready and not c.drained
 
     def _badness(self, id: str) -> tuple[bool, bool, bool, int, float, str]:
         c = self.known[id]

@@ -3,7 +3,7 @@
 Theory of operation. While this node leads it looks at the cluster each `LOOK_S`, and when something was decided, and
 does one step: a node that was admitted and is alive begins to learn; one that was removed goes; voters are chosen by
 `core.voters`, and get their copy of the authority's key before they get their vote. Leases end by the replicated
-clock, which moves with each command; when nothing else is proposed while somebody has a lease, a `Tick` is.
+clock, which moves with each command; when nothing else is proposed by the time that one ends, a `Tick` is.
 
 Rules: one step at a time, and each is decided anew from what is so. A step that is refused, or whose fate is unknown,
 is looked at again at the next look.
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
 SILENT_S = 3.0  # a node that has not answered the coordinator for so long is not made a voter
-TICK_S = 1.0  # between two commands, at most, while somebody has a lease
 
 
 class Coordinating:
@@ -143,9 +142,8 @@ class Coordinating:
     # ---- time
 
     async def _keep_time(self) -> None:
-        """Let the replicated clock go on while something ends by it."""
-        state = self._consensus.state
-        if state.has_leases and time.time() - state.clock_s >= TICK_S:
+        """Let the replicated clock go on when something ends by it."""
+        if time.time() >= self._consensus.state.due_s:
             await self._consensus.propose(commands.Tick())
 
 

@@ -12,6 +12,7 @@ from kos_cluster.core.voters import (
     Blocked,
     Candidate,
     Demote,
+    HandOver,
     Promote,
     change_refused,
     choose_voters,
@@ -29,7 +30,7 @@ def node(id: str, state: MemberState = ALIVE, *, machine: str = "", since_s: flo
 
 
 def settle(candidates: list[Candidate], voters: list[str], leader: str) -> list[str]:
-    """Make steps until there are none."""
+    """Make steps until there are none; the leader is told by a star."""
     current = list(voters)
     for _ in range(20):
         match choose_voters(candidates, current, leader, NOW):
@@ -37,8 +38,10 @@ def settle(candidates: list[Candidate], voters: list[str], leader: str) -> list[
                 current.append(id)
             case Demote(id, _):
                 current.remove(id)
+            case HandOver(id, _):
+                leader = id
             case _:
-                return current
+                return [id + "*" * (id == leader) for id in current]
     raise AssertionError(f"no end of steps: {current}")
 
 
@@ -57,7 +60,7 @@ def test_a_dead_voter_is_replaced_after_its_grace_and_the_dead_one_goes_first():
     assert step(NOW - GRACE_S + 1) is None
     demoted = step(NOW - GRACE_S)
     assert isinstance(demoted, Demote) and demoted.id == "c" and "node-d takes its place" in demoted.why
-    assert settle([node("a"), node("b"), node("c", DEAD), node("d")], ["a", "b", "c"], "a") == ["a", "b", "d"]
+    assert settle([node("a"), node("b"), node("c", DEAD), node("d")], ["a", "b", "c"], "a") == ["a*", "b", "d"]
 
 
 def test_a_dead_voter_stays_when_nobody_can_take_its_place():
@@ -70,11 +73,11 @@ def test_a_voter_that_left_goes_at_once():
     candidates = [node("a"), node("b"), node("c", LEFT, since_s=NOW), node("d")]
     step = choose_voters(candidates, ["a", "b", "c"], "a", NOW)
     assert isinstance(step, Demote) and step.id == "c"
-    assert settle(candidates, ["a", "b", "c"], "a") == ["a", "b", "d"]
+    assert settle(candidates, ["a", "b", "c"], "a") == ["a*", "b", "d"]
 
 
 def test_two_nodes_end_with_one_voter_and_it_is_the_leader():
-    assert settle([node("a"), node("b"), node("c", LEFT)], ["a", "b", "c"], "b") == ["b"]
+    assert settle([node("a"), node("b"), node("c", LEFT)], ["a", "b", "c"], "b") == ["b*"]
 
 
 def test_no_even_set_without_the_next_step_ready():
@@ -82,14 +85,26 @@ def test_no_even_set_without_the_next_step_ready():
     assert isinstance(choose_voters([node("a"), node("b"), node("c")], ["a"], "a", NOW), Promote)
 
 
-def test_a_drained_voter_is_replaced_but_not_the_leader():
-    candidates = [node("a", drained=True), node("b", drained=True), node("c"), node("d")]
-    assert settle(candidates, ["a", "b", "c"], "a") == ["a", "c", "d"]
+def test_a_drained_voter_is_replaced():
+    candidates = [node("a"), node("b", drained=True), node("c"), node("d")]
+    assert settle(candidates, ["a", "b", "c"], "a") == ["a*", "c", "d"]
+
+
+def test_a_drained_leader_hands_over_before_it_is_replaced():
+    candidates = [node("a", drained=True), node("b"), node("c"), node("d")]
+    step = choose_voters(candidates, ["a", "b", "c"], "a", NOW)
+    assert step == HandOver("b", "node-a is drained")
+    assert settle(candidates, ["a", "b", "c"], "a") == ["b*", "c", "d"]
+
+
+def test_the_only_voter_is_drained_by_way_of_a_second_one():
+    assert settle([node("a", drained=True), node("b")], ["a"], "a") == ["b*"]
+    assert settle([node("a", drained=True), node("b", ready=False)], ["a"], "a") == ["a*"]
 
 
 def test_voters_spread_over_machines():
     crowded = [node("a", machine="m"), node("b", machine="m"), node("c", machine="m"), node("d"), node("e")]
-    assert sorted(settle(crowded, ["a", "b", "c"], "b")) == ["b", "d", "e"]
+    assert sorted(settle(crowded, ["a", "b", "c"], "b")) == ["b*", "d", "e"]
     assert len(settle([node(id, machine="m") for id in "abc"], ["a"], "a")) == 3
 
 
@@ -128,7 +143,13 @@ def test_random_clusters_settle_without_ever_losing_agreement():
             step = choose_voters(rng.sample(candidates, len(candidates)), voters, leader, NOW)
             if step is None or isinstance(step, Blocked):
                 break
-            voters = sorted({*voters, step.id} if isinstance(step, Promote) else set(voters) - {step.id})
+            if isinstance(step, HandOver):
+                assert step.id in alive & set(voters), f"seed {seed}: {step}"
+                leader = step.id
+            elif isinstance(step, Promote):
+                voters = sorted({*voters, step.id})
+            else:
+                voters = sorted(set(voters) - {step.id})
             kept = len(alive & set(voters)) >= majority(len(voters))
             assert kept, f"seed {seed}, step {count}: {step} leaves {voters} of which {alive} are alive"
             assert leader in voters, f"seed {seed}: the leader was dropped by {step}"

@@ -30,7 +30,7 @@ EXPIRED_KEPT_S = 30 * 86400.0  # for which expired identities keep their name, s
 REVOKED_KEPT_S = 86400.0  # beyond its end, for which a denied serial stays denied where a clock is slow
 REASON_LIMIT_CHARACTERS = 256
 CERTIFICATE_LIFE_LIMIT_S = 10 * 365 * 86400.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _TOKEN = "Join again with a new token."
 
 

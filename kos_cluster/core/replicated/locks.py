@@ -24,7 +24,7 @@ import msgspec
 from kos_cluster.core.replicated.commands import AcquireLock, ReleaseLock, RenewLock
 from kos_cluster.core.replicated.deadlines import Deadlines
 from kos_cluster.core.replicated.replies import Change, LeaseEnded, LockGranted, LockPassedOn, LockQueued
-from kos_cluster.errors import KosError, LimitError, UsageError
+from kos_cluster.errors import LimitError, LockHeldError, UsageError
 
 LOCKS_LIMIT = 4096  # held at once
 WAITERS_LIMIT = 128  # for one lock
@@ -32,12 +32,6 @@ NAME_LIMIT_CHARACTERS = 256  # of a lock's, owner's or holder's name
 TTL_LEAST_S = 1.0
 TTL_LIMIT_S = 24 * 3600.0
 WAIT_LIMIT_S = 24 * 3600.0
-
-
-class LockHeldError(KosError):
-    """A lock is held by another, or no longer by who believes to hold it."""
-
-    exit_code = 18
 
 
 class Waiter(msgspec.Struct, frozen=True):
@@ -75,6 +69,11 @@ class Locks:
 
     def snapshot(self) -> list[Lock]:
         return list(self._locks.values())
+
+    @property
+    def due_s(self) -> float:
+        """No lease and no patience ends before."""
+        return self._ends.earliest_s
 
     def get(self, name: str) -> Lock | None:
         return self._locks.get(name)

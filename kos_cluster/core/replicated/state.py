@@ -76,9 +76,9 @@ class ClusterState:
         self.jobs = Jobs(s.jobs)
 
     @property
-    def has_leases(self) -> bool:
-        """Whether somebody holds or waits for what ends by the clock, so that the clock must go on."""
-        return bool(self.locks.snapshot()) or bool(self.transactions.snapshot())
+    def due_s(self) -> float:
+        """When the coordinator should propose a `Tick`, if nothing else is proposed by then; often infinite."""
+        return min(self.locks.due_s, self.transactions.due_s)
 
     def snapshot(self) -> bytes:
         """All of the state, as `restore` takes it."""

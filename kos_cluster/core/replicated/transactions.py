@@ -66,6 +66,11 @@ class Transactions:
     def ended(self) -> list[Ended]:
         return [Ended(txn, committed) for txn, committed in self._ended.items()]
 
+    @property
+    def due_s(self) -> float:
+        """No transaction is aborted for its age before."""
+        return self._ends.earliest_s
+
     def get(self, txn: int) -> Transaction | None:
         return self._open.get(txn)
 

@@ -33,6 +33,8 @@ def test_a_renewal_keeps_both_until_it_is_confirmed():
     outcome = log.apply(c.ConfirmCertificate("n1", 11))
     assert outcome.changes == (CertificatesDenied((1,)),)
     assert valid(log) == [2, 3, 11] and denied(log) == [1]
+    identity = log.state.identities.get("n1")
+    assert identity is not None and identity.successor == 0
     entry = log.state.identities.denied(1)
     assert entry is not None and (entry.reason, entry.name) == ("replaced", "name-n1")
     found = log.state.identities.certificate(11)
@@ -125,6 +127,9 @@ def test_numbers_are_bounded(monkeypatch: pytest.MonkeyPatch):
     log = founded()
     log.reply(c.RemoveIdentity("n1", "left"))
     assert log.refused(c.RemoveIdentity("n2", "left")).error == "LimitError"
+    log.reply(renew("n2", 2, 12))
+    assert log.refused(c.ConfirmCertificate("n2", 12)).error == "LimitError"
+    assert log.refused(renew("n2", 2, 13)).error == "LimitError"
     monkeypatch.setattr(identities, "IDENTITIES_LIMIT", 2)
     assert Log().refused(c.FoundCluster("lab", b"ca", tuple(certificate(n, f"n{n}") for n in (1, 2, 3)))).error == (
         "LimitError"

@@ -50,7 +50,9 @@ def test_who_waits_gets_it_in_the_order_of_asking_with_a_full_lease():
     log = Log()
     log.reply(acquire("a"))
     assert [log.reply(acquire(owner, 7.0, 100)).place for owner in "bcd"] == [1, 2, 3]
-    assert log.reply(acquire("c", 7.0, 100)).place == 2  # asking again keeps the place
+    assert log.reply(acquire("c", 7.0, 100), START_S + 0.5).place == 2  # asking again keeps the place
+    lock = log.state.locks.get("x")
+    assert lock is not None and [waiter.since_s for waiter in lock.queue] == [START_S] * 3
     outcome = log.apply(c.ReleaseLock("x", "a"), START_S + 1)
     assert outcome.changes == (LockPassedOn("x", "b", 2),)
     assert log.reply(acquire("b", 7.0)).until_s == START_S + 8

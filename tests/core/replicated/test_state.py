@@ -20,7 +20,7 @@ from kos_cluster.core.replicated.commands import FORMAT, UnknownEntryError
 from kos_cluster.core.replicated.replies import Outcome, Refusal
 from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.errors import LimitError, StateError, UsageError
-from tests.core.replicated.log import Log, founded, random_command, random_log, random_step_s
+from tests.core.replicated.log import START_S, Log, founded, random_command, random_log, random_step_s
 
 ROOT = Path(__file__).parents[3]
 randoms = st.randoms(use_true_random=False)
@@ -194,6 +194,17 @@ def test_the_clock_never_goes_back():
     for now_s, clock_s in ((10.0, 10.0), (5.0, 10.0), (11.0, 11.0)):
         log.reply(c.Tick(), now_s)
         assert log.state.clock_s == clock_s
+
+
+def test_the_state_says_when_its_clock_must_move():
+    log = founded()
+    assert log.state.due_s == math.inf
+    log.reply(c.AcquireLock("x", "a", "ann", 10.0))
+    assert log.state.due_s == START_S + 10
+    log.reply(c.BeginTransaction({"n1": b""}, 5.0))
+    assert ClusterState.restore(log.state.snapshot()).due_s == log.state.due_s == START_S + 5
+    log.reply(c.Tick(), START_S + 10)
+    assert log.state.due_s == math.inf
 
 
 # ---- snapshots

@@ -7,6 +7,7 @@ import pytest
 from kos_cluster.core.replicated import commands as c
 from kos_cluster.core.replicated import transactions
 from kos_cluster.core.replicated.replies import Decision, TransactionChanged
+from kos_cluster.core.replicated.state import ClusterState
 from tests.core.replicated.log import START_S, Log
 
 
@@ -41,6 +42,7 @@ def test_a_commit_is_kept_until_all_have_acked():
     log.reply(c.AckTransaction(txn, ("a", "stranger")))
     transaction = log.state.transactions.get(txn)
     assert transaction is not None and transaction.unacked == ["b"]
+    log.state = ClusterState.restore(log.state.snapshot())
     log.reply(c.Tick(), START_S + 1e6)  # however long it takes
     assert log.state.transactions.get(txn) is not None
     assert log.reply(c.AckTransaction(txn, ("b",))).decision is Decision.COMMITTED

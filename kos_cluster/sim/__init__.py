@@ -1,0 +1,1 @@
+"""The simulator: core machines under virtual time and seeded faults, and the checker of what was recorded."""

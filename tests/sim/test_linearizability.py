@@ -54,6 +54,9 @@ def some_order_explains(history: Sequence[Operation], model: Model[Any]) -> bool
     )
 
 
+IMPOSSIBLE = op(1000, 1001, Read(), -1)  # nobody writes that, so everything is searched
+
+
 # ---- a register
 
 
@@ -142,6 +145,8 @@ def test_the_keys_of_a_store_are_judged_apart_and_the_bad_one_is_named():
     verdict = check([*good, *bad], KeyValue())
     assert verdict.outcome is Outcome.NOT_LINEARIZABLE and verdict.part == "key 'b'"
     assert verdict.blocked == bad[1] and "key 'b'" in str(verdict)
+    worse = op(11, 12, Get("c"), "from nowhere")
+    assert check([*good, *bad, worse], KeyValue()) == verdict  # the first that is found ends the search
 
 
 def test_a_lost_append_shows_up_late_but_once():
@@ -181,10 +186,10 @@ def test_a_counter_example_shows_the_longest_order_and_what_has_no_room_in_it():
 
 
 def test_a_counter_example_is_short_however_long_the_history():
-    lost = [op(n, None, Write(100 + n)) for n in range(50)]
-    known = [op(100 + 2 * n, 101 + 2 * n, Write(n)) for n in range(500)]
+    lost = [op(n, None, Write(100 + n)) for n in range(30)]
+    known = [op(100 + 2 * n, 101 + 2 * n, Write(n)) for n in range(200)]
     verdict = check([*lost, *known, op(2000, 2001, Read(), -1)], Register())
-    assert verdict.outcome is Outcome.NOT_LINEARIZABLE and len(verdict.order) >= 500 and len(verdict.open) <= 50
+    assert verdict.outcome is Outcome.NOT_LINEARIZABLE and len(verdict.order) >= 200 and len(verdict.open) <= 30
     assert len(str(verdict).splitlines()) <= 2 * SHOWN_LIMIT + 6
 
 
@@ -203,6 +208,42 @@ def test_long_histories_need_few_states_each():
     verdict = check(history, Register(0))
     assert verdict.outcome is Outcome.LINEARIZABLE
     assert verdict.states <= 4 * len(history)
+
+
+def test_many_lost_calls_need_few_states():
+    """Tried in every order these would be 12! and more than 10^40 states."""
+    appends = [op(n, None, Append("a", f"<{n}>")) for n in range(12)]
+    seen = [op(20, 21, Get("a"), "<5><3><2>"), op(22, 23, Get("a"), "<5><3><2><9>")]
+    assert check([*appends, *seen], KeyValue(), states_limit=100).outcome is Outcome.LINEARIZABLE
+    twice = op(24, 25, Get("a"), "<5><3><2><9><9>")
+    assert check([*appends, *seen, twice], KeyValue(), states_limit=100).outcome is Outcome.NOT_LINEARIZABLE
+    writes = [op(n, None, Write(n)) for n in range(40)]
+    assert check([*writes, IMPOSSIBLE], Register(), states_limit=100).outcome is Outcome.NOT_LINEARIZABLE
+
+
+def test_lost_calls_that_ask_for_the_same_are_not_told_apart():
+    """Ten of twenty: 184,756 choices, if it mattered which."""
+    lost = [op(n, None, Write(1)) for n in range(20)]
+    rounds = [
+        o for n in range(10) for o in (op(100 + 4 * n, 101 + 4 * n, Read(), 1), op(102 + 4 * n, 103 + 4 * n, Write(2)))
+    ]
+    assert check([*lost, *rounds, IMPOSSIBLE], Register(), states_limit=100).outcome is Outcome.NOT_LINEARIZABLE
+
+
+def test_lost_calls_are_not_searched_in_every_order():
+    """Each pair of them leads from 0 to 9 once. Which pairs were used matters, in which order does not: 2^8, not 8!."""
+    lost = [o for n in range(1, 9) for o in (op(n, None, CompareAndSet(0, n)), op(n + 0.5, None, CompareAndSet(n, 9)))]
+    rounds = [
+        o for n in range(8) for o in (op(100 + 4 * n, 101 + 4 * n, Read(), 9), op(102 + 4 * n, 103 + 4 * n, Write(0)))
+    ]
+    assert check([*lost, *rounds, IMPOSSIBLE], Register(0), states_limit=6000).outcome is Outcome.NOT_LINEARIZABLE
+
+
+@pytest.mark.parametrize(("input", "output"), [(Read(), 0), (CompareAndSet(1, 2), False)])
+def test_what_only_looks_is_placed_without_a_choice(input: Hashable, output: Hashable):
+    """Forty at once: 2^40 states, if each could also wait."""
+    looks = [op(n, 100 + n, input, output) for n in range(40)]
+    assert check([*looks, IMPOSSIBLE], Register(0), states_limit=100).outcome is Outcome.NOT_LINEARIZABLE
 
 
 # ---- bad input
@@ -371,5 +412,31 @@ def test_the_verdict_is_that_of_brute_force(history: list[Operation]):
     verdict = check(history, Register(0))
     assert (verdict.outcome is Outcome.LINEARIZABLE) is some_order_explains(history, Register(0)), str(verdict)
     if verdict.blocked is not None:
-        before = [o for o in history if o.returned is not None and verdict.blocked.returned is not None]
-        assert all(o in verdict.order for o in before if o.returned < verdict.blocked.returned)
+        before = [o for o in history if ends_before(o, verdict.blocked)]
+        assert all(o in verdict.order for o in before), str(verdict)
+        assert explains(verdict.order, [*before, *verdict.order], Register(0)), str(verdict)
+
+
+def ends_before(one: Operation, other: Operation) -> bool:
+    return one.returned is not None and other.returned is not None and one.returned < other.returned
+
+
+@st.composite
+def small_stores(draw: st.DrawFn) -> list[Operation]:
+    """Up to 5 operations of one key with any times and answers, sound or not."""
+    history: list[Operation] = []
+    for process in range(draw(st.integers(1, 5))):
+        called = draw(st.integers(0, 6))
+        returned = draw(st.none() | st.integers(called, 8))
+        texts = st.sampled_from(["", "x", "y"])
+        input = draw(st.just(Get("a")) | st.builds(Put, st.just("a"), texts) | st.builds(Append, st.just("a"), texts))
+        output = draw(st.sampled_from(["", "x", "y", "xx", "xy", "yx"]))
+        history.append(Operation(process, called, returned, input, output))
+    return history
+
+
+@EXAMPLES
+@given(history=small_stores())
+def test_the_verdict_on_a_store_is_that_of_brute_force(history: list[Operation]):
+    verdict = check(history, KeyValue())
+    assert (verdict.outcome is Outcome.LINEARIZABLE) is some_order_explains(history, KeyValue()), str(verdict)

@@ -15,11 +15,11 @@ its own key and then a random key in each bucket, and by that is known to the ot
     tick                     time-outs; buckets in which nothing was looked up for `REFRESH_S` are refreshed
 
 Rules. A contact in an answer is a hint: it is used to make a link, and only what the link's certificate proves is kept
-or told to others. The runtime checks that the id proved is the one that it sends to, and says `Mistaken` when it is not
-and that before any message leaves. An answer that nobody asked for, that comes from another node than the one asked, or that
-names more than `BUCKET_SIZE` contacts is worth nothing; a contact in it that cannot be one is passed over. A question's
-number is matched with the authenticated sender, so it need not be secret. A member of the cluster can lie; each
-contact that it makes up costs a look-up one question at most, and all together no more than its limit.
+or told to others. Before a message leaves, the runtime checks that the id proved is the one that the message is for; if
+not, it says `Mistaken` instead. An answer that nobody asked for, that comes from another node than the one asked, or
+that names more than `BUCKET_SIZE` contacts is worth nothing; a contact in it that cannot be one is passed over. A
+question's number is matched with the authenticated sender, so it need not be secret. A member of the cluster can lie;
+each contact that it makes up costs a look-up one question at most, and all together no more than its limit.
 
 Limits: `LOOKUPS_LIMIT` look-ups at once, each with `PARALLEL` questions at once and `QUESTIONS_LIMIT` in all; with none
 answered the longest takes QUESTIONS_LIMIT / PARALLEL * ANSWER_TIMEOUT_S, 86 s. A table has at most KEY_BITS *

@@ -13,7 +13,8 @@ hold anything: the table is O(k log n).
     its id is new          full                it is the bucket's spare; the first is probed if long unheard
 
     a contact fails        a spare waits       the spare takes its place
-    a contact fails        none                it is stale; dropped at the `FAILURES_LIMIT`th time in a row
+    a contact fails        none                it is stale; dropped at the `FAILURES_LIMIT`th time in a row; what
+                                               follows within `SAME_FAILURE_S` counts as the same time
 
 Rules: only what a link has proved by its certificate gets in, never what a peer says of others. What answers is never
 put out for what is new: old contacts are the ones most likely to stay, and a flood of new ones cannot fill a table. A
@@ -30,7 +31,8 @@ import msgspec
 
 KEY_BITS = 256
 BUCKET_SIZE = 16  # contacts in a bucket, and in an answer: k of the paper
-FAILURES_LIMIT = 3  # failures in a row that a contact is kept for
+FAILURES_LIMIT = 3  # failures in a row after which a contact is dropped
+SAME_FAILURE_S = 60.0  # several questions that fail together are one failure
 PROBE_AFTER_S = 60.0  # a contact heard of more recently is taken to be there
 KEYS_LIMIT = 8192  # keys of ids that are remembered; most answers name the same few contacts
 
@@ -57,6 +59,7 @@ class _Entry:
     key: int
     heard_s: float
     failures: int = 0
+    failed_s: float = 0.0  # when the last failure was counted
 
 
 @dataclass(slots=True)
@@ -117,27 +120,35 @@ class Table:
         oldest = next(iter(bucket.entries.values()))
         return oldest.contact if now - oldest.heard_s >= PROBE_AFTER_S else None
 
-    def failed(self, contact: Contact) -> None:
+    def failed(self, contact: Contact, now: float) -> None:
         """A contact did not answer at this address."""
-        self._strike(contact, FAILURES_LIMIT)
+        bucket, entry = self._at(contact)
+        if entry is None:
+            return
+        if not entry.failures or now - entry.failed_s >= SAME_FAILURE_S:
+            entry.failures += 1
+            entry.failed_s = now
+        if entry.failures >= FAILURES_LIMIT or bucket.spare is not None:
+            _drop(bucket, entry)
 
     def mistaken(self, contact: Contact) -> None:
         """The address proved to be another node's."""
-        self._strike(contact, 1)
+        bucket, entry = self._at(contact)
+        if entry is not None:
+            _drop(bucket, entry)
 
-    def _strike(self, contact: Contact, limit: int) -> None:
-        """Count a failure of a contact at this very address; a wrong address that others tell proves nothing."""
-        bucket = self._buckets.get(self.bucket_of(key_of(contact.id)))
-        if bucket is None:
-            return
+    def _at(self, contact: Contact) -> tuple[_Bucket, _Entry | None]:
+        """Take a contact off as a spare, and find its entry at this very address; another address proves nothing."""
+        bucket = self._buckets.get(self.bucket_of(key_of(contact.id)), _Bucket())
         if bucket.spare is not None and bucket.spare.contact == contact:
             bucket.spare = None
         entry = bucket.entries.get(contact.id)
-        if entry is None or entry.contact != contact:
-            return
-        entry.failures += 1
-        if entry.failures >= limit or bucket.spare is not None:
-            del bucket.entries[contact.id]
-            if bucket.spare is not None:
-                bucket.entries[bucket.spare.contact.id] = bucket.spare
-                bucket.spare = None
+        return bucket, entry if entry is not None and entry.contact == contact else None
+
+
+def _drop(bucket: _Bucket, entry: _Entry) -> None:
+    """Give the place of an entry to the spare."""
+    del bucket.entries[entry.contact.id]
+    if bucket.spare is not None:
+        bucket.entries[bucket.spare.contact.id] = bucket.spare
+        bucket.spare = None

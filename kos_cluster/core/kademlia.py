@@ -164,7 +164,7 @@ class Kademlia:
             case Received(sender, message):
                 return self._receive(sender, message, now)
             case Failed(contact):
-                self._table.failed(contact)
+                self._table.failed(contact, now)
                 return self._give_up(contact, now)
             case Mistaken(contact):
                 self._table.mistaken(contact)
@@ -176,7 +176,7 @@ class Kademlia:
         """Give up what is late, and refresh what is due. Call it at least once a second."""
         effects: list[Effect] = []
         for number in [number for number, question in self._questions.items() if now >= question.deadline]:
-            self._table.failed(self._questions[number].contact)
+            self._table.failed(self._questions[number].contact, now)
             effects += self._end_in_vain(number, now)
         return effects + self._refresh(now)
 
@@ -208,7 +208,7 @@ class Kademlia:
             return []
         hints: list[Contact] = []
         for contact in contacts:
-            if _is_sound(contact) and contact.id not in (self._me.id, sender.id):
+            if _is_sound(contact) and contact.id != self._me.id:
                 # What was proved here is tried before what others say.
                 proved = self._table.known(contact.id)
                 hints += [proved, contact] if proved is not None else [contact]

@@ -7,7 +7,15 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kos_cluster.core.buckets import BUCKET_SIZE, FAILURES_LIMIT, PROBE_AFTER_S, Contact, Table, key_of
+from kos_cluster.core.buckets import (
+    BUCKET_SIZE,
+    FAILURES_LIMIT,
+    PROBE_AFTER_S,
+    SAME_FAILURE_S,
+    Contact,
+    Table,
+    key_of,
+)
 
 LATER = PROBE_AFTER_S + 1.0
 
@@ -52,7 +60,7 @@ def test_the_newcomer_takes_the_place_of_an_old_contact_only_when_that_fails():
     table.saw(more[0], LATER)
     table.saw(inside[0], LATER)  # it answered the probe
     assert named(table) == set(inside)
-    table.failed(inside[1])
+    table.failed(inside[1], LATER)
     assert named(table) == {*inside, more[0]} - {inside[1]}
 
 
@@ -60,8 +68,8 @@ def test_the_latest_newcomer_waits_and_one_that_fails_does_not():
     table, inside, more = full()
     table.saw(more[0], LATER)
     table.saw(more[1], LATER)
-    table.failed(more[1])
-    table.failed(inside[0])
+    table.failed(more[1], LATER)
+    table.failed(inside[0], LATER)
     assert named(table) == set(inside[1:])  # no spare was left, so it is stale
     table.saw(more[2], LATER)
     assert named(table) == {*inside[1:], more[2]}
@@ -70,14 +78,22 @@ def test_the_latest_newcomer_waits_and_one_that_fails_does_not():
 def test_a_stale_contact_is_not_named_and_is_kept_for_a_while():
     table = Table("me")
     table.saw(contact("a"), 0.0)
-    for _ in range(FAILURES_LIMIT - 1):
-        table.failed(contact("a"))
+    for number in range(FAILURES_LIMIT - 1):
+        table.failed(contact("a"), number * SAME_FAILURE_S)
         assert table.closest(0) == [] and table.closest(0, stale=True) == [contact("a")]
     table.saw(contact("a"), 1.0)
     assert table.closest(0) == [contact("a")]
-    for _ in range(FAILURES_LIMIT):
-        table.failed(contact("a"))
+    for number in range(FAILURES_LIMIT):
+        table.failed(contact("a"), 1000.0 + number * SAME_FAILURE_S)
     assert table.closest(0, stale=True) == [] and len(table) == 0
+
+
+def test_questions_that_fail_together_are_one_failure():
+    table = Table("me")
+    table.saw(contact("a"), 0.0)
+    for number in range(10):
+        table.failed(contact("a"), 0.1 * number)
+    assert table.closest(0) == [] and table.closest(0, stale=True) == [contact("a")]
 
 
 def test_stale_contacts_come_after_all_others():
@@ -85,7 +101,7 @@ def test_stale_contacts_come_after_all_others():
     for number in range(4):
         table.saw(contact(f"n{number}"), 0.0)
     nearest = table.closest(0)[0]
-    table.failed(nearest)
+    table.failed(nearest, 0.0)
     assert table.closest(0, stale=True)[-1] == nearest
 
 
@@ -99,9 +115,9 @@ def test_an_address_that_is_another_node_s_is_dropped_at_once():
 def test_a_wrong_address_that_others_tell_harms_no_contact():
     table = Table("me")
     table.saw(contact("a"), 0.0)
-    table.failed(contact("a", port=1))
+    table.failed(contact("a", port=1), 0.0)
     table.mistaken(contact("a", port=1))
-    table.failed(contact("nobody"))
+    table.failed(contact("nobody"), 0.0)
     assert table.closest(0) == [contact("a")]
 
 

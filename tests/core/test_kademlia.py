@@ -296,6 +296,14 @@ def test_a_failure_ends_every_question_to_that_address():
     assert [effect.target for effect in node.handle(Failed(contact(1)), 0.1)] == ["n8", "n9"]
 
 
+def test_a_contact_that_failed_is_still_asked_and_one_that_is_another_node_is_not():
+    node = machine(contact(1))
+    node.handle(Failed(contact(1)), 0.0)
+    assert [send.contact for send in sends(node.handle(Lookup("n9"), 0.1))] == [contact(1)]
+    assert node.handle(Mistaken(contact(1)), 0.2) == [LookupDone("n9", None, (), questions=1)]
+    assert node.contacts() == 0
+
+
 def test_a_question_of_another_length_gets_no_answer_and_the_asker_is_not_named_to_itself():
     node = machine(contact(1), contact(2))
     assert node.handle(Received(contact(1), FindNode(7, b"short")), 0.0) == []

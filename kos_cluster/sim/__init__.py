@@ -1,1 +1,1 @@
-"""The simulator: runs the core machines under virtual time."""
+"""The simulator: core machines under virtual time and seeded faults, and the checker of what was recorded."""

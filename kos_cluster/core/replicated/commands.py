@@ -341,7 +341,7 @@ def decode(entry: bytes) -> Proposal:
         raise _unknown(f"it is {found}, and this version reads format {FORMAT}")
     try:
         return _decoder.decode(memoryview(entry)[1:])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _unknown(str(error)) from None
 
 

@@ -112,8 +112,9 @@ class Identities:
                 f"The cluster has {len(self._identities)} nodes and clients; the limit is {IDENTITIES_LIMIT}.",
                 "Remove some: 'kos cluster remove NAME'.",
             )
-        if len({c.id for c in certificates}) < len(certificates):
-            raise UsageError("Two new identities have one id.")
+        nodes = [c.name for c in certificates if c.role is Role.NODE]
+        if len({c.id for c in certificates}) < len(certificates) or len(set(nodes)) < len(nodes):
+            raise UsageError("Two new identities have one id, or two new nodes one name.")
         for certificate in certificates:
             ids = (certificate.id, certificate.came_with or certificate.id)
             if certificate.id in self._identities:

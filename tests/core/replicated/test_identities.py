@@ -147,6 +147,7 @@ def test_founding_with_doubles_is_refused_as_a_whole():
     for twins in (
         (certificate(1, "n1"), certificate(1, "n2")),
         (certificate(1, "n1"), certificate(2, "n1")),
+        (certificate(1, "n1", "twin"), certificate(2, "n2", "twin")),
         (certificate(1, "n1"), certificate(2, "n2", "bad name")),
     ):
         Log().refused(c.FoundCluster("lab", b"ca", twins))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import types
 import typing
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kos_cluster.core.replicated import commands as c
 from kos_cluster.core.replicated.replies import Refusal
-from kos_cluster.core.replicated.state import ClusterState
+from kos_cluster.core.replicated.state import SNAPSHOT_FORMAT, ClusterState
 from kos_cluster.errors import KosError
 from tests.core.replicated.log import START_S, founded
 
@@ -71,6 +72,7 @@ def test_any_proposal_gets_a_reply(proposal: c.Proposal):
 
 @settings(max_examples=300, deadline=None)
 @given(entry=st.binary(max_size=200).map(lambda rest: bytes((c.FORMAT,)) + rest))
+@example(entry=bytes((c.FORMAT,)) + b"\x81\xa5\x00\x00\x00\x00\x80")  # a name that is not UTF-8
 def test_any_bytes_are_understood_or_halt_with_a_sentence(entry: bytes):
     state = founded().state
     before = state.snapshot()
@@ -78,3 +80,11 @@ def test_any_bytes_are_understood_or_halt_with_a_sentence(entry: bytes):
         state.apply(state.applied_index + 1, entry)
     except c.UnknownEntryError:
         assert state.snapshot() == before
+
+
+@settings(max_examples=300, deadline=None)
+@given(rest=st.binary(max_size=200))
+@example(rest=b"\x81\xa5\x00\x00\x00\x00\x80")
+def test_any_snapshot_is_restored_or_refused_with_a_sentence(rest: bytes):
+    with contextlib.suppress(KosError):
+        ClusterState.restore(bytes((SNAPSHOT_FORMAT,)) + rest)

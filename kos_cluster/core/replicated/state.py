@@ -113,7 +113,7 @@ class ClusterState:
             )
         try:
             decoded = msgspec.msgpack.decode(memoryview(snapshot)[1:], type=_Snapshot)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StateError(
                 f"A snapshot of the cluster's state is damaged ({error}).",
                 "Let this node leave and join again; the others have the state.",

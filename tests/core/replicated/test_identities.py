@@ -75,6 +75,13 @@ def test_a_certificate_that_ended_or_lives_for_ever_is_not_entered():
         assert log.refused(renew("n1", 1, 11, end_s)).error == "UsageError"
 
 
+def test_what_is_no_key_or_id_is_not_entered():
+    log = founded()
+    assert "CURVE key has 3 bytes" in log.refused(c.RenewCertificate("n1", 1, 11, END_S, b"key")).message
+    for strange in (certificate(1, "a/b", "name"), certificate(1, "a", "name", came_with="x" * 65)):
+        assert Log().refused(c.FoundCluster("lab", b"ca", (strange,))).error == "UsageError"
+
+
 def test_removal_denies_all_certificates_and_the_clients_that_came_along():
     log = Log()
     log.reply(
@@ -140,6 +147,7 @@ def test_founding_with_doubles_is_refused_as_a_whole():
     for twins in (
         (certificate(1, "n1"), certificate(1, "n2")),
         (certificate(1, "n1"), certificate(2, "n1")),
+        (certificate(1, "n1", "twin"), certificate(2, "n2", "twin")),
         (certificate(1, "n1"), certificate(2, "n2", "bad name")),
     ):
         Log().refused(c.FoundCluster("lab", b"ca", twins))

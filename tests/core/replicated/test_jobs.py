@@ -91,6 +91,7 @@ def test_small_results_are_bounded_together_and_large_ones_lie_on_disks():
         c.TaskResult(0, None, A, ()),
         c.TaskResult(0, None, A, ("n1", "n1")),
         c.TaskResult(0, None, A, ("n1", "n2", "n3")),
+        c.TaskResult(0, None, A, ("n" * 65,)),
     ],
 )
 def test_a_result_must_be_in_one_place(result: c.TaskResult):
@@ -154,7 +155,7 @@ def test_what_ended_first_makes_room_and_what_goes_on_does_not(monkeypatch: pyte
 
 
 def test_all_jobs_together_are_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jobs, "TOTAL_LIMIT_BYTES", 3000)
+    monkeypatch.setattr(jobs, "TOTAL_LIMIT_BYTES", 3500)
     log = Log()
     log.reply(submit("a", bytes(1500)))
     log.reply(submit("b", bytes(400)))
@@ -170,9 +171,9 @@ def test_the_size_that_is_reckoned_is_not_less_than_what_a_snapshot_carries():
     log = Log()
     empty_bytes = len(log.state.snapshot())
     hashes = [f"{number:064x}" for number in range(200)]
-    log.reply(submit("j", bytes(1000), tuple(c.Part(sha256, ("0123456789abcdef",) * 1) for sha256 in hashes)))
+    log.reply(submit("j", bytes(1000), tuple(c.Part(sha256, ("n" * 64,)) for sha256 in hashes)))
     log.reply(c.AssignDriver("j", "0123456789abcdef", 0))
-    holders = ("0123456789abcdef", "fedcba9876543210")
+    holders = ("n" * 64, "m" * 64)
     log.reply(c.CommitResults("j", 1, tuple(c.TaskResult(n, None, sha, holders) for n, sha in enumerate(hashes))))
     assert len(log.state.snapshot()) - empty_bytes <= job(log).size_bytes
 

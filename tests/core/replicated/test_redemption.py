@@ -119,3 +119,8 @@ def test_no_secret_is_in_the_log_or_the_state():
 
 def test_a_bad_lifetime_is_refused():
     assert founded().refused(c.MintToken("t", "0" * 64, Role.NODE, 25 * 3600.0)).error == "UsageError"
+
+
+@pytest.mark.parametrize(("id", "sha256"), [("", "0" * 64), ("x" * 65, "0" * 64), ("t", "secret"), ("t", "0" * 65)])
+def test_a_malformed_token_is_refused(id: str, sha256: str):
+    assert founded().refused(c.MintToken(id, sha256, Role.NODE, 60.0)).error == "UsageError"

@@ -183,6 +183,12 @@ def test_a_time_that_is_none_is_not_proposed_and_moves_no_clock():
     assert log.state.clock_s == clock_s
 
 
+@pytest.mark.parametrize("command", [c.SetSetting("x", "\ud800"), c.DecideTransaction(2**64, True)])
+def test_what_cannot_be_written_is_not_proposed(command: c.Command):
+    with pytest.raises(UsageError, match="cannot be written"):
+        c.encode(c.Proposal(1.0, command))
+
+
 def test_too_large_a_command_is_not_proposed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(c, "ENTRY_LIMIT_BYTES", 100)
     with pytest.raises(LimitError, match="SetSetting command takes"):

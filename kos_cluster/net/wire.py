@@ -469,6 +469,6 @@ def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:
         raise ProtocolError("A truncated message arrived.")
     try:
         message: Message = _decoder.decode(view[_PREFIX_BYTES:end])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"A malformed message arrived: {error}.") from error
     return message, view[end:]

@@ -20,7 +20,7 @@ from kos_cluster.core.raft.config import CAUGHT_UP_ENTRIES
 from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.roles import Role
-from kos_cluster.core.voters import Blocked, Candidate, Demote, Promote, choose_voters
+from kos_cluster.core.voters import Blocked, Candidate, Demote, HandOver, Promote, choose_voters
 from kos_cluster.errors import KosError
 from kos_cluster.node.certifying import Certifier
 from kos_cluster.node.consensus import Consensus
@@ -112,6 +112,9 @@ class Coordinating:
             case Demote(id_, why):
                 log.info("%s is no longer a voter: %s.", id_, why)
                 return raft.Demote(id_)
+            case HandOver(id_, why):
+                log.info("%s is to coordinate: %s.", id_, why)
+                self._consensus.transfer(id_)
             case Blocked(reason) if reason != self._blocked:
                 log.warning("%s", reason)
         self._blocked = step.reason if isinstance(step, Blocked) else ""

@@ -21,6 +21,7 @@ import zmq
 
 from kos_cluster.core import swim
 from kos_cluster.core.batching import TASKS_LIMIT
+from kos_cluster.core.queue import GRACE_S
 from kos_cluster.core.records import Load, Member, are_runs
 from kos_cluster.core.roles import Command, Role, may
 from kos_cluster.errors import StateError
@@ -51,6 +52,7 @@ TICK_S = 0.1  # with work on the node
 SAMPLE_S = 1.0  # between two looks at the machine's load
 WARM_TIMEOUT_S = 20.0
 FAREWELL_S = 0.2  # for what was given back to reach its owners
+FAREWELL_POLL_S = 0.02
 PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
 # What only nodes say, and only to nodes.
 NODES_SAY = (wire.Heartbeat, wire.LoadNews, wire.Consensus, wire.Propose, wire.Proposed, wire.OwnerEnded)
@@ -232,7 +234,16 @@ class Daemon:
         """Give work back, tell the other nodes, and let that go out."""
         (self._run / "ready.json").unlink(missing_ok=True)  # from now on this node does not run
         self._batches.stop()
+        await self._given_back()
         await self._control.farewell()
+
+    async def _given_back(self) -> None:
+        """Wait until all work was stopped and its owners were told: who hears first that this node is gone counts what
+        it had here as lost."""
+        deadline = time.monotonic() + GRACE_S + FAREWELL_S
+        while self._batches.busy and time.monotonic() < deadline:
+            self._batches.tick(time.monotonic())
+            await asyncio.sleep(FAREWELL_POLL_S)
         await asyncio.sleep(FAREWELL_S)
 
     # ---- time

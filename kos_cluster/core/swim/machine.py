@@ -77,7 +77,7 @@ from kos_cluster.core.swim.profile import Profile
 GOSSIP_FANOUT = 3  # members told in one round of gossip
 FAREWELL_FANOUT = 8  # members told at once by one that stops
 SEEDS_LIMIT = 16  # addresses of the bootstrap list
-JOIN_RETRY_S = 2.0
+JOIN_RETRY_S = 2.0  # from one try of the bootstrap list to the next
 JOIN_QUIET_S = 5.0  # what a node that knew nobody is sent within this time is no news to the others
 
 

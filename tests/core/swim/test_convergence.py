@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
+
 import msgspec
 import pytest
 
 from kos_cluster.core.records import MemberState
 from kos_cluster.core.swim import (
     LAN,
+    Ack,
+    Dead,
+    Entry,
     Gossip,
+    Join,
     Leave,
+    MemberChanged,
+    Ping,
     Received,
     Send,
+    Suspect,
+    Swim,
     SyncData,
     SyncDigest,
     SyncRequest,
@@ -20,7 +31,7 @@ from kos_cluster.core.swim import (
     table,
 )
 from kos_cluster.core.swim.messages import GOSSIP_LIMIT_BYTES, SYNC_LIMIT_BYTES
-from tests.core.swim.harness import Net, known, machine, member, record, sends
+from tests.core.swim.harness import Net, known, machine, member, record, sends, sign, verify
 
 ALIVE, DEAD, LEFT = MemberState.ALIVE, MemberState.DEAD, MemberState.LEFT
 
@@ -222,3 +233,59 @@ def test_each_change_makes_a_new_view_and_nothing_else_does():
     net.handle(0, UpdateSelf(member(0, slots=3)))
     net.run(2.0)
     assert [swim.view for swim in net.swims.values()] == [2, 2, 2]
+
+
+def test_a_death_heard_in_anti_entropy_is_a_suspicion_first_so_that_it_can_be_refuted():
+    swim = machine(others=3)
+    entry = Entry(record(member(2)), Dead("id2", 100, "id3"))
+    swim.handle(Received("id1", SyncData((entry,))), 0.0)
+    assert swim.member("id2").state is MemberState.SUSPECT
+
+
+def test_a_member_that_is_heard_of_as_dead_was_never_alive_here():
+    swim = machine(others=3)
+    entry = Entry(record(member(9)), Dead("id9", 100, "id3"))
+    effects = swim.handle(Received("id1", SyncData((entry,))), 0.0)
+    assert [(e.member.state, e.was) for e in effects if isinstance(e, MemberChanged)] == [(DEAD, None)]
+
+
+def test_who_sends_an_outdated_entry_gets_the_newer_one():
+    swim = machine(others=3)
+    for old in (Entry(record(member(2, 99))), Entry(record(member(0, 99)))):
+        (answer,) = sends(swim.handle(Received("id1", SyncData((old,))), 0.0), SyncData)
+        (entry,) = answer.message.entries
+        assert answer.id == "id1" and entry.record in (record(member(2)), record(member(0)))
+
+
+def test_an_id_that_is_asked_for_often_is_sent_once():
+    swim = machine(others=3)
+    (answer,) = sends(swim.handle(Received("id1", SyncData((), ("id2",) * 1000)), 0.0), SyncData)
+    assert len(answer.message.entries) == 1
+
+
+def test_what_a_joining_node_is_sent_is_no_news_to_the_others():
+    swim = machine(0, others=0)
+    (request,) = sends(swim.handle(Join(("host1:7567", "host0:7567")), 0.0), SyncRequest)
+    assert (request.id, request.address) == ("", "host1:7567")
+    entries = tuple(Entry(record(member(n))) for n in (1, 2, 3))
+    swim.handle(Received("id1", SyncData(entries)), 0.1)
+    assert len(swim.members()) == 4
+    (ack,) = sends(swim.handle(Received("id1", Ping(1)), 0.2), Ack)
+    assert ack.message.gossip == ()
+    swim.handle(Received("id1", SyncData((Entry(record(member(4))),))), 60.0)
+    (ack,) = sends(swim.handle(Received("id1", Ping(1)), 60.0), Ack)
+    assert ack.message.gossip == (record(member(4)),)
+
+
+def test_a_start_with_an_older_clock_outdoes_the_record_that_was_kept():
+    rows = [known(member(0, 500)), known(member(1))]
+    swim = Swim(member(0, 7), LAN, random.Random(1), partial(sign, "id0"), verify, 0.0, rows)
+    assert swim.members()[0].incarnation == 501
+    (ack,) = sends(swim.handle(Received("id1", Ping(1)), 0.0), Ack)
+    assert ack.message.gossip == (record(member(0, 501)),)
+
+
+def test_a_node_that_has_to_refute_doubts_its_own_health():
+    swim = machine()
+    swim.handle(Received("id1", Gossip((Suspect("id0", 100, ("id1",)),))), 0.0)
+    assert swim.health == 1 and swim.members()[0].incarnation == 101

@@ -8,27 +8,33 @@ import pytest
 from kos_cluster.core.records import MemberState
 from kos_cluster.core.swim import (
     LAN,
+    Ack,
     Dead,
     Effect,
+    Entry,
     Gossip,
     Ignored,
     MemberChanged,
+    Message,
+    Nack,
     NameConflict,
     Ping,
+    PingReq,
     Profile,
     Received,
     Record,
     Removed,
     Suspect,
     Swim,
+    SyncData,
     SyncDigest,
     SyncRequest,
     UpdateSelf,
     Why,
 )
-from kos_cluster.core.swim.messages import INCARNATION_LIMIT, RECORD_LIMIT_BYTES, Update, body_of
+from kos_cluster.core.swim.messages import INCARNATION_LIMIT, RECORD_LIMIT_BYTES, Update, body_of, precedence, sealed
 from kos_cluster.errors import LimitError
-from tests.core.swim.harness import machine, member, record, sends
+from tests.core.swim.harness import machine, member, record, sends, sign
 
 ALIVE, SUSPECT, DEAD, LEFT = MemberState.ALIVE, MemberState.SUSPECT, MemberState.DEAD, MemberState.LEFT
 
@@ -183,3 +189,32 @@ def test_a_node_changes_its_record_under_a_new_incarnation():
     (ack,) = sends(swim.handle(Received("id1", Ping(1)), 0.0), object)
     (told,) = ack.message.gossip
     assert told == record(own) and told.body == body_of(own)
+
+
+def test_a_record_of_another_version_is_believed_and_passed_on_unharmed():
+    swim = machine()
+    fields = msgspec.msgpack.decode(body_of(member(9))) | {"colour": "blue"}
+    body = msgspec.msgpack.encode(fields)
+    newer = Record(body, sign("id9", sealed(body)))
+    hear(swim, newer)
+    assert swim.member("id9") == member(9)
+    (ack,) = sends(swim.handle(Received("id1", Ping(1)), 0.0), object)
+    assert ack.message.gossip == (newer,)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ping(2**32 - 1, (record(member(1)), Suspect("a", 2**62, ("b", "c")), Dead("a", 1, "b"))),
+        Ack(1),
+        PingReq(1, "id2"),
+        Nack(1),
+        Gossip((Dead("a", 1, "b"),)),
+        SyncRequest(record(member(1)), 1, (0, 2**64 - 1)),
+        SyncDigest(1, (0, 1), {"a": precedence(INCARNATION_LIMIT - 1, LEFT)}),
+        SyncData((Entry(record(member(1))), Entry(record(member(2)), Suspect("id2", 1, ("a",)))), ("x",)),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_every_message_survives_the_wire(message: Message):
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=Message) == message

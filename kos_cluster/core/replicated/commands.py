@@ -1,12 +1,12 @@
 """What the cluster agrees on, command by command, and how a command is written into the log.
 
-Theory of operation. A log entry is one byte, `FORMAT`, and one MessagePack `Proposal`: when the proposer stamped it, the
-session and serial that make a retry harmless, and the command, tagged with its kind.
+Theory of operation. A log entry is one byte, `FORMAT`, and one MessagePack `Proposal`: when the proposer stamped it,
+the session and serial that make a retry harmless, and the command, tagged with its kind.
 
-Rules: every node must apply every entry, and all alike. So an entry of an unknown format or kind, or with a field that
-this version does not know, raises `UnknownEntryError`, and the daemon halts; to skip it would be to invent another history.
-For the same reason the meaning of a command, its limits included, changes only together with `FORMAT`.
-A secret is never in a command, only its SHA-256, since the log lies on many disks.
+Rules: every node must apply every entry, and all alike. So an entry of an unknown format or kind, or with a field
+that this version does not know, raises `UnknownEntryError`, and the daemon halts; to skip it would be to invent
+another history. For the same reason the meaning of a command, its limits included, changes only together with
+`FORMAT`. A secret is never in a command, only its SHA-256, since the log lies on many disks.
 """
 
 from __future__ import annotations
@@ -344,5 +344,5 @@ def decode(entry: bytes) -> Proposal:
 def _unknown(cause: str) -> UnknownEntryError:
     return UnknownEntryError(
         f"An entry of the cluster's log cannot be applied: {cause}.",
-        "Install the version of kos-cluster that the other nodes run, then start this node again; its log is unchanged.",
+        "Install the version of kos-cluster that the other nodes run, then start this node again; its log is kept.",
     )

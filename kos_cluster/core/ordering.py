@@ -2,10 +2,10 @@
 
 The daemon and the simulator both run this code, so that the simulator tests the order that ships.
 
-Theory of operation. The machine numbers its writes and says of each message which write must be durable before it leaves.
-A disk makes durable one batch at a time, and a batch costs the same however much is in it. So at most one write is in
-flight; all that accumulates meanwhile becomes the next one (group commit), under the number of its last part. A message
-whose write is not yet durable waits; those released by one write leave in the order in which they were given.
+Theory of operation. The machine numbers its writes, and says of each message which write must be durable before it
+leaves. A disk makes durable one batch at a time, and a batch costs about the same however much is in it. So at most one
+write is in flight; all that accumulates meanwhile becomes the next one (group commit), under the number of its last
+part. A message whose write is not yet durable waits; those released by one write leave in the order they were given.
 
     disk      effect or report     next      actions
     idle      Persist              writing   Write
@@ -99,7 +99,7 @@ def merge(earlier: Persist, later: Persist) -> Persist:
         later.number,
         later.hard_state,
         later.first,
-        tuple(entry for entry in entries if entry.index >= later.first),
+        entries,
         later.snapshot or earlier.snapshot,
         earlier.reset or later.reset,
     )

@@ -107,8 +107,8 @@ Event = Received | Propose | ReadIndex | Persisted | WriteFailed | ChangeConfig 
 class Persist(msgspec.Struct, frozen=True):
     """Make all of this durable, as one, after all writes of smaller numbers.
 
-    In this order: with `reset` the whole log goes; else what is at and after the first of `entries`. Then `entries` are
-    appended, rows before `first` go, `snapshot` (if any) replaces the former one, `hard_state` replaces the former one."""
+    In this order: with `reset` the whole log goes, else what is at and after the first of `entries`. Then `entries` are
+    appended, what is before `first` goes, and `hard_state` and `snapshot` (if any) replace the former ones."""
 
     number: int
     hard_state: HardState
@@ -127,7 +127,7 @@ class Send(msgspec.Struct, frozen=True):
 
 
 class Apply(msgspec.Struct, frozen=True):
-    """These entries are committed, and durable here. All kinds are given, so that every index is seen once, in order."""
+    """These entries are committed, and durable here. All kinds are given: every index is seen once, in order."""
 
     entries: tuple[Entry, ...]
 

@@ -1,9 +1,9 @@
 """What the nodes of a group say to each other.
 
-Each message names the group, the sender's term and the wire version that the sender speaks. Versions: a new version only
-adds fields, each with a default that means "the sender is older and did not say", and a receiver ignores fields that
-it does not know; so neighbouring versions understand each other and nodes are upgraded one by one. Version 1 has no
-hints in AppendResponse, no `transfer` in VoteRequest and no refusal in ReadResponse.
+Each message names the group, the sender's term and the wire version that the sender speaks. A new version only adds
+fields, each with a default that means "the sender is older and did not say", and a receiver ignores fields that it does
+not know. So neighbouring versions understand each other, and nodes are upgraded one by one. Version 1 has no hints in
+AppendResponse.
 
 The sender's identity is not in a message: the transport authenticates it and the caller gives it with `Received`.
 """

@@ -42,11 +42,11 @@ class Membership(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One place in the log."""
+    """One place in the log. A kind that is not in `Kind` comes with a newer `version`."""
 
     index: int
     term: int
-    kind: Kind
+    kind: str
     data: bytes = b""
     version: int = ENTRY_VERSION
 
@@ -85,11 +85,3 @@ class Timing(msgspec.Struct, frozen=True):
     election_min_s: float = 0.6  # a follower that heard a leader within this time gives no vote
     election_max_s: float = 1.2  # a leader that no quorum answered for so long steps down
     learner_heartbeat_s: float = 1.0  # to each learner; seldom, so that a large group stays cheap
-
-
-def founding(voters: tuple[str, ...]) -> Restored:
-    """The disk of each first voter of a new group, for its storage to write before the first start: one entry that
-    names the voters, committed by decree."""
-    membership = Membership(tuple(sorted(voters)))
-    first = Entry(1, 1, Kind.CONFIG, msgspec.msgpack.encode(membership))
-    return Restored(HardState(1, None, 1), None, (first,))

@@ -20,7 +20,7 @@ class Received(msgspec.Struct, frozen=True):
 
 
 class LinkDown(msgspec.Struct, frozen=True):
-    """A hint: the connection to this member was refused or broke. It is probed the sooner, and not declared dead by it."""
+    """A hint: the connection to this member was refused or broke. It is probed sooner, not declared dead by it."""
 
     id: str
 

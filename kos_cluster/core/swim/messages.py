@@ -1,9 +1,9 @@
 """What SWIM machines say to each other: updates about members, and the messages that carry them.
 
 Rules. A `Record` is what a node says of itself, alive or left, signed with its own key; its body stays the bytes that
-were signed, so nodes of another version pass it on unharmed. `Suspect` and `Dead` are what others say of it; they are about
-exactly one incarnation and name their accusers, and the one that they are about can always refute them by a record of a
-higher incarnation. Nothing here holds an absolute time.
+were signed, so nodes of another version pass it on unharmed. `Suspect` and `Dead` are what others say of it; they are
+about exactly one incarnation and name their accusers, and the one that they are about can always refute them by a
+record of a higher incarnation. Nothing here holds an absolute time.
 
 Limits: the updates of one message take at most `GOSSIP_LIMIT_BYTES`, one record at most `RECORD_LIMIT_BYTES`, a
 message of anti-entropy at most `SYNC_LIMIT_BYTES`.

@@ -30,6 +30,11 @@ class Profile(msgspec.Struct, frozen=True):
         """A machine that runs so late was stalled itself and has no right to accuse."""
         return self.probe_timeout_s / 2
 
+    @property
+    def relay_s(self) -> float:
+        """A helper answers `Nack` after this time, early enough to be heard before the probe is over."""
+        return 0.6 * (self.probe_s - self.probe_timeout_s)
+
     def suspicion_s(self, members: int) -> tuple[float, float]:
         """The shortest and the longest suspicion; they grow with the logarithm of the members, as gossip does."""
         shortest_s = self.suspicion_factor * max(1.0, math.log10(max(1, members))) * self.probe_s

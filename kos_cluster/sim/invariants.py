@@ -10,10 +10,12 @@ appended, voted and committed. Each event changes little, so each check looks at
     leader completeness      a node becomes leader         the last entry that earlier terms committed
     log matching             entries are appended          the entry, and the term before it, first seen at (index, term)
     durable before said      a message leaves              the sender's disk: term, vote, log
+                             an entry is applied           the same
     commit                   the world's commit advances   the leader's term, and the disks of a majority
     state-machine safety     commit, apply, restore        the entry first committed, the reply or state first seen there
     monotony                 after every event             the node's term and commit before
     voter changes            a leader appends one          the change before it is committed; quorums overlap
+                             a membership comes in force   the latest in the node's log
     check-quorum             a leader ticks                whom it heard of late
     honest peers             a message is ignored          no member sends what is impossible
 
@@ -120,6 +122,8 @@ class RaftRules:
                 self._persist(replica, effect)
             elif isinstance(effect, events.RoleChanged):
                 self._role_changed(replica, effect)
+            elif isinstance(effect, (events.MembershipChanged, events.RestoreSnapshot)):
+                self._in_force(replica)
             elif isinstance(effect, events.Ignored) and not self._changed:
                 raise Violation("honest peers", f"{replica.host.name} ignored {effect.sender}: {effect.why}")
         raft = replica.raft
@@ -155,10 +159,14 @@ class RaftRules:
                 )
         elif isinstance(message, messages.VoteResponse) and message.granted:
             self._vote(replica, term, send.to)
+        elif isinstance(message, messages.VoteRequest):
+            self._vote(replica, term, name)
 
     def applied(self, replica: Replica, entry: Entry, reply: Any) -> None:
         known = self.committed.get(entry.index)
         name = replica.host.name
+        if not holds(replica.disk.kept, entry.index, entry.term):
+            raise Violation("durable before said", f"{name} applied {entry.index}, which its disk does not hold")
         if known is None:
             self._check_known(name, entry)
         elif known is not entry and known != entry:
@@ -243,6 +251,8 @@ class RaftRules:
             if replica.raft is not None and replica.raft.role is Role.LEADER:
                 self._voter_change(replica, view, batch)
         view.log.take(batch)
+        if view.log.last < view.commit:
+            raise Violation("log matching", f"{name} cuts its log at {view.log.last}, but had committed {view.commit}")
 
     def _append(self, name: str, entry: Entry, before: int | None) -> None:
         first = self._appended.get((entry.index, entry.term))
@@ -283,6 +293,14 @@ class RaftRules:
             if not new.voters or majority(old.voters) + majority(new.voters) <= len(everybody):
                 raise Violation("voter changes", f"quorums of {old.voters} and {new.voters} need not meet")
 
+    def _in_force(self, replica: Replica) -> None:
+        raft, name = replica.raft, replica.host.name
+        assert raft is not None
+        log = self._views[name].log
+        latest = self._last_config(log, log.last + 1)
+        if latest is not None and raft.membership != latest[1]:
+            raise Violation("voter changes", f"{name} goes by {raft.membership}; its log says {latest[1]}")
+
     def _last_config(self, log: Log, before: int) -> tuple[int, Membership] | None:
         for index in range(before - 1, log.first - 1, -1):
             entry = log.entry(index)
@@ -317,7 +335,6 @@ class RaftRules:
         raft, name = replica.raft, replica.host.name
         assert raft is not None
         voters = raft.membership.voters
-        self._votes.setdefault((name, term), name)
         if view.told_to_stand == term - 1:
             return
         hopes = view.pre_votes[1] if view.pre_votes[0] == term else set()

@@ -54,6 +54,7 @@ class Replica:
         self._random = random
         self._compact_every = random.randint(COMPACT_LEAST, COMPACT_MOST)
         self._ordering = Ordering()
+        self._compacted = 0  # the index of the last snapshot
         self._do: dict[type, Callable[[Any], None]] = {
             Write: self._write,
             events.Send: self._send,
@@ -78,6 +79,7 @@ class Replica:
         restored = self.disk.load()
         self._ordering = Ordering()
         self.applied = self._world.new_state()
+        self._compacted = 0
         seed = self._random.getrandbits(64)
         self.raft = Raft(self.host.name, GROUP, restored, Random(seed), self.host.now)
         self._world.rules.booted(self, restored)
@@ -185,16 +187,14 @@ class Replica:
             self._world.workload.applied(self, entry, reply)
         assert self.raft is not None
         index = effect.entries[-1].index
-        if index - self._snapshot_index() >= self._compact_every:
+        if index - self._compacted >= self._compact_every:
             # after what is being carried out, as the daemon does it: the machine is not entered twice
             self._world.agenda.after(0.0, self.host.run, self.host.boots, self._compact)
 
-    def _snapshot_index(self) -> int:
-        return self.disk.kept.snapshot.index if self.disk.kept.snapshot else 0
-
     def _compact(self) -> None:
         index = self.applied.index
-        if index - self._snapshot_index() >= self._compact_every:
+        if index - self._compacted >= self._compact_every:
+            self._compacted = index
             data = self.applied.snapshot()
             self._world.rules.compacted(self, index, data)
             self.handle(events.Compact(index, data))
@@ -203,6 +203,7 @@ class Replica:
         snapshot = effect.snapshot
         self._world.rules.restored(self, snapshot)
         self.applied.restore(snapshot.index, snapshot.data)
+        self._compacted = snapshot.index
         self._world.note(self.host.name, "restored", snapshot.index)
 
     def _role_changed(self, effect: events.RoleChanged) -> None:

@@ -130,6 +130,8 @@ class Replication:
             peer.acknowledged(response.index, state.now)
             if peer.mode is not Mode.REPLICATE and peer.match_index >= state.log.base_index:
                 peer.replicate()
+            elif peer.snapshot is not None and peer.match_index >= peer.snapshot.index:
+                peer.probe()  # the log was compacted beyond it meanwhile: the next snapshot follows
         elif peer.rejected(response.index, self._agreement(response)):
             self.send(sender)
 

@@ -20,7 +20,8 @@ Hypothesis, which makes it smaller). So a failure is its seed and its schedule, 
     voters      an operator changes the membership of the group
     transfer    an operator makes another node the leader
 
-Rules: a fault that ends puts back what is normal, also if another of its kind is still to last; that is a schedule too.
+Rules: a fault that ends puts back what is normal, also if another of its kind is still to last, but for cuts, which are
+counted.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from kos_cluster.sim.host import Host
     from kos_cluster.sim.world import World
 
-GAP_MEAN_S = 1.0  # from one fault to the next
-LASTS_MOST_S = 6.0
+GAP_MEAN_S = 1.0  # from one fault to the next, at pace 1
+LASTS_LEAST_S, LASTS_MEAN_S, LASTS_MOST_S = 0.2, 2.5, 30.0
+PACES = (0.5, 1.0, 4.0)  # a schedule has many short faults, or few long ones
 WRITES_MOST = 12  # up to so many writes a doomed host still makes
 DOOM_LATEST_S = 1.0  # a doomed host that does not write so much dies by then
 JUMP_MOST_S = 120.0
@@ -67,18 +69,18 @@ class Kind(msgspec.Struct, frozen=True):
 def draw(random: Random, kinds: Sequence[str], nodes: int, until_s: float) -> tuple[Fault, ...]:
     """A schedule. With "crash" among the kinds, at least one host crashes before `until_s`."""
     faults: list[Fault] = []
-    at_s = 0.5
-    while kinds and (at_s := at_s + random.expovariate(1 / GAP_MEAN_S)) < until_s:
-        faults.append(_draw_one(random, random.choice(kinds), nodes, at_s))
+    at_s, pace = 0.5, random.choice(PACES)
+    while kinds and (at_s := at_s + random.expovariate(1 / GAP_MEAN_S / pace)) < until_s:
+        faults.append(_draw_one(random, random.choice(kinds), nodes, at_s, pace))
     if "crash" in kinds and not any(f.kind == "crash" and f.at_s < until_s - DOOM_LATEST_S for f in faults):
-        faults.append(_draw_one(random, "crash", nodes, random.uniform(0.3, 0.7) * until_s))
+        faults.append(_draw_one(random, "crash", nodes, random.uniform(0.3, 0.7) * until_s, pace))
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
-def _draw_one(random: Random, kind: str, nodes: int, at_s: float) -> Fault:
+def _draw_one(random: Random, kind: str, nodes: int, at_s: float, pace: float) -> Fault:
     count = random.randint(1, max(1, nodes - 1)) if kind in ("partition", "oneway") else 1
     hosts = tuple(sorted(random.sample(range(nodes), count)))
-    lasts_s = round(random.uniform(0.2, LASTS_MOST_S), 2)
+    lasts_s = round(min(LASTS_LEAST_S + random.expovariate(1 / LASTS_MEAN_S / pace), LASTS_MOST_S), 2)
     return Fault(round(at_s, 3), kind, lasts_s, hosts, round(random.random(), 3))
 
 
@@ -123,7 +125,7 @@ def _double_no_more(world: World, fault: Fault) -> None:
 
 
 def _delay(world: World, fault: Fault) -> None:
-    world.network.delay_most_s = 0.02 + 0.4 * fault.size
+    world.network.delay_most_s = 0.02 + 0.8 * fault.size
 
 
 def _delay_no_more(world: World, fault: Fault) -> None:

@@ -60,6 +60,7 @@ class Host:
         self._random = random
         self._free_at_s = 0.0
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque(maxlen=INBOX_LIMIT)
+        self._planned = False  # working off the inbox stands in the agenda
         self._wake_at_s: dict[str, float] = {}
 
     @property
@@ -81,6 +82,7 @@ class Host:
         self.up = False
         self.boots += 1
         self._inbox.clear()
+        self._planned = False
         self._wake_at_s.clear()
         for program in self.programs.values():
             program.stop(crash)
@@ -99,21 +101,23 @@ class Host:
             return
         if self._inbox or self._free_at_s > self._agenda.now_s:
             self._inbox.append((work, values))
-            if len(self._inbox) == 1:
-                self._agenda.at(self._free_at_s, self._work_off, boot)
+            self._plan_work(boot)
             return
         self._do(work, values)
+
+    def _plan_work(self, boot: int) -> None:
+        if self._inbox and not self._planned:
+            self._planned = True
+            self._agenda.at(self._free_at_s, self._work_off, boot)
 
     def _work_off(self, boot: int) -> None:
         if boot != self.boots:
             return
-        if self._free_at_s > self._agenda.now_s:  # it was paused meanwhile
-            self._agenda.at(self._free_at_s, self._work_off, boot)
-            return
-        work, values = self._inbox.popleft()
-        self._do(work, values)
-        if self._inbox and boot == self.boots:
-            self._agenda.at(self._free_at_s, self._work_off, boot)
+        self._planned = False
+        if self._free_at_s <= self._agenda.now_s:  # else it was paused meanwhile
+            self._do(*self._inbox.popleft())
+        if boot == self.boots:
+            self._plan_work(boot)
 
     def _do(self, work: Callable[..., object], values: tuple[Any, ...]) -> None:
         if self.lag_s:

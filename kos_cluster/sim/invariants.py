@@ -12,6 +12,7 @@ appended, voted and committed. Each event changes little, so each check looks at
     durable before said      a message leaves              the sender's disk: term, vote, log
                              an entry is applied           the same
     commit                   the world's commit advances   the leader's term, and the disks of a majority
+                             a late answer comes           what its sender acknowledged in this term
     state-machine safety     commit, apply, restore        the entry first committed, the reply or state first seen there
     monotony                 after every event             the node's term and commit before
     voter changes            a leader appends one          the change before it is committed; quorums overlap
@@ -61,6 +62,8 @@ class _View:
         self.led_term = 0
         self.votes: tuple[int, set[str]] = (0, set())
         self.pre_votes: tuple[int, set[str]] = (0, set())
+        self.acked: tuple[int, dict[str, int]] = (0, {})  # as leader of a term: what each acknowledged in it
+        self.late_answer = ""  # who has just answered what it was sent in an earlier term
         self.told_to_stand = 0  # in which term a leader asked it to
         self.heard: dict[str, float] = {}
         self.leads_since = now
@@ -112,6 +115,8 @@ class RaftRules:
                     view.pre_votes = (message.term, voters)
                 else:
                     view.votes = (message.term, voters)
+        elif isinstance(message, messages.AppendResponse):
+            self._acknowledged(replica, view, sender, message)
         elif isinstance(message, messages.TimeoutNow):
             view.told_to_stand = message.term
 
@@ -130,6 +135,8 @@ class RaftRules:
         if raft is None:
             return
         view = self._views[replica.host.name]
+        if view.late_answer:
+            self._uncounted(replica, view)
         if raft.term != view.term:
             if raft.term < view.term:
                 raise Violation("monotony", f"{replica.host.name} went from term {view.term} to {raft.term}")
@@ -152,7 +159,8 @@ class RaftRules:
         if term > self._promised.get(name, 0):
             self._promised[name] = term
         if isinstance(message, messages.AppendResponse) and not message.rejected:
-            if kept.last < message.index:
+            # One of an earlier term may have been overtaken on the disk, within one batch, by what a newer leader cut.
+            if term == kept.hard_state.term and kept.last < message.index:
                 raise Violation(
                     "durable before said",
                     f"{name} says that it has entry {message.index} while its disk ends at {kept.last}",
@@ -393,6 +401,31 @@ class RaftRules:
             raise Violation("commit", f"{name} commits {commit} that only {count} of {voters} have on their disks")
         self.frontier = commit
         self._committed_in[raft.term] = commit
+
+    def _acknowledged(self, replica: Replica, view: _View, sender: str, message: messages.AppendResponse) -> None:
+        raft = replica.raft
+        if raft is None or raft.role is not Role.LEADER or message.term > raft.term:
+            return
+        if view.acked[0] != raft.term:
+            view.acked = (raft.term, {})
+        if message.term < raft.term:
+            view.late_answer = sender
+        elif not message.rejected:
+            view.acked[1][sender] = max(view.acked[1].get(sender, 0), message.index)
+
+    def _uncounted(self, replica: Replica, view: _View) -> None:
+        """An answer of an earlier term has changed nothing of what the leader takes for replicated."""
+        sender, view.late_answer = view.late_answer, ""
+        raft = replica.raft
+        assert raft is not None
+        for follower in raft.followers():
+            known = view.acked[1].get(sender, 0)
+            if follower.node == sender and raft.term == view.acked[0] and follower.match_index > known:
+                raise Violation(
+                    "commit",
+                    f"{raft.node} counts {sender} for entry {follower.match_index} by an answer of an earlier term; "
+                    f"in term {raft.term} it acknowledged {known}",
+                )
 
     def _check_known(self, name: str, entry: Entry) -> None:
         if entry.index > self.frontier:

@@ -46,6 +46,7 @@ class Mutant(msgspec.Struct, frozen=True):
     patches: tuple[Patch, ...]
     kinds: tuple[str, ...]
     membership: bool = False
+    seconds: float = 20.0
 
 
 class Catch(msgspec.Struct, frozen=True):
@@ -61,7 +62,7 @@ class Catch(msgspec.Struct, frozen=True):
 def hunt(name: str, first: int = 0, limit: int = SEEDS_LIMIT) -> Catch:
     """Run seeds until one breaks a rule."""
     mutant = MUTANTS[name]
-    options = Options(kinds=mutant.kinds, membership=mutant.membership)
+    options = Options(seconds=mutant.seconds, kinds=mutant.kinds, membership=mutant.membership)
     with patched(mutant.patches):
         for count in range(1, limit + 1):
             result = run_seed(first + count - 1, options)
@@ -380,7 +381,7 @@ MUTANTS: dict[str, Mutant] = {
     "votes-across-terms": Mutant(
         "votes of earlier terms count",
         ((elections.Elections, "answered", _count_any_vote),),
-        (*_NETWORK, "pause", "crash"),
+        ("delay", "delay", "stray", "pause"),
     ),
     "pre-votes-as-votes": Mutant(
         "promises to vote count as votes",
@@ -405,7 +406,7 @@ MUTANTS: dict[str, Mutant] = {
     "answers-across-terms": Mutant(
         "acknowledgements of an earlier term count",
         ((machine.Raft, "_stale", _count_old_answers),),
-        ("stray", "partition", "crash", "transfer", "delay"),
+        ("stray", "stray", "transfer", "pause", "loss"),
     ),
     "counts-own-unwritten": Mutant(
         "the leader counts itself before its disk has the entry",
@@ -505,5 +506,6 @@ MUTANTS: dict[str, Mutant] = {
         ((Table, "dead_ids", _forget_the_dead),),
         ("partition",),
         membership=True,
+        seconds=60.0,
     ),
 }

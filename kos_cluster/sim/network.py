@@ -10,6 +10,7 @@ Rules: all randomness is the generator's, drawn only here, so a world with the s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from random import Random
 
@@ -23,7 +24,7 @@ class Network:
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        self._cut: set[tuple[str, str]] = set()
+        self._cut: Counter[tuple[str, str]] = Counter()  # a direction -> how many cuts hold it
         self.heal()
 
     def heal(self) -> None:
@@ -37,11 +38,12 @@ class Network:
     def cut(self, sources: Iterable[str], targets: Iterable[str]) -> None:
         """From now on nothing gets from a source to a target; the way back is not touched."""
         targets = list(targets)
-        self._cut.update((source, target) for source in sources for target in targets if source != target)
+        self._cut.update((source, target) for source in sources for target in targets)
 
     def mend(self, sources: Iterable[str], targets: Iterable[str]) -> None:
+        """One cut ends; a direction that another one holds stays cut."""
         targets = list(targets)
-        self._cut.difference_update((source, target) for source in sources for target in targets)
+        self._cut -= Counter((source, target) for source in sources for target in targets)
 
     def is_cut(self, source: str, target: str) -> bool:
         return (source, target) in self._cut

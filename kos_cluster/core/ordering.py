@@ -91,8 +91,8 @@ def merge(earlier: Persist, later: Persist) -> Persist:
     if later.reset:
         entries = later.entries
     elif later.entries:
-        cut = later.entries[0].index
-        entries = tuple(entry for entry in earlier.entries if entry.index < cut) + later.entries
+        kept = later.entries[0].index - earlier.entries[0].index if earlier.entries else 0
+        entries = earlier.entries[: max(0, kept)] + later.entries
     else:
         entries = earlier.entries
     return Persist(

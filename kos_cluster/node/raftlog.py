@@ -112,7 +112,7 @@ class RaftLog:
 
     def _load_entries(self) -> tuple[Entry, ...]:
         mark, checksum, entries = self._mark, self._mark.before, []
-        rows = self._db.execute("SELECT idx, term, version, kind, data, checksum FROM entries ORDER BY idx")
+        rows = self._db.execute("SELECT idx, term, version, kind, data, checksum FROM entries ORDER BY idx").fetchall()
         for expected, (index, term, version, kind, data, stored) in enumerate(rows, mark.first):
             if index != expected:
                 raise self._damaged(f"has no entry {expected}")

@@ -54,6 +54,8 @@ with pre-vote and check-quorum, one change of the voters at a time, snapshots, r
   message, and stops the machine (`Halt`) when it is on the disk. Nothing is skipped.
 - A node that was removed while it was cut off asks for pre-votes for ever. Nobody that hears a leader answers, so it
   disturbs nobody; the layer above revokes it.
+- A node that lost its disk is removed before it joins again: one that forgot its vote or an acknowledged entry breaks
+  what the others rely on.
 - All memory is bounded by named constants: `leadership` (uncommitted entries), `progress` (appends and chunks under
   way), `reads`, `config` (members), `following` (a snapshot that comes in), `log` (the tail behind a snapshot).
 """

@@ -35,9 +35,6 @@ class Leadership:
         self.replication = Replication(state)
         self._reads = LeaderReads(state)
         self._transfer: tuple[Transfer, float] | None = None  # and when it is given up
-        self._uncommitted_bytes = sum(
-            len(entry.data) for entry in state.log.between(state.commit + 1, state.log.last_index)
-        )
         self._append(Kind.NOOP, b"")
         self.replication.tick()
 
@@ -132,7 +129,6 @@ class Leadership:
         state = self._state
         entry = Entry(state.log.last_index + 1, state.term, kind, data)
         state.append([entry])
-        self._uncommitted_bytes += len(data)
         if id is not None:
             state.emit(Accepted(id, entry.index, entry.term))
         self.replication.follow_membership()
@@ -146,7 +142,6 @@ class Leadership:
         index = majority_commit(state.membership.voters, reached)
         if index <= state.commit or state.log.term_at(index) != state.term:
             return
-        self._uncommitted_bytes -= sum(len(entry.data) for entry in state.log.between(state.commit + 1, index))
         state.commit_to(index)
         self.replication.follow_membership()
         self.replication.send_all()
@@ -164,6 +159,8 @@ class Leadership:
         self._confirm_reads()
 
     def _confirm_reads(self) -> None:
+        if not self._reads.waiting:
+            return
         answered = {node: peer.round for node, peer in self.replication.peers.items()}
         answered[self._state.node] = self._reads.round
         if self._reads.confirm(majority_commit(self._state.membership.voters, answered)):
@@ -184,12 +181,14 @@ class Leadership:
         return f"the leadership is being handed to {self._transfer[0].to}" if self._transfer else ""
 
     def _why_too_much(self, size_bytes: int) -> str:
+        log, commit = self._state.log, self._state.commit
         if size_bytes > COMMAND_LIMIT_BYTES:
             return f"the command has {size_bytes} bytes; {COMMAND_LIMIT_BYTES} are allowed"
-        if self._state.log.last_index - self._state.commit >= UNCOMMITTED_LIMIT:
+        if log.last_index - commit >= UNCOMMITTED_LIMIT:
             return f"{UNCOMMITTED_LIMIT} entries wait to be committed already"
-        if self._uncommitted_bytes + size_bytes > UNCOMMITTED_BYTES:
-            return f"entries of {self._uncommitted_bytes} bytes wait to be committed already"
+        waiting_bytes = log.size_bytes(commit + 1, log.last_index)
+        if waiting_bytes + size_bytes > UNCOMMITTED_BYTES:
+            return f"commands of {waiting_bytes} bytes wait to be committed already"
         return ""
 
     def _why_no_change(self, change: Change) -> str:

@@ -9,8 +9,10 @@ log was cut since: cutting lowers what every earlier write can vouch for.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 from kos_cluster.core.raft.values import Entry, Restored, Snapshot
 from kos_cluster.errors import StateError
@@ -35,6 +37,8 @@ class Log:
                 f"The snapshot at entry {snapshot.index} does not belong to the log beside it.",
                 "Remove this node from the cluster and join again.",
             )
+        self._totals = list(accumulate(len(entry.data) for entry in entries))  # bytes up to and with each entry
+        self._total_before = 0  # bytes up to and with the base
         self.durable = self.last_index
         self._writes: deque[tuple[int, int]] = deque()  # (number of a write, the last index it vouches for)
 
@@ -64,15 +68,16 @@ class Log:
         """The entries from `first` to `last`, both included."""
         return self._entries[first - self.first_index : last - self.base_index]
 
+    def size_bytes(self, first: int, last: int) -> int:
+        """The commands in the entries from `first` to `last`, both included."""
+        return self._total_at(last) - self._total_at(first - 1)
+
     def batch(self, first: int, size_bytes: int, count: int) -> tuple[tuple[Entry, ...], int]:
         """The entries from `first` on, as many as fit but at least one if there is any, and their size."""
-        taken, total = 0, 0
         start = first - self.first_index
-        for entry in self._entries[start : start + count]:
-            if taken and total + len(entry.data) > size_bytes:
-                break
-            taken, total = taken + 1, total + len(entry.data)
-        return tuple(self._entries[start : start + taken]), total
+        end = bisect_right(self._totals, self._total_at(first - 1) + size_bytes, start)
+        end = min(max(end, start + 1), start + count, len(self._entries))
+        return tuple(self._entries[start:end]), self.size_bytes(first, self.base_index + end)
 
     def is_covered_by(self, last_index: int, last_term: int) -> bool:
         """A log that ends so is at least as up to date as this one (thesis 3.6.1)."""
@@ -90,15 +95,20 @@ class Log:
             index -= 1
         return 0, 0
 
+    def _total_at(self, index: int) -> int:
+        return self._totals[index - self.first_index] if index > self.base_index else self._total_before
+
     # ---- changes
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Put these in place of whatever is at and after the first of them."""
         cut = entries[0].index - self.first_index
         if cut < len(self._entries):
-            del self._entries[cut:]
+            del self._entries[cut:], self._totals[cut:]
             self._vouch_no_further_than(entries[0].index - 1)
-        self._entries.extend(entries)
+        for entry in entries:
+            self._totals.append(self._total_at(self.last_index) + len(entry.data))
+            self._entries.append(entry)
 
     def compact(self, snapshot: Snapshot) -> None:
         """The snapshot replaces what is before it, but for the tail."""
@@ -106,7 +116,8 @@ class Log:
         base = max(self.base_index, snapshot.index - TAIL_ENTRIES)
         term = self.term_at(base)
         if term is not None and base > self.base_index:
-            del self._entries[: base - self.base_index]
+            self._total_before = self._total_at(base)
+            del self._entries[: base - self.base_index], self._totals[: base - self.base_index]
             self.base_index, self.base_term = base, term
 
     def reset(self, snapshot: Snapshot) -> None:
@@ -114,6 +125,8 @@ class Log:
         self.snapshot = snapshot
         self.base_index, self.base_term = snapshot.index, snapshot.term
         self._entries.clear()
+        self._totals.clear()
+        self._total_before = 0
         self._vouch_no_further_than(0)
 
     # ---- durability

@@ -32,6 +32,11 @@ class LeaderReads:
         self._current: list[tuple[_Read, int]] = []  # (read, index) that wait for round `round`
         self._next: list[tuple[_Read, int]] = []  # that wait for the one after it
 
+    @property
+    def waiting(self) -> bool:
+        """Reads wait for the present round."""
+        return bool(self._current)
+
     def add(self, id: int, source: str | None) -> bool:
         """Take a read; True when a new round is to be sent."""
         if len(self._early) + len(self._current) + len(self._next) >= READS_LIMIT:

@@ -196,8 +196,8 @@ class Replication:
             return False
         if len(peer.inflight) < UNFILLED_INFLIGHT:
             return True
-        entries, size_bytes = log.batch(peer.next_index, APPEND_BYTES, APPEND_ENTRIES)
-        return entries[-1].index < log.last_index or len(entries) == APPEND_ENTRIES or size_bytes >= APPEND_BYTES
+        waiting = log.last_index - peer.next_index + 1
+        return waiting >= APPEND_ENTRIES or log.size_bytes(peer.next_index, log.last_index) >= APPEND_BYTES
 
     def _send_entries(self, node: str, peer: Progress) -> tuple[int, int]:
         state = self._state

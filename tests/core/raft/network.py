@@ -50,6 +50,10 @@ class Disk:
         self.snapshot: Snapshot | None = restored.snapshot
         self.entries: dict[int, Entry] = {entry.index: entry for entry in restored.entries}
 
+    @classmethod
+    def empty(cls) -> Disk:
+        return cls(Restored())
+
     def write(self, batch: Persist) -> None:
         if batch.reset:
             self.entries.clear()

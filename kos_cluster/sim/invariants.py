@@ -201,7 +201,9 @@ class RaftRules:
                 f"{self.membership_at(snapshot.index)}",
             )
         if snapshot.index < replica.applied.index:
-            raise Violation("monotony", f"{name} restored {snapshot.index} after it had applied {replica.applied.index}")
+            raise Violation(
+                "monotony", f"{name} restored {snapshot.index} after it had applied {replica.applied.index}"
+            )
 
     def ticked(self, replica: Replica) -> None:
         """A leader that has not heard a quorum for long must have stepped down."""

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 PORT = 7567
 # The LAN profile, with the rare things less rare, so that short runs see them.
-PROFILE = Profile(
-    probe_s=1.0, probe_timeout_s=0.4, gossip_s=0.2, suspicion_factor=2.5, sync_s=6.0, reconnect_s=2.0
-)
+PROFILE = Profile(probe_s=1.0, probe_timeout_s=0.4, gossip_s=0.2, suspicion_factor=2.5, sync_s=6.0, reconnect_s=2.0)
 _VERSIONS = Versions("0", 1, "3.11.0", "", "3")
 
 

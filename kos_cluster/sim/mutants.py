@@ -23,7 +23,7 @@ from kos_cluster.core.raft import log as raft_log
 from kos_cluster.core.raft import messages as m
 from kos_cluster.core.raft.quorum import majority_commit
 from kos_cluster.core.raft.replication import Replication
-from kos_cluster.core.raft.values import Kind, Role, Snapshot
+from kos_cluster.core.raft.values import Role, Snapshot
 from kos_cluster.core.replicated.locks import Locks
 from kos_cluster.core.replicated.sessions import Sessions
 from kos_cluster.core.swim.beliefs import Beliefs

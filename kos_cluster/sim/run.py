@@ -137,5 +137,3 @@ class _Runner:
 
     def __call__(self, seed: int) -> Result:
         return run_seed(seed, self._options)
-
-

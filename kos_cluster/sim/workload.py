@@ -90,7 +90,9 @@ class Workload:
         self._random = random
         self._next_id = 0
         self._asked: dict[int, Call] = {}  # id of an attempt -> its call
-        self._awaited: dict[tuple[str, int], tuple[Call, int]] = {}  # (host, index) -> call, and the term it was taken in
+        self._awaited: dict[
+            tuple[str, int], tuple[Call, int]
+        ] = {}  # (host, index) -> call, and the term it was taken in
         self._reading: dict[str, list[tuple[int, Call]]] = {}
         self._first: dict[tuple[int, int], tuple[int, replies.Reply]] = {}
         self.resource = Resource()

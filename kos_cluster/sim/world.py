@@ -158,5 +158,3 @@ class World:
             if self.replicas[name].applied.index < index:
                 return f"{name} has applied no more than entry {self.replicas[name].applied.index}"
         return ""
-
-

@@ -19,6 +19,7 @@ from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.swim.events import Effect, Ignored, MemberChanged, NameConflict, Why
 from kos_cluster.core.swim.messages import (
     ACCUSERS_LIMIT,
+    ID_LIMIT_BYTES,
     INCARNATION_LIMIT,
     RECORD_LIMIT_BYTES,
     Dead,
@@ -68,14 +69,17 @@ class Beliefs:
         self.ignored: Counter[Why] = Counter()
         self._profile, self._rng, self._sign, self._verify, self._effects = profile, rng, sign, verify, effects
         self.id = member.id
-        self.own = self._signed(replace(member, state=_ALIVE))
-        self.table = Table((_unsuspected(row) for row in known if row.member.id != self.id), now)
+        rows = [_unsuspected(row) for row in known]
+        before = next((row for row in rows if row.member.id == self.id), None)
+        self.own = self._signed(_after(before, replace(member, state=_ALIVE)))
+        self.table = Table((row for row in rows if row.member.id != self.id), now)
         self.turns = Turns((row.member.id for row in self.table if row.member.state is _ALIVE), rng)
         self.prober = Prober(profile, self.turns, rng, now)
         self.suspicions: dict[str, Suspicion] = {}
         self.rumours = Rumours()
         self.gossip_at = now  # the next round of gossip, when there are rumours
-        self._tell(self.id, self.own.record, now)
+        if before is None or before.record != self.own.record:
+            self._tell(self.id, self.own.record, now)
 
     # ---- what is held
 
@@ -131,7 +135,7 @@ class Beliefs:
         row = self._accused(update.id, update.incarnation, sender, now)
         if row is None:
             return
-        members = tuple(id_ for id_ in accusers if self.row(id_) is not None)
+        members = tuple(id_ for id_ in accusers if id_ in (self.id, row.member.id) or self.is_live(id_))
         if not members:
             self.ignore(Why.STRANGER, update.id, sender)
         elif isinstance(update, Suspect):
@@ -151,9 +155,10 @@ class Beliefs:
         id_, incarnation, theirs = member.id, member.incarnation, member.state
         if verdict is not None and (verdict.id, verdict.incarnation) == (id_, incarnation):
             theirs = _DEAD if isinstance(verdict, Dead) else _SUSPECT
-            accusers = verdict.accusers if isinstance(verdict, Suspect) else (sender,)
             if self.precedence(id_) < precedence(incarnation, theirs):
-                self.hear(Suspect(id_, incarnation, accusers), sender, now)
+                row = self._accused(id_, incarnation, sender, now)
+                if row is not None:
+                    self.suspect(row, (sender,), now)
         return self.row(id_) if self.precedence(id_) > precedence(incarnation, theirs) else None
 
     def hear_record(
@@ -168,7 +173,7 @@ class Beliefs:
             self.ignore(Why.MALFORMED, "", sender)
             return None
         row, incarnation = self.row(member.id), member.incarnation
-        if row is not None and incarnation == row.member.incarnation and record == row.record:
+        if row is not None and record == row.record:
             return member
         why = self._why_not(member, row)
         if why is not None:
@@ -308,8 +313,15 @@ def _member_of(record: Record) -> Member | None:
         member = _decode_member(record.body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    sound = 0 <= member.incarnation < INCARNATION_LIMIT and member.state in (_ALIVE, _LEFT) and member.id
-    return member if sound else None
+    sound = 0 <= member.incarnation < INCARNATION_LIMIT and member.state in (_ALIVE, _LEFT)
+    return member if sound and 0 < len(member.id.encode()) <= ID_LIMIT_BYTES else None
+
+
+def _after(before: Known | None, member: Member) -> Member:
+    """This node's record with an incarnation that is newer than before, unless it is the same record."""
+    if before is None or before.member == member or before.member.incarnation < member.incarnation:
+        return member
+    return replace(member, incarnation=before.member.incarnation + 1)
 
 
 def _unsuspected(row: Known) -> Known:

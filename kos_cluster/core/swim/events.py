@@ -89,7 +89,7 @@ class Why(enum.StrEnum):
     AHEAD = "it accuses an incarnation that is not known"
     CONTRADICTS = "it differs from what the member signed under the same incarnation"
     FORGOTTEN = "the member has left or was removed, and this is no newer incarnation"
-    STRANGER = "the accuser is not a member"
+    STRANGER = "no accuser is a member that is alive"
     FULL = "the cluster has as many members as it can"
 
 

@@ -25,8 +25,8 @@ Rules.
   next.
 - A node that ran late was stalled: the time did not count for its suspicions, the probe under way gets its time anew,
   and its local health is worse. So one that stalls accuses nobody on waking, before it has read what came meanwhile.
-- Accusations are believed only about exactly the incarnation that is held; a record only when its signature is right
-  and its incarnation is newer. All else is `Ignored`, and counted in `ignored`.
+- Accusations are believed only from members that are alive, and about exactly the incarnation that is held; a record
+  only when its signature is right and its incarnation is newer. All else is `Ignored`, and counted in `ignored`.
 - Dead members are tried for ever, one each `reconnect_s`, by anti-entropy, so both sides of a healed partition meet
   again. A node that knows nobody alive tries its bootstrap list each `JOIN_RETRY_S`.
 - Names are compared, never decided here.
@@ -106,22 +106,11 @@ class Swim:
         self._seeds: tuple[str, ...] = ()
         self._join_at = self._greet_at = self._ran_at = now
         self._quiet_until = -math.inf
-        self._sync_at = now + self._spaced(profile.sync_s)
+        self._sync_at = now + rng.random() * self._spaced(profile.sync_s)
         self._reconnect_at = now + self._spaced(profile.reconnect_s)
+        self.deadline = self._due()  # when `tick` must be called next; it changes with each call
 
     # ---- what is known
-
-    @property
-    def deadline(self) -> float:
-        """When `tick` must be called next."""
-        beliefs, due = self._beliefs, math.inf
-        if not self._stopped:
-            due = min(beliefs.prober.deadline, self._sync_at, self._reconnect_at)
-            if self._alone and self._seeds:
-                due = min(due, self._join_at)
-            for suspicion in beliefs.suspicions.values():
-                due = min(due, suspicion.ends)
-        return min(due, beliefs.gossip_at) if beliefs.rumours else due
 
     @property
     def view(self) -> int:
@@ -153,8 +142,8 @@ class Swim:
         return row.member if row else None
 
     def known(self) -> list[Known]:
-        """What to keep for the next start."""
-        return list(self._beliefs.table)
+        """What to keep for the next start, this node's own record included."""
+        return self._beliefs.rows()
 
     def name_taken(self, name: str) -> bool:
         """Whether a member that has not left holds this name."""
@@ -167,7 +156,7 @@ class Swim:
         self._notice_stall(now)
         beliefs = self._beliefs
         match event:
-            case Received(sender, message):
+            case Received(sender, message) if sender != self._id:
                 self._receive(sender, message, now)
             case LinkDown(id_) if beliefs.is_live(id_):
                 beliefs.prober.link_down(id_, now)
@@ -293,7 +282,8 @@ class Swim:
             case SyncData(entries, wanted):
                 tell = now >= self._quiet_until
                 newer = [row for entry in entries if (row := beliefs.hear_entry(entry, sender, now, tell=tell))]
-                self._send_data(sender, newer + [row for id_ in wanted if (row := beliefs.row(id_))], [])
+                asked = [row for id_ in dict.fromkeys(wanted) if (row := beliefs.row(id_))]
+                self._send_data(sender, newer + asked, [])
             case _:
                 beliefs.ignore(Why.MALFORMED, "", sender)
 
@@ -325,8 +315,18 @@ class Swim:
         """A period for this many members, spread so that nodes do not act together."""
         return period_s * self._profile.growth(self._beliefs.count) * (0.5 + self._rng.random())
 
+    def _due(self) -> float:
+        beliefs, due = self._beliefs, math.inf
+        if not self._stopped:
+            due = min(beliefs.prober.deadline, self._sync_at, self._reconnect_at)
+            if self._seeds and self._alone:
+                due = min(due, self._join_at)
+            for suspicion in beliefs.suspicions.values():
+                due = min(due, suspicion.ends)
+        return min(due, beliefs.gossip_at) if beliefs.rumours else due
+
     def _taken(self, now: float) -> list[Effect]:
-        self._ran_at = now
+        self._ran_at, self.deadline = now, self._due()
         effects = self._effects.copy()
         self._effects.clear()
         return effects

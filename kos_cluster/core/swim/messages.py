@@ -20,6 +20,7 @@ from kos_cluster.core.records import Member, MemberState
 GOSSIP_LIMIT_BYTES = 1200  # all updates in one message, so that it fits one Ethernet frame
 RECORD_LIMIT_BYTES = 1100  # one record with its signature, encoded; it must fit a message
 SYNC_LIMIT_BYTES = 16 << 10  # one message of anti-entropy
+ID_LIMIT_BYTES = 64  # one member's id
 INCARNATION_LIMIT = 1 << 62  # nanoseconds: the year 2116; a precedence then takes 64 bits
 ACCUSERS_LIMIT = 4  # accusers that one suspicion names; more would not shorten it
 _SEAL = b"kos-swim-record-1\0"  # so that a signature under a record is one under nothing else

@@ -25,26 +25,25 @@ class Suspicion:
         self._wanted = max(0, min(CONFIRMATIONS, members - 2))  # fewer members cannot give more
         self._began = now
         self._not_before = now
-
-    @property
-    def ends(self) -> float:
-        """When the suspected one is declared dead."""
-        return max(self._began + self._lasts_s(), self._not_before)
+        self.ends = self._end()  # when the suspected one is declared dead
 
     def confirm(self, accusers: tuple[str, ...]) -> bool:
         """Count new accusers. True when this changed the suspicion, so that it is worth telling."""
         new = [id_ for id_ in dict.fromkeys(accusers) if id_ not in self.accusers]
         room = CONFIRMATIONS + 1 - len(self.accusers)
         self.accusers += tuple(new[:room])
+        self.ends = self._end()
         return bool(new[:room])
 
     def postpone(self, by_s: float, not_before: float) -> None:
         """The machine was stalled: its time did not pass, and what was sent to it meanwhile is heard first."""
         self._began += by_s
         self._not_before = max(self._not_before, not_before)
+        self.ends = self._end()
 
-    def _lasts_s(self) -> float:
-        if self._wanted == 0:
-            return self._shortest_s
-        share = math.log(len(self.accusers)) / math.log(self._wanted + 1)
-        return max(self._shortest_s, self._longest_s - (self._longest_s - self._shortest_s) * share)
+    def _end(self) -> float:
+        lasts_s = self._shortest_s
+        if self._wanted:
+            share = math.log(len(self.accusers)) / math.log(self._wanted + 1)
+            lasts_s = max(lasts_s, self._longest_s - (self._longest_s - self._shortest_s) * share)
+        return max(self._began + lasts_s, self._not_before)

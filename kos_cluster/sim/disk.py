@@ -1,10 +1,10 @@
 """A host's disk: what of Raft's writes is there after a crash.
 
-Theory of operation. A batch is a row of records closed by a mark, as a transaction is. It is unsynced until the disk has
-finished with it; `sync` makes it part of what is `kept`. A crash leaves an unsynced batch in one of three ways: none of
-its records, some of them without the mark (a torn tail), or all of them, although nobody was told. `load` reads what a
-starting host finds: everything up to the last mark. A torn tail is seen by its missing mark and dropped, as the daemon's
-storage does it by its transaction; it is never half believed.
+Theory of operation. A batch is a row of records closed by a mark, as a transaction is. It is unsynced until the disk
+has finished with it; `sync` makes it part of what is `kept`. A crash leaves an unsynced batch in one of three ways:
+none of its records, some of them without the mark (a torn tail), or all of them, although nobody was told. `load` reads
+what a starting host finds: everything up to the last mark. A torn tail is seen by its missing mark and dropped, as the
+daemon's storage does it by its transaction; it is never half believed.
 
     crash             the unsynced batch
     BEFORE            is gone

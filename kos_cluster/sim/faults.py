@@ -50,7 +50,7 @@ CRASHES = tuple(Crash)
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One thing that goes wrong. `hosts` are numbers, counted from 0; `size` is of 0 to 1, and means what `kind` says."""
+    """One thing that goes wrong. `hosts` are counted from 0; `size` is from 0 to 1, and means what `kind` says."""
 
     at_s: float
     kind: str

@@ -1,8 +1,9 @@
 """A host: what it runs, when it has time for it, and how it dies and comes back.
 
-Theory of operation. A host runs programs, each the carrier of one core machine, as a daemon runs them: one thing at a time, in the
-order in which things came. A slow host is busy for a while after each thing it does; a paused one (SIGSTOP) does nothing
-and finds everything in its inbox later. `boots` numbers its lives: work that was meant for an earlier life is dropped.
+Theory of operation. A host runs programs, each the carrier of one core machine, as a daemon runs them: one thing at a
+time, in the order in which things came. A slow host is busy for a while after each thing it does; a paused one
+(SIGSTOP) does nothing and finds everything in its inbox later. `boots` numbers its lives: work that was meant for an
+earlier life is dropped.
 
     state    event            next
     down     restart          up        (programs are made anew, from what the disk kept)

@@ -1,27 +1,27 @@
 """What must be true of Raft after every event, whatever has failed.
 
-Theory of operation. The rules watch every machine from outside: what it was given, returned, sent, made durable, applied.
-From the writes that it returned they keep a copy of its log, and one record for the whole world of what was ever
-appended, voted and committed. Each event changes little, so each check looks at little:
+Theory of operation. The rules watch every machine from outside: what it was given, returned, sent, made durable,
+applied. From the writes that it returned they keep a copy of its log, and one record for the whole world of what was
+ever appended, voted and committed. Each event changes little, so each check looks at little:
 
     rule                     checked when                  against
     election safety          a node becomes leader         the leader that the term has
     elections                a (pre-)candidate wins        votes that were delivered to it in this term, its own durable
     leader completeness      a node becomes leader         the last entry that earlier terms committed
-    log matching             entries are appended          the entry, and the term before it, first seen at (index, term)
+    log matching             entries are appended          the entry, and the term before it, first seen there
     durable before said      a message leaves              the sender's disk: term, vote, log
                              an entry is applied           the same
     commit                   the world's commit advances   the leader's term, and the disks of a majority
                              a late answer comes           what its sender acknowledged in this term
-    state-machine safety     commit, apply, restore        the entry first committed, the reply or state first seen there
+    state-machine safety     commit, apply, restore        the entry first committed, the reply or state there
     monotony                 after every event             the node's term and commit before
     voter changes            a leader appends one          the change before it is committed; quorums overlap
                              a membership comes in force   the latest in the node's log
     check-quorum             a leader ticks                whom it heard of late
     honest peers             a message is ignored          no member sends what is impossible
 
-A violation is an exception; the run ends with it. After Ongaro's "Consensus: Bridging Theory and Practice" (figure 3.2 and
-chapters 4 and 6). The chain of (term before, entry) by induction is the log matching property of the whole log.
+A violation is an exception; the run ends with it. After Ongaro's "Consensus: Bridging Theory and Practice" (figure 3.2
+and chapters 4 and 6). The chain of (term before, entry) by induction is the log matching property of the whole log.
 
 Rules: nothing here changes a machine. A world runs the same with and without its rules.
 """
@@ -71,6 +71,7 @@ class _View:
 
 
 def majority(voters: Sequence[str]) -> int:
+    """How many of these voters are a quorum."""
     return len(voters) // 2 + 1
 
 
@@ -240,13 +241,12 @@ class RaftRules:
     def _persist(self, replica: Replica, batch: events.Persist) -> None:
         view = self._views[replica.host.name]
         name = replica.host.name
-        if batch.hard_state.term == view.log.hard_state.term and view.log.hard_state.voted_for is not None:
-            if batch.hard_state.voted_for != view.log.hard_state.voted_for:
-                raise Violation(
-                    "election safety",
-                    f"{name} changed its vote in term {batch.hard_state.term} from "
-                    f"{view.log.hard_state.voted_for} to {batch.hard_state.voted_for}",
-                )
+        now, before = batch.hard_state, view.log.hard_state
+        if now.term == before.term and before.voted_for not in (None, now.voted_for):
+            raise Violation(
+                "election safety",
+                f"{name} changed its vote in term {now.term} from {before.voted_for} to {now.voted_for}",
+            )
         if batch.entries:
             start = batch.entries[0].index
             for entry in batch.entries:
@@ -254,10 +254,10 @@ class RaftRules:
                     raise Violation("log matching", f"{name} overwrites its committed entry {entry.index}")
             if not batch.reset and start > view.log.last + 1:
                 raise Violation("log matching", f"{name} leaves a gap between {view.log.last} and {start}")
-            before = view.log.term(start - 1)
+            term_before = view.log.term(start - 1)
             for entry in batch.entries:
-                self._append(name, entry, before)
-                before = entry.term
+                self._append(name, entry, term_before)
+                term_before = entry.term
             if replica.raft is not None and replica.raft.role is Role.LEADER:
                 self._voter_change(replica, view, batch)
         view.log.take(batch)

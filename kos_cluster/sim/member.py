@@ -1,7 +1,8 @@
 """A host's part in the membership: its SWIM machine, and what it keeps of the others for the next start.
 
-Rules: signatures are hashes under the signer's name, so forging one is as impossible as it is with real keys, for machines that
-do not try. Incarnations are the wall clock in nanoseconds, as in the daemon, and never fewer than the one kept.
+Rules: signatures are hashes under the signer's name, so forging one is as impossible as it is with real keys, for
+machines that do not try. Incarnations are the wall clock in nanoseconds, as in the daemon, and never fewer than the one
+kept.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ _VERSIONS = Versions("0", 1, "3.11.0", "", "3")
 
 
 def signature(id_: str, data: bytes) -> bytes:
+    """What stands for a signature by this member."""
     return hashlib.blake2b(data, key=id_.encode(), digest_size=16).digest()
 
 
 def verify(id_: str, data: bytes, given: bytes) -> bool:
+    """Whether this member signed the data."""
     return signature(id_, data) == given
 
 

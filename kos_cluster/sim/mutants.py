@@ -1,8 +1,8 @@
 """Deliberate defects, planted in memory: what the simulator must catch, or it proves nothing.
 
-Theory of operation. A mutant replaces a few attributes of the machines, of their ordering, or of what the simulator itself
-is trusted with (a disk's loader), runs seeds with the faults that could bring it to light, and is caught by
-the first seed in which a rule breaks. Each is a mistake that somebody has made in a system of this kind.
+Theory of operation. A mutant replaces a few attributes of the machines, of their ordering, or of what the simulator
+itself is trusted with (a disk's loader), runs seeds with the faults that could bring it to light, and is caught by the
+first seed in which a rule breaks. Each is a mistake that somebody has made in a system of this kind.
 
 Rules: the product's code knows nothing of mutants. A seed of a mutant is a seed as any other, so what caught it can be
 replayed by `hunt` with `first` set to it. A mutant that `SEEDS_LIMIT` seeds do not catch is a defect of the simulator.
@@ -153,7 +153,7 @@ def _count_pre_votes_as_votes(self: Any, sender: str, response: m.VoteResponse) 
 _ANSWERED = elections.Elections.answered
 
 
-def _vote_again(self: Any, candidate: str, request: m.VoteRequest) -> bool:
+def _vote_again(self: Any, candidate: str, request: m.VoteRequest) -> Any:
     if not self._state.log.is_covered_by(request.last_index, request.last_term):
         return False
     return request.term > self._state.term if request.pre else request.term == self._state.term
@@ -288,8 +288,8 @@ def _lead_without_quorum(self: Any) -> None:
     self.replication.tick()
 
 
-def _far(self: Any) -> float:
-    return self._state.now  # type: ignore[no-any-return]
+def _now(self: Any) -> Any:
+    return self._state.now
 
 
 def _read_at_once(self: Any, id: int, source: str | None) -> bool:
@@ -300,9 +300,9 @@ def _read_at_once(self: Any, id: int, source: str | None) -> bool:
     return False
 
 
-def _read_before_own_commit(self: Any, id: int, source: str | None) -> bool:
+def _read_before_own_commit(self: Any, id: int, source: str | None) -> Any:
     self._next.append(((id, source), self._state.commit))
-    return self._advance()  # type: ignore[no-any-return]
+    return self._advance()
 
 
 # ---- the applied state
@@ -466,7 +466,7 @@ MUTANTS: dict[str, Mutant] = {
         "a leader that nobody answers goes on leading",
         (
             (leadership.Leadership, "tick", _lead_without_quorum),
-            (leadership.Leadership, "_quorum_heard_s", _far),
+            (leadership.Leadership, "_quorum_heard_s", _now),
         ),
         ("partition", "oneway"),
     ),

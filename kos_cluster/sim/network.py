@@ -1,9 +1,9 @@
 """The network between hosts: what it loses, doubles, delays and cuts.
 
-Theory of operation. `send` is asked once for a message and answers with the delays after which copies of it arrive: none
-(lost or cut), one, or two. Each copy draws its own delay, so messages overtake each other; while `stray_rate` is up some
-copies linger for seconds and arrive in another term than the one they were sent in. A cut is by direction: a two-way
-partition is two cuts. What is in flight when a cut begins still arrives, as it does on real links.
+Theory of operation. `send` is asked once for a message and answers with the delays after which copies of it arrive:
+none (lost or cut), one, or two. Each copy draws its own delay, so messages overtake each other; while `stray_rate` is
+up some copies linger for seconds and arrive in another term than the one they were sent in. A cut is by direction: a
+two-way partition is two cuts. What is in flight when a cut begins still arrives, as it does on real links.
 
 Rules: all randomness is the generator's, drawn only here, so a world with the same seed draws the same numbers.
 """

@@ -1,7 +1,7 @@
 """Attributes of the product's modules and classes, replaced for a while and put back.
 
-Two things need it: bounds made small, so that short runs reach them, and the planted defects of `mutants`. Both are kept out of
-the product's code, which has no switch for either.
+Two things need it: bounds made small, so that short runs reach them, and the planted defects of `mutants`. Both are
+kept out of the product's code, which has no switch for either.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A host's part in the Raft group: the machine, the order of its effects, its disk, and the state that it applies to.
 
-Theory of operation. This is the simulated counterpart of what the daemon does around `core.raft`: each event goes into the
-machine, its effects go through the same `core.ordering` that the daemon uses, and what comes out is carried out. A
+Theory of operation. This is the simulated counterpart of what the daemon does around `core.raft`: each event goes into
+the machine, its effects go through the same `core.ordering` that the daemon uses, and what comes out is carried out. A
 write takes a while; then it is kept by the disk, reported to the ordering, and the machine is told. A planned crash
 (`doom`) strikes at one write, at one of the four points that `sim.disk` names. A machine that halts ends its host's
 life, and a supervisor starts it again after `SUPERVISOR_S`.

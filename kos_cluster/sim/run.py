@@ -1,8 +1,8 @@
 """One seed from beginning to end, and many of them.
 
 Theory of operation. A seed and its `Options` decide everything: the world's shape, the schedule of faults, and all that
-happens. A run lets the faults do their work, heals the world, and asks for progress. Many seeds run in as many processes
-as asked for; their order does not matter, so a failure is found again with its seed alone.
+happens. A run lets the faults do their work, heals the world, and asks for progress. Many seeds run in as many
+processes as asked for; their order does not matter, so a failure is found again with its seed alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import msgspec
 
 from kos_cluster.sim.faults import KINDS, Fault, draw, plan
 from kos_cluster.sim.invariants import Violation
+from kos_cluster.sim.linearizability import Outcome, check
 from kos_cluster.sim.patching import SMALL_BOUNDS, patched
+from kos_cluster.sim.sequential import Register
 from kos_cluster.sim.trace import Trace
 from kos_cluster.sim.world import Shape, World
 
+HISTORY_STATES_LIMIT = 20_000  # searched for one history; one that needs more is not judged
 CHUNK_SEEDS = 8  # that a process takes at once
 SMALL_SHARE = 0.7  # of the seeds have small bounds; the others the product's
 UNEXPECTED = "unexpected error"  # the rule that an exception of a machine breaks
@@ -61,6 +64,7 @@ def shape_of(seed: int, options: Options) -> Shape:
 
 
 def schedule_of(seed: int, options: Options) -> tuple[Fault, ...]:
+    """What goes wrong in a seed."""
     return draw(Random(f"{seed}/faults"), options.kinds, options.nodes, options.seconds)
 
 
@@ -84,6 +88,7 @@ def _run(seed: int, options: Options, trace: Trace | None, schedule: Sequence[Fa
         world.run(options.seconds)
         world.heal()
         healed_after_s = world.progress()
+        _check_histories(world)
     except Violation as violation:
         rule, what = violation.rule, str(violation)
         world.note("-", "VIOLATION", what)
@@ -91,6 +96,13 @@ def _run(seed: int, options: Options, trace: Trace | None, schedule: Sequence[Fa
         rule, what = UNEXPECTED, _where(error)
         world.note("-", "VIOLATION", what)
     return _result(seed, world, rule, what, len(faults), healed_after_s)
+
+
+def _check_histories(world: World) -> None:
+    for name, history in world.workload.histories().items():
+        verdict = check(history, Register(), HISTORY_STATES_LIMIT)
+        if verdict.outcome is Outcome.NOT_LINEARIZABLE:
+            raise Violation("linearizable history", f"of the setting {name!r}: {verdict}")
 
 
 def _where(error: Exception) -> str:

@@ -1,19 +1,23 @@
 """Clients that use the cluster while it fails, and notice when it lies to them.
 
-Theory of operation. Each client has one request outstanding: it sets or swaps a setting, reads one by read index, or takes a
-lock and works on a resource under its fencing token, often past its lease. A request without an answer is proposed again, at any host,
-with the same session and serial. So most proposals of a bad time are retries, and some are in the log several times.
+Theory of operation. Each client has one request outstanding: it sets or swaps a setting, reads one by read index, or
+takes a lock and works on a resource under its fencing token, often past its lease. A request without an answer is
+proposed again, at any host, with the same session and serial. So most proposals of a bad time are retries, and some are
+in the log several times.
 
     what                 must hold
+    a setting            its whole history is linearizable, as that of a register (see `histories`)
     a retried proposal   its first reply is the only one, whichever of its entries is applied
     a read               is not answered from before what anybody knew to be committed when it was asked
     a fenced resource    admits no token after a higher one, and each token from one owner
 
-Rules: clients live outside of the hosts, so they never crash; they see nothing that a client of the daemon would not see.
+Rules: clients live outside of the hosts, so they never crash; they see nothing that a client of the daemon would not
+see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,8 @@ from kos_cluster.core.raft.values import Entry, Role
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import StateError
 from kos_cluster.sim.invariants import Violation
+from kos_cluster.sim.linearizability import Operation
+from kos_cluster.sim.sequential import CompareAndSet, Read, Write
 
 if TYPE_CHECKING:
     from kos_cluster.sim.replica import Replica
@@ -40,11 +46,12 @@ WORK_MOST_S = 2.5  # how long a holder goes on with the resource: past its lease
 class Call:
     """One request of a client, over all of its attempts. `command` is None for a read."""
 
-    def __init__(self, client: Client, command: commands.Command | None, serial: int, floor: int) -> None:
+    def __init__(self, client: Client, command: commands.Command | None, serial: int, began_s: float) -> None:
         self.client = client
         self.command = command
         self.serial = serial
-        self.floor = floor
+        self.began_s = began_s
+        self.floor = 0  # of a read: what was known to be committed when it was asked
         self.attempts = 0
         self.done = False
 
@@ -94,11 +101,13 @@ class Workload:
             tuple[str, int], tuple[Call, int]
         ] = {}  # (host, index) -> call, and the term it was taken in
         self._reading: dict[str, list[tuple[int, Call]]] = {}
+        self._judged = 0  # the last entry whose outcome was looked at; that others have the same is a rule of Raft's
         self._first: dict[tuple[int, int], tuple[int, replies.Reply]] = {}
         self.resource = Resource()
         self.clients = [Client(f"c{number}") for number in range(CLIENTS)]
         self.answered = self.retried = self.reads = self.let_in = self.kept_out = 0
-        self.stopped = False
+        self._under_way: dict[str, Call] = {}
+        self._history: dict[str, list[Operation]] = {name: [] for name in SETTINGS}
 
     def begin(self) -> None:
         for client in self.clients:
@@ -107,17 +116,15 @@ class Workload:
     # ---- what clients do
 
     def _next(self, client: Client) -> None:
-        if self.stopped:
-            return
-        self._start(self._choose(client))
+        call = self._under_way[client.name] = self._choose(client)
+        self._start(call)
 
     def _choose(self, client: Client) -> Call:
-        draw = self._random.random()
-        floor = self._world.rules.frontier
+        draw, now_s = self._random.random(), self._world.agenda.now_s
         if not client.session:
-            return Call(client, commands.OpenSession(client.name), 0, floor)
+            return Call(client, commands.OpenSession(client.name), 0, now_s)
         if draw < 0.35:
-            return Call(client, None, 0, floor)
+            return Call(client, None, 0, now_s)
         client.serial += 1
         name = self._random.choice(SETTINGS)
         value = f"{client.name}.{client.serial}"
@@ -128,11 +135,11 @@ class Workload:
             command = commands.SwapSetting(name, client.seen[name], value)
         else:
             command = commands.AcquireLock(LOCK, value, client.name, LEASE_S)
-        return Call(client, command, client.serial, floor)
+        return Call(client, command, client.serial, now_s)
 
     def _start(self, call: Call) -> None:
         """Ask some host, the supposed leader more often than others; ask again when no answer comes."""
-        if call.done or self.stopped:
+        if call.done:
             return
         call.attempts += 1
         self.retried += call.attempts > 1
@@ -203,13 +210,15 @@ class Workload:
         if not call.done:
             self.reads += 1
             for name in SETTINGS:
-                call.client.seen[name] = replica.applied.state.settings.get(name)
+                value = call.client.seen[name] = replica.applied.state.settings.get(name)
+                self._record(call, name, Read(), value)
             self._finish(call)
 
     def applied(self, replica: Replica, entry: Entry, outcome: replies.Outcome | None) -> None:
         """A host has applied an entry: somebody may wait for just that."""
         name = replica.host.name
-        if outcome is not None:
+        if outcome is not None and entry.index > self._judged:
+            self._judged = entry.index
             self._once(entry, outcome)
         awaited = self._awaited.pop((name, entry.index), None)
         if awaited is not None:
@@ -249,6 +258,8 @@ class Workload:
 
     def _replied(self, call: Call, reply: replies.Reply) -> None:
         client = call.client
+        if isinstance(call.command, commands.SetSetting | commands.SwapSetting):
+            self._record(call, call.command.name, _input(call.command), isinstance(reply, replies.Done))
         match reply:
             case replies.SessionOpened(session):
                 client.session, client.serial = session, 0
@@ -265,6 +276,22 @@ class Workload:
             self.let_in += 1
         else:
             self.kept_out += 1
+
+    # ---- what happened, as a checker takes it
+
+    def _record(self, call: Call, name: str, input: Hashable, output: Hashable) -> None:
+        """The interval is that of all attempts, since each of them may have done it."""
+        now_s = self._world.agenda.now_s
+        self._history[name].append(Operation(call.client.name, call.began_s, now_s, input, output))
+
+    def histories(self) -> dict[str, list[Operation]]:
+        """What was asked and answered of each setting, which is a register; what is under way, as unknown."""
+        histories = {name: list(operations) for name, operations in self._history.items()}
+        for call in self._under_way.values():
+            if not call.done and isinstance(call.command, commands.SetSetting | commands.SwapSetting):
+                unknown = Operation(call.client.name, call.began_s, None, _input(call.command))
+                histories[call.command.name].append(unknown)
+        return histories
 
     # ---- what operators do
 
@@ -304,3 +331,9 @@ class Workload:
         if len(learners) > 1:
             choices += [events.Remove(name) for name in learners]
         return self._random.choice(choices) if choices else None
+
+
+def _input(command: commands.SetSetting | commands.SwapSetting) -> Hashable:
+    if isinstance(command, commands.SetSetting):
+        return Write(command.value)
+    return CompareAndSet(command.expected, command.value)

@@ -35,7 +35,7 @@ NAMES = tuple(f"n{number}" for number in range(1, NODES_LIMIT + 1))
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """What a world is made of. `voters` 0: all nodes found the group; else the first so many, and the others may join."""
+    """What a world is made of. `voters` 0: all nodes found the group; else the first so many do; others may join."""
 
     nodes: int = 5
     voters: int = 0

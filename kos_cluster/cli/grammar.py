@@ -201,19 +201,18 @@ def _add_sim(commands: _Commands) -> None:
     sim.add_argument("--nodes", type=_nodes, default=5, metavar="N", help="how many hosts (default: 5)")
     sim.add_argument("--seed", type=count_or_zero, metavar="S", help="the first seed (default: a fresh one)")
     sim.add_argument("--seeds", type=count, default=1, metavar="N", help="how many seeds to run (default: 1)")
+    sim.add_argument("--faults", type=_faults, metavar="LIST", help="all (the default), none, or such as crash,loss")
     sim.add_argument(
-        "--faults", type=_faults, metavar="LIST", help="all (the default), none, or for example crash,loss"
+        "--minutes",
+        dest="seconds",
+        type=_minutes,
+        default=60.0,
+        metavar="M",
+        help="virtual time until all faults end (default: 1)",
     )
-    sim.add_argument(
-        "--minutes", type=_minutes, default=1.0, metavar="M", help="virtual time until healing (default: 1)"
-    )
-    sim.add_argument(
-        "--processes", type=count, default=1, metavar="P", help="how many to run the seeds in (default: 1)"
-    )
+    sim.add_argument("--processes", type=count, default=1, metavar="P", help="how many run the seeds (default: 1)")
     sim.add_argument("--trace", action="store_true", help="print everything that happens, not only what matters")
-    sim.add_argument(
-        "--mutants", action="store_true", help="plant known defects, and show after how many seeds each is caught"
-    )
+    sim.add_argument("--mutants", action="store_true", help="plant known defects, and show how soon each is caught")
 
 
 def _ttl(text: str) -> float:

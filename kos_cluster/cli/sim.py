@@ -25,9 +25,9 @@ def sim_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.mutants:
         return _mutants(parsed, console)
     seed = random.randrange(FRESH_SEED_LIMIT) if parsed.seed is None else parsed.seed
-    options = Options(parsed.nodes, parsed.minutes)
+    options = Options(parsed.nodes, parsed.seconds)
     if parsed.faults is not None:
-        options = Options(parsed.nodes, parsed.minutes, parsed.faults)
+        options = Options(parsed.nodes, parsed.seconds, parsed.faults)
     if parsed.seeds > 1:
         return _many(parsed, seed, options, console)
     return _one(parsed, seed, options, console)

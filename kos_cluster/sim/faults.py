@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 GAP_MEAN_S = 1.0  # from one fault to the next, at pace 1
 LASTS_LEAST_S, LASTS_MEAN_S, LASTS_MOST_S = 0.2, 2.5, 30.0
-PACES = (0.5, 1.0, 4.0)  # a schedule has many short faults, or few long ones
+PACES = (0.5, 1.0, 3.0)  # a schedule has many short faults, or few long ones
 WRITES_MOST = 12  # up to so many writes a doomed host still makes
 DOOM_LATEST_S = 1.0  # a doomed host that does not write so much dies by then
 JUMP_MOST_S = 120.0
@@ -73,7 +73,7 @@ def draw(random: Random, kinds: Sequence[str], nodes: int, until_s: float) -> tu
     while kinds and (at_s := at_s + random.expovariate(1 / GAP_MEAN_S / pace)) < until_s:
         faults.append(_draw_one(random, random.choice(kinds), nodes, at_s, pace))
     if "crash" in kinds and not any(f.kind == "crash" and f.at_s < until_s - DOOM_LATEST_S for f in faults):
-        faults.append(_draw_one(random, "crash", nodes, random.uniform(0.3, 0.7) * until_s, pace))
+        faults.append(_draw_one(random, "crash", nodes, random.uniform(0.2, 0.7) * (until_s - DOOM_LATEST_S), pace))
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
@@ -162,8 +162,9 @@ def _silence(world: World, fault: Fault) -> None:
 def _doom(world: World, fault: Fault) -> None:
     for host in _hosts(world, fault):
         replica = world.replicas[host.name]
-        crash = CRASHES[int(fault.size * 1000) % len(CRASHES)]
-        replica.doom = Doom(crash, int(fault.size * WRITES_MOST), fault.lasts_s)
+        point, skip = divmod(fault.size * len(CRASHES), 1)  # a quarter of the sizes for each point
+        crash = CRASHES[int(point) % len(CRASHES)]
+        replica.doom = Doom(crash, int(skip * WRITES_MOST), fault.lasts_s)
         world.agenda.after(DOOM_LATEST_S, _die, world, host, host.boots, crash, fault.lasts_s)
 
 

@@ -26,6 +26,7 @@ from kos_cluster.core.raft.replication import Replication
 from kos_cluster.core.raft.values import Role, Snapshot
 from kos_cluster.core.replicated.locks import Locks
 from kos_cluster.core.replicated.sessions import Sessions
+from kos_cluster.core.replicated.settings import Settings
 from kos_cluster.core.swim.beliefs import Beliefs
 from kos_cluster.core.swim.table import Table
 from kos_cluster.sim.disk import Disk
@@ -59,9 +60,9 @@ class Catch(msgspec.Struct, frozen=True):
     what: str
 
 
-def hunt(name: str, first: int = 0, limit: int = SEEDS_LIMIT) -> Catch:
-    """Run seeds until one breaks a rule."""
-    mutant = MUTANTS[name]
+def hunt(name: str, first: int = 0, limit: int = 0) -> Catch:
+    """Run seeds until one breaks a rule, or `limit` of them (0: `SEEDS_LIMIT`) have not."""
+    mutant, limit = MUTANTS[name], limit or SEEDS_LIMIT
     options = Options(seconds=mutant.seconds, kinds=mutant.kinds, membership=mutant.membership)
     with patched(mutant.patches):
         for count in range(1, limit + 1):
@@ -222,6 +223,10 @@ def _beaten_into_committing(self: Any, sender: str, message: m.Heartbeat) -> Non
     self._state.send(sender, m.HeartbeatResponse(**self._state.heading, round=message.round))
 
 
+def _commit_exactly(self: Any, index: int) -> None:
+    self.commit = min(index, self.log.last_index)
+
+
 # ---- followers
 
 
@@ -314,6 +319,10 @@ def _nobody(self: Any) -> list[Any]:
 
 def _no_memory(self: Any, number: int, serial: int, answered_below: int, clock_s: float) -> None:
     return None
+
+
+def _swap_unchecked(self: Any, name: str, expected: str | None, value: str | None) -> None:
+    self.set(name, value)
 
 
 def _admit_all(self: Any, token: int) -> None:
@@ -429,6 +438,9 @@ MUTANTS: dict[str, Mutant] = {
         ),
         _CRASHES,
     ),
+    "commit-goes-back": Mutant(
+        "a late message takes back what is committed", ((state.State, "commit_to", _commit_exactly),), _NETWORK
+    ),
     "append-cuts": Mutant(
         "a late append cuts off what came after it",
         ((following.Following, "append", _append_cutting),),
@@ -478,10 +490,13 @@ MUTANTS: dict[str, Mutant] = {
     "read-before-commit": Mutant(
         "a new leader answers reads before it has committed in its term",
         ((reads.LeaderReads, "add", _read_before_own_commit),),
-        (*_CRASHES, "transfer"),
+        ("transfer", "disk", "delay"),
     ),
     "dedup-forgotten": Mutant(
         "a retried proposal is applied again", ((Sessions, "recall", _no_memory),), ("loss", "delay", "crash")
+    ),
+    "swap-unchecked": Mutant(
+        "compare-and-set does not compare", ((Settings, "swap", _swap_unchecked),), ("delay", "crash")
     ),
     "lease-without-fencing": Mutant(
         "a resource lets late holders in", ((Fence, "admit", _admit_all),), ("crash", "delay", "clock")

@@ -14,16 +14,19 @@ from random import Random
 
 import msgspec
 
+from kos_cluster.sim.disk import Crash
 from kos_cluster.sim.faults import KINDS, Fault, draw, plan
 from kos_cluster.sim.invariants import Violation
 from kos_cluster.sim.linearizability import Outcome, check
 from kos_cluster.sim.patching import SMALL_BOUNDS, patched
+from kos_cluster.sim.replica import Doom
 from kos_cluster.sim.sequential import Register
 from kos_cluster.sim.trace import Trace
 from kos_cluster.sim.world import Shape, World
 
 HISTORY_STATES_LIMIT = 20_000  # searched for one history; one that needs more is not judged
 CHUNK_SEEDS = 8  # that a process takes at once
+DOWN_S = 1.0  # for which a host that died at a crash point stays down
 SMALL_SHARE = 0.7  # of the seeds have small bounds; the others the product's
 UNEXPECTED = "unexpected error"  # the rule that an exception of a machine breaks
 
@@ -69,18 +72,31 @@ def schedule_of(seed: int, options: Options) -> tuple[Fault, ...]:
 
 
 def run_seed(
-    seed: int, options: Options, trace: Trace | None = None, schedule: Sequence[Fault] | None = None
+    seed: int,
+    options: Options,
+    trace: Trace | None = None,
+    schedule: Sequence[Fault] | None = None,
+    doom: tuple[str, Doom] | None = None,
 ) -> Result:
-    """Run one seed. A `schedule` replaces the one that the seed draws."""
-    bounds = SMALL_BOUNDS if Random(f"{seed}/bounds").random() < SMALL_SHARE else ()
-    with patched(bounds):
-        return _run(seed, options, trace, schedule)
-
-
-def _run(seed: int, options: Options, trace: Trace | None, schedule: Sequence[Fault] | None) -> Result:
+    """Run one seed. A `schedule` replaces the one that the seed draws; `doom` strikes one host besides."""
+    small = Random(f"{seed}/bounds").random() < SMALL_SHARE
     faults = schedule_of(seed, options) if schedule is None else tuple(schedule)
-    world = World(seed, shape_of(seed, options), trace or Trace())
-    plan(world, faults)
+    with patched(SMALL_BOUNDS if small else ()):
+        world = World(seed, shape_of(seed, options), trace or Trace())
+        plan(world, faults)
+        if doom is not None:
+            world.replicas[doom[0]].doom = doom[1]
+        return _run(seed, options, world, len(faults))
+
+
+def crash_points(seed: int, options: Options, host: str, writes: int) -> Iterator[Result]:
+    """Run a seed once for each of the first writes of a host and each point of it at which the host can die."""
+    for write in range(writes):
+        for crash in Crash:
+            yield run_seed(seed, options, schedule=(), doom=(host, Doom(crash, write, DOWN_S)))
+
+
+def _run(seed: int, options: Options, world: World, faults: int) -> Result:
     rule = what = ""
     healed_after_s = 0.0
     try:
@@ -95,7 +111,7 @@ def _run(seed: int, options: Options, trace: Trace | None, schedule: Sequence[Fa
     except Exception as error:  # of a machine: that is a finding as much as a violation is, and must not lose its seed
         rule, what = UNEXPECTED, _where(error)
         world.note("-", "VIOLATION", what)
-    return _result(seed, world, rule, what, len(faults), healed_after_s)
+    return _result(seed, world, rule, what, faults, healed_after_s)
 
 
 def _check_histories(world: World) -> None:

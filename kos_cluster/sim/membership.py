@@ -1,9 +1,9 @@
 """Membership measured: the real SWIM machines of many nodes, under virtual time, on a network that loses nothing.
 
-Theory of operation. `Nodes` keeps one heap of deliveries and deadlines. A message takes a random time within
-`DELAY_S`; what it weighs is what its MessagePack weighs. A node that crashed takes nothing any more; one that stalls
-takes nothing until it wakes, and then all that has come meanwhile, its timers first or last by the toss of a coin.
-Everything depends on the seed.
+Theory of operation. `Nodes` keeps one heap of deliveries and deadlines. A message takes a random time from
+`DELAY_LEAST_S` to `DELAY_MOST_S`; what it weighs is what its MessagePack weighs. A node that crashed takes nothing any
+more; one that stalls takes nothing until it wakes, and then all that has come meanwhile, its timers first or last by
+the toss of a coin. Everything depends on the seed.
 
     dissemination   rounds of gossip until an update has reached all, beside a model in which each infected node pushes
                     to three others each round, and for ever; and the bytes that a node sends for it, and without it
@@ -41,7 +41,8 @@ from kos_cluster.core.swim import (
 )
 from kos_cluster.core.swim.messages import body_of, sealed
 
-DELAY_S = (0.0002, 0.001)  # of a message on a LAN, shortest and longest
+DELAY_LEAST_S = 0.0002  # of a message on a LAN
+DELAY_MOST_S = 0.001  # of the same
 SIZES = (30, 100, 1000, 5000)
 PROFILES = {"lan": LAN, "fast": FAST}
 STALLING = (1, 2, 3, 4)  # nodes that stall
@@ -178,13 +179,13 @@ class Nodes:
             self._carry_out(number, self.swims[number].tick(self.now) if due else [])
 
     def _carry_out(self, number: int, effects: Iterable[Effect]) -> None:
-        sender, shortest, longest = self.ids[number], *DELAY_S
+        sender = self.ids[number]
         for effect in effects:
             if not isinstance(effect, Send):
                 self._watch(number, effect)
                 continue
             self.sent_bytes += len(_encode(effect.message))
-            at = self.now + shortest + (longest - shortest) * self._rng.random()
+            at = self.now + DELAY_LEAST_S + (DELAY_MOST_S - DELAY_LEAST_S) * self._rng.random()
             self._push(at, self._number[effect.id], Received(sender, effect.message))
         self._schedule(number)
 

@@ -1,7 +1,7 @@
 """What a node believes of the members, and how it takes in what it hears. `machine` tells the theory and the states.
 
 Rules. A record is believed when its signature is right and its incarnation newer than what is held; an accusation
-when it is about exactly the incarnation that is held and its accuser is a member. Whatever is believed for the first
+when it is about exactly the incarnation that is held and its accuser is alive. Whatever is believed for the first
 time is told on. All else is `Ignored`, and counted. An accusation of this node itself is answered by a higher
 incarnation at once.
 """

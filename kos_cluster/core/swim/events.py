@@ -32,19 +32,25 @@ class UpdateSelf(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """This node stops; for good (`left`), or to come back (`dead` to the others at once)."""
+    """This node stops; for good (`left`), or to come back (`dead` to the others at once).
+
+    The process should tick on until `Swim.told`, which takes a few rounds of gossip.
+    """
 
     for_good: bool
 
 
 class Join(msgspec.Struct, frozen=True):
-    """Addresses ("host:port") of the bootstrap list. They are tried while this node knows nobody that is alive."""
+    """Addresses ("host:port") of the bootstrap list. They are asked now, and again while nobody alive is known."""
 
     addresses: tuple[str, ...]
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """The cluster removed this member (the replicated state says so): it has left, and no record brings it back."""
+    """The cluster removed this member (the replicated state says so): it has left, and no record brings it back.
+
+    A machine that was restarted has to be told again.
+    """
 
     id: str
 

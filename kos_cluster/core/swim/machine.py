@@ -77,7 +77,7 @@ from kos_cluster.core.swim.profile import Profile
 GOSSIP_FANOUT = 3  # members told in one round of gossip
 FAREWELL_FANOUT = 8  # members told at once by one that stops
 SEEDS_LIMIT = 16  # addresses of the bootstrap list
-JOIN_RETRY_S = 2.0
+JOIN_RETRY_S = 2.0  # from one try of the bootstrap list to the next
 JOIN_QUIET_S = 5.0  # what a node that knew nobody is sent within this time is no news to the others
 
 
@@ -163,8 +163,9 @@ class Swim:
             case UpdateSelf(member) if not self._stopped:
                 incarnation = max(member.incarnation, beliefs.own.member.incarnation + 1)
                 beliefs.renew(replace(member, id=self._id, state=MemberState.ALIVE, incarnation=incarnation), now)
-            case Join(addresses):
-                self._seeds, self._join_at = addresses[:SEEDS_LIMIT], now
+            case Join(addresses) if not self._stopped:
+                self._seeds = addresses[:SEEDS_LIMIT]
+                self._ask_seeds(now)
             case Removed(id_) if id_ != self._id:
                 beliefs.remove(id_, now)
             case Leave(for_good) if not self._stopped:
@@ -211,10 +212,15 @@ class Swim:
             if dead := table.dead_ids():
                 self._request_sync(dead[self._rng.randrange(len(dead))])
         if self._alone and self._seeds and now >= self._join_at:
-            self._join_at, self._quiet_until = now + JOIN_RETRY_S, now + JOIN_QUIET_S
-            for address in self._seeds:
-                if address != self._beliefs.own.member.address:
-                    self._request_sync("", address)
+            self._ask_seeds(now)
+
+    def _ask_seeds(self, now: float) -> None:
+        self._join_at = now + JOIN_RETRY_S
+        if self._alone:
+            self._quiet_until = now + JOIN_QUIET_S
+        for address in self._seeds:
+            if address != self._beliefs.own.member.address:
+                self._request_sync("", address)
 
     def _gossip(self, fanout: int, now: float) -> None:
         beliefs = self._beliefs

@@ -62,6 +62,9 @@ class Net:
         self.seed = seed
         self.profile = profile
         self.cut: Callable[[int, int], bool] = lambda a, b: False
+        self.unruly = (
+            0.0  # the share of messages that get lost, and of those that come late, and of those that come twice
+        )
         self.trace: list[tuple[float, int, Effect]] = []
         self.sent_bytes = 0
         self.swims: dict[int, Swim] = {}
@@ -123,6 +126,13 @@ class Net:
                 self.sent_bytes += len(msgspec.msgpack.encode(effect.message))
                 to = int((effect.id or effect.address.partition(":")[0]).lstrip("idhost"))
                 if not self.cut(number, to):
-                    self._serial += 1
-                    at = self.now + 0.0002 + 0.0008 * self._rng.random()
-                    heapq.heappush(self._mail, (at, self._serial, to, Received(f"id{number}", effect.message)))
+                    self._post(to, Received(f"id{number}", effect.message))
+
+    def _post(self, to: int, event: Event) -> None:
+        luck = self._rng.random()
+        if luck < self.unruly:
+            return
+        for _ in range(2 if luck < 2 * self.unruly else 1):
+            late_s = 3.0 if self._rng.random() < self.unruly else 0.0008
+            self._serial += 1
+            heapq.heappush(self._mail, (self.now + 0.0002 + late_s * self._rng.random(), self._serial, to, event))

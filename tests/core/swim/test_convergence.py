@@ -265,8 +265,7 @@ def test_an_id_that_is_asked_for_often_is_sent_once():
 
 def test_what_a_joining_node_is_sent_is_no_news_to_the_others():
     swim = machine(0, others=0)
-    swim.handle(Join(("host1:7567",)), 0.0)
-    (request,) = sends(swim.tick(0.0), SyncRequest)
+    (request,) = sends(swim.handle(Join(("host1:7567", "host0:7567")), 0.0), SyncRequest)
     assert (request.id, request.address) == ("", "host1:7567")
     entries = tuple(Entry(record(member(n))) for n in (1, 2, 3))
     swim.handle(Received("id1", SyncData(entries)), 0.1)

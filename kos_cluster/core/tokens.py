@@ -70,15 +70,20 @@ class TokenTable:
 
     def check_hashed(self, id: str, sha256: str, now: float) -> TokenEntry:
         """`check`, by the secret's SHA-256 (hex)."""
+        entry = self.recognise_hashed(id, sha256)
+        if entry.used_s is not None:
+            raise JoinError("The join token was used already; each serves one machine.", _MINT)
+        if now >= entry.expires_s:
+            raise JoinError("The join token has expired.", _MINT)
+        return entry
+
+    def recognise_hashed(self, id: str, sha256: str) -> TokenEntry:
+        """The token of this id and secret, be it used or expired. Raises JoinError when there is none."""
         entry = self._entries.get(id)
         # Compared for unknown ids too, so that the time taken does not tell which ids exist.
         right = hmac.compare_digest((entry.secret_sha256 if entry else "0" * 64).encode(), sha256.encode())
         if entry is None or not right:
             raise JoinError("The join token is not one of this cluster's.", "Check that all of it was copied. " + _MINT)
-        if entry.used_s is not None:
-            raise JoinError("The join token was used already; each serves one machine.", _MINT)
-        if now >= entry.expires_s:
-            raise JoinError("The join token has expired.", _MINT)
         return entry
 
     def redeem(self, id: str, secret: str, now: float) -> Role:

@@ -318,13 +318,17 @@ _decoder = msgspec.msgpack.Decoder(Proposal)
 
 
 def encode(proposal: Proposal) -> bytes:
-    """The bytes to propose. Raises UsageError for a time that is none, LimitError for too large a command."""
+    """The bytes to propose. Raises UsageError for what cannot be written, LimitError for too large a command."""
     if not math.isfinite(proposal.now_s):
         raise UsageError(f"A command cannot be stamped with the time {proposal.now_s}.", "Set this machine's clock.")
-    entry = bytes((FORMAT,)) + _encoder.encode(proposal)
+    kind = type(proposal.command).__name__
+    try:
+        entry = bytes((FORMAT,)) + _encoder.encode(proposal)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise UsageError(f"A {kind} command has a value that cannot be written: {error}.") from None
     if len(entry) > ENTRY_LIMIT_BYTES:
         raise LimitError(
-            f"A {type(proposal.command).__name__} command takes {len(entry)} bytes; the limit is {ENTRY_LIMIT_BYTES}.",
+            f"A {kind} command takes {len(entry)} bytes; the limit is {ENTRY_LIMIT_BYTES}.",
             "Put what is large on the nodes' disks.",
         )
     return entry
@@ -337,7 +341,7 @@ def decode(entry: bytes) -> Proposal:
         raise _unknown(f"it is {found}, and this version reads format {FORMAT}")
     try:
         return _decoder.decode(memoryview(entry)[1:])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _unknown(str(error)) from None
 
 

@@ -16,6 +16,11 @@ class Deadlines:
         self._at_s: dict[str, float] = {}
         self._earliest_s = math.inf
 
+    @property
+    def earliest_s(self) -> float:
+        """Nothing is due before; infinite when nothing is due at all."""
+        return self._earliest_s
+
     def set(self, key: str, at_s: float) -> None:
         self._at_s[key] = at_s
         self._earliest_s = min(self._earliest_s, at_s)

@@ -30,7 +30,9 @@ EXPIRED_KEPT_S = 30 * 86400.0  # for which expired identities keep their name, s
 REVOKED_KEPT_S = 86400.0  # beyond its end, for which a denied serial stays denied where a clock is slow
 REASON_LIMIT_CHARACTERS = 256
 CERTIFICATE_LIFE_LIMIT_S = 10 * 365 * 86400.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+CURVE_KEY_BYTES = 40  # Z85 text of 32 bytes
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _TOKEN = "Join again with a new token."
 
 
@@ -110,18 +112,19 @@ class Identities:
                 f"The cluster has {len(self._identities)} nodes and clients; the limit is {IDENTITIES_LIMIT}.",
                 "Remove some: 'kos cluster remove NAME'.",
             )
-        if len({c.id for c in certificates}) < len(certificates):
-            raise UsageError("Two new identities have one id.")
+        nodes = [c.name for c in certificates if c.role is Role.NODE]
+        if len({c.id for c in certificates}) < len(certificates) or len(set(nodes)) < len(nodes):
+            raise UsageError("Two new identities have one id, or two new nodes one name.")
         for certificate in certificates:
+            ids = (certificate.id, certificate.came_with or certificate.id)
             if certificate.id in self._identities:
                 raise JoinError(f"The id {certificate.id} is given already.", "Try again.")
             if certificate.role is Role.NODE and certificate.name in self._nodes:
                 raise JoinError(f"Another node of the cluster is named {certificate.name}.", "Give another --name.")
-            if not _NAME.fullmatch(certificate.name):
+            if not (_NAME.fullmatch(certificate.name) and all(map(_ID.fullmatch, ids))):
                 raise UsageError(f"{certificate.name[:64]!r} cannot be the name of a node or client.")
+            _check_certificate(certificate.curve_public, certificate.not_after_s, clock_s)
         self._check_new([c.serial for c in certificates])
-        for certificate in certificates:
-            _check_life(certificate.not_after_s, clock_s)
         for c in certificates:
             identity = Identity(c.id, c.name, c.role, c.came_with, {c.serial: c})
             self._identities[c.id] = identity
@@ -134,7 +137,7 @@ class Identities:
         """The successor, and what is denied by that. Raises AuthError, UsageError or LimitError."""
         identity = self._holder(command.id, command.old_serial)
         self._check_new([command.serial])
-        _check_life(command.not_after_s, clock_s)
+        _check_certificate(command.curve_public, command.not_after_s, clock_s)
         unconfirmed = [identity.successor] if identity.successor not in (0, command.old_serial) else []
         if identity.successor == command.old_serial:  # it renews what it did not confirm: so it has it
             unconfirmed = [serial for serial in identity.certificates if serial != command.old_serial]
@@ -241,7 +244,9 @@ def _revoked_key(serial: int) -> str:
     return f"revoked:{serial}"
 
 
-def _check_life(not_after_s: float, clock_s: float) -> None:
+def _check_certificate(curve_public: bytes, not_after_s: float, clock_s: float) -> None:
+    if len(curve_public) != CURVE_KEY_BYTES:
+        raise UsageError(f"A certificate's CURVE key has {len(curve_public)} bytes instead of {CURVE_KEY_BYTES}.")
     if not clock_s < not_after_s <= clock_s + CERTIFICATE_LIFE_LIMIT_S:
         raise UsageError(
             "A certificate would end before it begins, or live too long.", "Compare the clocks: 'kos doctor'."

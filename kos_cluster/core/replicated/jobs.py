@@ -48,7 +48,8 @@ PARTS_LIMIT = 256  # of one job
 HOLDERS = 2  # nodes that keep a part or a large result
 ENDED_KEPT_S = 7 * 86400.0
 NAME_LIMIT_CHARACTERS = 256
-ENTRY_BYTES = 160  # reckoned for a hash with its holders
+NODE_LIMIT_CHARACTERS = 64  # of a node's id
+ENTRY_BYTES = 256  # reckoned for a hash with its holders
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -133,8 +134,9 @@ class Jobs:
         return JobEpoch(job.id, job.epoch)
 
     def assign(self, command: AssignDriver) -> JobEpoch:
-        """Raises NoSuchTaskError or StateError."""
+        """Raises NoSuchTaskError, StateError or UsageError."""
         job = self._going_on(command.id)
+        _check_node(command.node)
         if job.epoch != command.epoch:
             raise _stale(job, command.epoch)
         job.state, job.driver, job.epoch = JobState.DRIVEN, command.node, job.epoch + 1
@@ -265,6 +267,13 @@ def _check_kept(sha256: str, holders: tuple[str, ...]) -> None:
         raise UsageError(f"{sha256[:64]!r} is not a SHA-256 in hex.")
     if not 0 < len(set(holders)) == len(holders) <= HOLDERS:
         raise UsageError(f"The part {sha256[:12]} is kept by {len(holders)} nodes; it must be 1 to {HOLDERS}.")
+    for node in holders:
+        _check_node(node)
+
+
+def _check_node(node: str) -> None:
+    if not 0 < len(node) <= NODE_LIMIT_CHARACTERS:
+        raise UsageError(f"The id of a node has 1 to {NODE_LIMIT_CHARACTERS} characters, not {len(node)}.")
 
 
 def _check_result(result: TaskResult) -> None:

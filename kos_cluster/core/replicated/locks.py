@@ -76,6 +76,11 @@ class Locks:
     def snapshot(self) -> list[Lock]:
         return list(self._locks.values())
 
+    @property
+    def due_s(self) -> float:
+        """No lease and no patience ends before."""
+        return self._ends.earliest_s
+
     def get(self, name: str) -> Lock | None:
         return self._locks.get(name)
 

@@ -10,6 +10,8 @@ Rules: everything that can be refused is refused before the token is used up. Wh
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from kos_cluster.core.replicated.commands import Certificate, MintToken, RedeemToken, Wish
@@ -20,6 +22,8 @@ from kos_cluster.core.tokens import TokenEntry, TokenTable
 from kos_cluster.errors import JoinError, UsageError
 
 JOINER_LIMIT_CHARACTERS = 128
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Redemption(msgspec.Struct, frozen=True):
@@ -49,14 +53,17 @@ class Redemptions:
 
     def mint(self, command: MintToken, clock_s: float) -> None:
         """Raises UsageError or LimitError."""
+        if not (_ID.fullmatch(command.id) and _SHA256.fullmatch(command.secret_sha256)):
+            raise UsageError(f"{command.id[:64]!r} cannot be a join token: its id or hash is malformed.")
         self._tokens.add_hashed(command.id, command.secret_sha256, command.role, command.ttl_s, clock_s)
         remembered = {entry.id for entry in self._tokens.snapshot()}
         self._redemptions = {id: entry for id, entry in self._redemptions.items() if id in remembered}
 
     def redeem(self, command: RedeemToken, identities: Identities, clock_s: float) -> Admission:
         """Admit a joiner, or tell it again how it was. Raises JoinError, UsageError or LimitError."""
+        self._tokens.recognise_hashed(command.token_id, command.secret_sha256)
         earlier = self._redemptions.get(command.token_id)
-        if earlier is not None and command.joiner and earlier.joiner == command.joiner:
+        if earlier is not None and earlier.joiner == command.joiner:
             return earlier.admission
         if not 0 < len(command.joiner) <= JOINER_LIMIT_CHARACTERS:
             raise UsageError("A join request does not say which one it is.", "Join again.")

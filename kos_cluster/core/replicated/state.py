@@ -75,6 +75,11 @@ class ClusterState:
         self.transactions = Transactions(s.transactions, s.ended_transactions)
         self.jobs = Jobs(s.jobs)
 
+    @property
+    def due_s(self) -> float:
+        """When the coordinator should propose a `Tick`, if nothing else is proposed by then; often infinite."""
+        return min(self.locks.due_s, self.transactions.due_s)
+
     def snapshot(self) -> bytes:
         """All of the state, as `restore` takes it."""
         return bytes((SNAPSHOT_FORMAT,)) + msgspec.msgpack.encode(
@@ -108,7 +113,7 @@ class ClusterState:
             )
         try:
             decoded = msgspec.msgpack.decode(memoryview(snapshot)[1:], type=_Snapshot)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StateError(
                 f"A snapshot of the cluster's state is damaged ({error}).",
                 "Let this node leave and join again; the others have the state.",

@@ -29,7 +29,7 @@ from kos_cluster.errors import LimitError, UsageError
 
 TRANSACTIONS_LIMIT = 1024  # open or committed at once
 PARTICIPANTS_LIMIT = 256
-PAYLOADS_LIMIT_BYTES = 64 << 10  # of one transaction's participants together
+PAYLOADS_LIMIT_BYTES = 64 << 10  # of one transaction's participants together, their ids included
 TTL_LIMIT_S = 600.0
 ENDED_LIMIT = 4096  # ended transactions whose end is remembered
 
@@ -66,6 +66,11 @@ class Transactions:
     def ended(self) -> list[Ended]:
         return [Ended(txn, committed) for txn, committed in self._ended.items()]
 
+    @property
+    def due_s(self) -> float:
+        """No transaction is aborted for its age before."""
+        return self._ends.earliest_s
+
     def get(self, txn: int) -> Transaction | None:
         return self._open.get(txn)
 
@@ -87,7 +92,7 @@ class Transactions:
             raise LimitError(
                 f"A transaction of {len(command.participants)} participants; it must be 1 to {PARTICIPANTS_LIMIT}."
             )
-        size_bytes = sum(map(len, command.participants.values()))
+        size_bytes = sum(len(name) + len(payload) for name, payload in command.participants.items())
         if size_bytes > PAYLOADS_LIMIT_BYTES:
             raise LimitError(f"A transaction carries {size_bytes} bytes; the limit is {PAYLOADS_LIMIT_BYTES}.")
         if len(self._open) >= TRANSACTIONS_LIMIT:

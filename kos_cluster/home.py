@@ -96,7 +96,7 @@ class ClusterHome:
             ) from None
         try:
             return msgspec.json.decode(data, type=ClusterFile)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateError(
                 f"{self.path / 'cluster.json'} is damaged ({error}).",
                 f"Remove {self.path} and join again.",
@@ -110,7 +110,7 @@ class ClusterHome:
         """What the daemon of that node wrote when it became ready; None when it has not, or has ended cleanly."""
         try:
             return msgspec.json.decode((self.run(node) / "ready.json").read_bytes(), type=Ready)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
 
 

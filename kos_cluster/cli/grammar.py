@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_work(commands)
     _add_bench(commands)
+    _add_sim(commands)
     return parser
 
 
@@ -195,6 +196,25 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
 
 
+def _add_sim(commands: _Commands) -> None:
+    sim = commands.add("sim", "run the machines of the control plane in a simulated cluster that fails", "sim")
+    sim.add_argument("--nodes", type=_nodes, default=5, metavar="N", help="how many hosts (default: 5)")
+    sim.add_argument("--seed", type=count_or_zero, metavar="S", help="the first seed (default: a fresh one)")
+    sim.add_argument("--seeds", type=count, default=1, metavar="N", help="how many seeds to run (default: 1)")
+    sim.add_argument("--faults", type=_faults, metavar="LIST", help="all (the default), none, or such as crash,loss")
+    sim.add_argument(
+        "--minutes",
+        dest="seconds",
+        type=_minutes,
+        default=60.0,
+        metavar="M",
+        help="virtual time until all faults end (default: 1)",
+    )
+    sim.add_argument("--processes", type=count, default=1, metavar="P", help="how many run the seeds (default: 1)")
+    sim.add_argument("--trace", action="store_true", help="print everything that happens, not only what matters")
+    sim.add_argument("--mutants", action="store_true", help="plant known defects, and show how soon each is caught")
+
+
 def _ttl(text: str) -> float:
     seconds = duration(text)
     if seconds > TOKEN_TTL_LIMIT_S:
@@ -207,4 +227,29 @@ def _peers(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a known peer; choose from {', '.join(PEERS)}")
+    return names
+
+
+def _nodes(text: str) -> int:
+    from kos_cluster.sim.world import NODES_LIMIT  # here, or the grammar would load the simulator
+
+    number = count(text)
+    if number > NODES_LIMIT:
+        raise argparse.ArgumentTypeError(f"{number} hosts are too many to simulate; the limit is {NODES_LIMIT}")
+    return number
+
+
+def _minutes(text: str) -> float:
+    return duration(f"{text}m")
+
+
+def _faults(text: str) -> tuple[str, ...]:
+    from kos_cluster.sim.faults import KINDS  # as above
+
+    if text in ("all", "none"):
+        return tuple(KINDS) if text == "all" else ()
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a known fault; choose from {', '.join(KINDS)}")
     return names

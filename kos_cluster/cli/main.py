@@ -37,6 +37,7 @@ MODULES = {
     "running": ("exec", "run"),
     "work": ("ps", "cancel", "logs", "story"),
     "bench": ("bench",),
+    "sim": ("sim",),
 }
 
 

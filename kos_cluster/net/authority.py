@@ -86,7 +86,7 @@ class CertificateAuthority:
         )
 
     def certify(self, request_pem: bytes, granted: Certificate) -> bytes:
-        """The certificate, in PEM, as it was granted. Raises AuthError when the request is not good or of other keys."""
+        """The certificate, in PEM, as it was granted. Raises AuthError for a request that is bad or of other keys."""
         request = _checked_request(request_pem)
         public_key = request.public_key()
         if not isinstance(public_key, Ed25519PublicKey):

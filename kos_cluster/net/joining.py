@@ -270,5 +270,5 @@ def _proof(shared: bytes, request_pem: bytes) -> bytes:
 def _decoded(data: bytes, kind: Any) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A malformed message arrived in the join exchange: {error}.") from None

@@ -227,5 +227,5 @@ def _give(stream: ssl.SSLSocket, peer: Peer, store: Store, request: Get) -> None
 def _decoded(data: bytes, kind: Any) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A malformed message arrived on the bulk port: {error}.") from None

@@ -98,8 +98,8 @@ class Verdict(msgspec.Struct, frozen=True):
     """The outcome for a history, and for the part that decided it what can be shown.
 
     `order` is a linearization when the outcome is "linearizable" (of the last part that was searched). Otherwise it
-    is the longest that was found: everything that returned before `blocked` did is in it, and no order that the
-    search tried has room for `blocked` too.
+    is the one that came furthest: everything that returned before `blocked` did is in it, and no order that was tried
+    has room for `blocked` too.
     """
 
     outcome: Outcome

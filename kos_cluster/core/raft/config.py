@@ -38,7 +38,7 @@ def decode(data: bytes) -> Membership | None:
     """The membership in a config entry, or None when it is none."""
     try:
         membership = msgspec.msgpack.decode(data, type=Membership)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return membership if is_valid(membership) else None
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
-from kos_cluster.core.raft import HardState, Persisted, Received, Role, RoleChanged, Send, Timing, WriteFailed
+from kos_cluster.core.raft import (
+    Entry,
+    HardState,
+    Kind,
+    Persisted,
+    Received,
+    Role,
+    RoleChanged,
+    Send,
+    Timing,
+    WriteFailed,
+)
 from kos_cluster.core.raft.messages import (
     Append,
     Heartbeat,
@@ -95,6 +106,24 @@ def test_a_candidate_does_not_count_its_own_vote_before_it_is_durable() -> None:
     host.handle(Received("b", VoteResponse(group=GROUP, term=2, granted=True, pre=True)))
     assert host.raft.role is Role.CANDIDATE
     host.handle(Received("b", VoteResponse(group=GROUP, term=2, granted=True)))
+    assert host.raft.role is Role.CANDIDATE
+    host.finish_write()
+    assert host.raft.role is Role.LEADER
+
+
+def test_an_older_write_does_not_make_the_own_vote_durable() -> None:
+    network = Network("a")
+    host = network.elect()
+    host.crash()
+    host.start()
+    network.join("x")
+    strange = Append(group=GROUP, term=2, prev_index=2, prev_term=2, commit=2, entries=(Entry(3, 2, Kind.COMMAND),))
+    host.handle(Received("x", strange))
+    assert host.pending_write is not None
+    network.now = host.raft.deadline
+    host.tick()
+    host.finish_write()  # the entry, not yet the vote
+    assert host.disk.hard_state.term == 2
     assert host.raft.role is Role.CANDIDATE
     host.finish_write()
     assert host.raft.role is Role.LEADER

@@ -289,6 +289,16 @@ def test_a_learner_hears_less_often_and_gets_entries_at_once() -> None:
     assert modes["x"] == (False, Mode.REPLICATE, 0)
 
 
+def test_only_what_agrees_with_the_leader_is_committed() -> None:
+    network = Network("abc")
+    host = network["a"]
+    ours = tuple(Entry(index, 2, Kind.COMMAND, b"cmd") for index in (2, 3, 4))
+    host.handle(Received("b", Append(group=GROUP, term=2, prev_index=1, prev_term=1, commit=1, entries=ours)))
+    theirs = Append(group=GROUP, term=3, prev_index=1, prev_term=1, commit=4, entries=ours[:1])
+    host.handle(Received("c", theirs))
+    assert host.raft.commit == 2  # of 3 and 4 the leader of term 3 has said nothing yet
+
+
 def test_a_write_that_was_cut_off_since_vouches_for_nothing() -> None:
     network = Network("abc")
     host = network["a"]

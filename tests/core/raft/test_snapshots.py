@@ -260,6 +260,23 @@ def test_a_snapshot_of_what_is_in_the_log_already_only_commits_it() -> None:
     assert not [e for e in b.effects if isinstance(e, RestoreSnapshot)]
 
 
+def test_a_snapshot_holds_the_membership_that_was_in_force_where_it_ends() -> None:
+    network, leader = compacted()
+    network.propose(leader, b"1")
+    network.lose = lambda sender, to, message: isinstance(message, AppendResponse)
+    network.request(leader, lambda id: ChangeConfig(id, AddLearner("x")))
+    assert leader.raft.membership.learners == ("x",)
+    leader.compact()
+    network.settle()
+    snapshot = leader.disk.snapshot
+    assert snapshot is not None
+    assert snapshot.index == leader.raft.applied < leader.raft.last_index
+    assert snapshot.membership == Membership(("a", "b", "c"))
+    leader.crash()
+    leader.start()
+    assert leader.raft.membership.learners == ("x",)  # from the entry after it
+
+
 def test_a_compaction_of_what_is_not_applied_is_refused() -> None:
     _, leader = compacted()
     snapshot = leader.disk.snapshot

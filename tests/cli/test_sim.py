@@ -1,0 +1,89 @@
+"""`kos sim`: what it prints, and the code with which it ends."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from kos_cluster.cli.grammar import parse
+from kos_cluster.cli.main import run
+from kos_cluster.core.raft.elections import Elections
+from kos_cluster.sim import mutants
+from kos_cluster.sim.mutants import MUTANTS
+from kos_cluster.sim.patching import patched
+from kos_cluster.sim.report import replay
+from kos_cluster.sim.run import Options
+
+
+def kos(line: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    code = run(line.split(), out, err)
+    return code, out.getvalue(), err.getvalue()
+
+
+def defective() -> Any:
+    return patched(MUTANTS["no-pre-vote"].patches)
+
+
+def test_one_seed_tells_its_story():
+    code, out, _ = kos("sim --seed 7 --minutes 0.1")
+    assert code == 0
+    for text in ("leader", "fault", "crashed", "healed", "seed 7:", "every invariant held", "sha256"):
+        assert text in out
+    assert "Heartbeat" not in out
+
+
+def test_a_trace_shows_everything():
+    assert "Heartbeat" in kos("sim --seed 7 --minutes 0.05 --faults none --trace")[1]
+
+
+def test_a_fresh_seed_is_printed_and_replays():
+    code, out, _ = kos("sim --minutes 0.05")
+    seed = out.split("seed ", 1)[1].split(":", 1)[0]
+    assert code == 0
+    assert kos(f"sim --seed {seed} --minutes 0.05")[1] == out
+
+
+def test_a_violation_ends_with_its_seed_and_the_line_that_replays_it():
+    line = "kos sim --nodes 3 --seed 4 --faults crash,loss --minutes 0.1"
+    with defective():
+        code, out, _ = kos(line.removeprefix("kos "))
+    assert code == 1
+    assert "VIOLATED" in out and "elections" in out
+    assert out.rstrip().endswith(f"to replay: {line}")
+
+
+@pytest.mark.parametrize("options", [Options(), Options(3, 600.0, ()), Options(7, 20.04, ("crash", "loss"))])
+def test_the_line_that_replays_means_the_same(options: Options):
+    parsed = parse(replay(9, options).split()[1:])
+    assert (parsed.nodes, parsed.seed, parsed.faults) == (options.nodes, 9, options.kinds)
+    assert parsed.seconds == pytest.approx(options.seconds)
+
+
+def test_many_seeds_are_summed_up():
+    code, out, _ = kos("sim --seed 3 --seeds 4 --minutes 0.1")
+    assert code == 0
+    assert "seeds 3 to 6" in out and "4 seeds: 0 failed" in out and "at least 1 a seed" in out
+
+
+def test_many_seeds_name_those_that_fail():
+    with defective():
+        code, out, _ = kos("sim --seed 3 --seeds 2 --minutes 0.05")
+    assert code == 1
+    assert "2 failed" in out and "kos sim --nodes 5 --seed 3 " in out
+
+
+def test_mutants_are_a_table(monkeypatch: pytest.MonkeyPatch):
+    few = {name: MUTANTS[name] for name in ("no-pre-vote", "ack-not-durable")}
+    monkeypatch.setattr(mutants, "MUTANTS", few)
+    code, out, _ = kos("sim --mutants")
+    assert code == 0
+    assert "no-pre-vote" in out and "2 of 2 defects were caught" in out
+    monkeypatch.setattr(mutants, "SEEDS_LIMIT", 1)
+    few["harmless"] = mutants.Mutant(
+        "nothing at all", ((Elections, "persisted", Elections.persisted),), (), seconds=1.0
+    )
+    code, out, _ = kos("sim --mutants")
+    assert code == 1 and "2 of 3 defects were caught" in out

@@ -78,6 +78,33 @@ def test_every_dependency_is_pinned() -> None:
     assert {plain(name) for name in wanted} - {"kos-cluster"} <= pinned
 
 
+def test_the_package_is_what_was_promised() -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = document["project"]
+    assert (project["name"], project["requires-python"]) == ("kos-cluster", ">=3.11")
+    assert {"kos"} == set(project["scripts"])
+    assert {"test", "dev", "bench"} <= set(project["optional-dependencies"])
+    assert {plain(name) for name in project["dependencies"]} >= {
+        *("pyzmq", "msgspec", "cloudpickle", "cryptography", "numpy"),
+        *("psutil", "ipykernel", "ipywidgets", "rich", "platformdirs"),
+    }
+    assert any(re.search(r"ipykernel\s*>=\s*7", name) for name in project["dependencies"])
+    assert all((ROOT / package / "__init__.py").exists() for package in PACKAGES)
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert document["tool"]["mypy"]["strict"] is True
+    assert document["tool"]["importlinter"]["contracts"]
+
+
+def test_one_command_runs_the_demo_the_checks_and_every_test() -> None:
+    recipe = subprocess.run(
+        ["make", "--dry-run", "--always-make", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for step in ("kos_cluster.services.demo", "ruff check", "mypy", "lint-imports", "pytest"):
+        assert step in recipe, recipe
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
 def plain(requirement: str) -> str:
     """The normalised name in a requirement."""
     return re.split(r"[\[<>=~! ]", requirement, maxsplit=1)[0].lower().replace("_", "-").replace(".", "-")

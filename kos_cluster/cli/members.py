@@ -72,10 +72,14 @@ def leave_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = home.cluster(parsed.cluster)
     nodes = cluster.read().nodes
     with daemons.changing(home):
-        told = membership.leave(cluster)
+        left = membership.leave(cluster)
     console.answer(f"This machine has left cluster {cluster.name!r}.")
-    if nodes and not told:
+    if left is membership.Left.UNTOLD:
         console.note(f"The cluster could not be told; it will list {', '.join(nodes)} as dead.")
+    elif left is membership.Left.ENDED:
+        console.note(
+            "It was the last node, so the cluster has ended; who only submitted types 'kos cluster leave' too."
+        )
     return 0
 
 

@@ -88,7 +88,8 @@ def _check(parsed: argparse.Namespace) -> None:
 
 def _check_node(cluster: Cluster, name: str) -> None:
     """Raises NoSuchNodeError, or UnreachableError for one that is dead or has left, before anything is sent."""
-    states = {node["name"]: node["state"] for node in cluster.nodes()} if name else {}
+    nodes = sorted(cluster.nodes(), key=lambda node: node["state"] != MemberState.LEFT) if name else []
+    states = {node["name"]: node["state"] for node in nodes}  # of two of one name, that which has not left
     if name and name not in states:
         raise NoSuchNodeError(f"No node {name!r} is in cluster {cluster.name!r}.", f"Its nodes: {', '.join(states)}.")
     if states.get(name) in (MemberState.DEAD, MemberState.LEFT):

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from kos_cluster.core.records import Needs
 
+UNREADABLE = "cannot read the payload"  # how such a node's reason begins
+
 
 @dataclass(slots=True)
 class Candidate:
@@ -87,7 +89,7 @@ def why_never(needs: Needs, node: Candidate) -> str:
         return f"the task asks for {needs.on}"
     for module, why in node.unreadable.items():
         if not module or module in needs.modules:
-            return f"cannot read the payload: {why}"
+            return f"{UNREADABLE}: {why}"
     if needs.cpus > node.slots:
         return f"needs {needs.cpus} slots, it has {node.slots}"
     if needs.memory_bytes and needs.memory_bytes > node.memory_bytes:

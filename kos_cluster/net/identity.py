@@ -131,7 +131,10 @@ class Credentials:
             cause = f"a file in {folder} is damaged ({error})"
         except AuthError as error:
             cause = f"the certificate in {folder} does not hold ({error.message})"
-        raise StateError(f"The credentials are not usable: {cause}.", "Join the cluster again with 'kos cluster join'.")
+        raise StateError(
+            f"The credentials are not usable: {cause}.",
+            "Restore them, or type 'kos cluster leave' and join again (if 'kos up' made it: 'kos down').",
+        )
 
 
 def verify_peer(cert_der: bytes, ca_pem: bytes, cluster: str, now: float | None = None) -> Peer:

@@ -25,7 +25,7 @@ from zmq.utils import z85
 
 from kos_cluster.core.records import Versions
 from kos_cluster.core.roles import Role
-from kos_cluster.errors import AuthError, JoinError, KosError, ProtocolError
+from kos_cluster.errors import AuthError, JoinError, KosError, ProtocolError, UnreachableError
 from kos_cluster.net import tls
 from kos_cluster.net.authority import authority_sha256
 from kos_cluster.net.identity import Credentials, Keys, request_curve_key
@@ -125,8 +125,17 @@ def join(
 
     Raises UnreachableError, JoinError, IncompatibleError, or what the coordinator raised.
     """
-    for _ in range(HOPS_LIMIT):
-        stream = tls.connect(host, port + 1, tls.joiner_context())
+    asked = f"{host}:{port}"
+    for hop in range(HOPS_LIMIT):
+        try:
+            stream = tls.connect(host, port, tls.joiner_context())
+        except UnreachableError as error:
+            if not hop:
+                raise
+            raise UnreachableError(
+                f"The node at {asked} does not coordinate, and who does is not there: {error.message}",
+                "Type 'kos up' on the machine that founded the cluster.",
+            ) from None
         try:
             opening = _verified_opening(stream, host, port, token, cluster)
             if opening.coordinator in (None, (host, port)):

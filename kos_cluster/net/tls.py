@@ -59,10 +59,13 @@ def joiner_context() -> ssl.SSLContext:
 
 
 def connect(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """An open TLS connection. Raises UnreachableError, or AuthError when a certificate is refused."""
+    """An open TLS connection to the node whose control port this is: TLS is on the next one.
+
+    Raises UnreachableError, or AuthError when a certificate is refused.
+    """
     where = f"{host}:{port}"
     try:
-        plain = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        plain = socket.create_connection((host, port + 1), CONNECT_TIMEOUT_S)
     except OSError as error:
         raise _unreachable(where, error) from None
     try:
@@ -139,9 +142,18 @@ def _receive_exactly(stream: ssl.SSLSocket, size: int, deadline: float) -> bytes
 
 def _unreachable(where: str, error: OSError) -> UnreachableError:
     return UnreachableError(
-        f"No KOS node answers at {where} ({error.strerror or error}).",
-        "Check that the node runs ('kos cluster nodes') and that no firewall blocks its control port and the next one.",
+        f"No KOS node answers at {where} ({_told(error)}).",
+        "Check the address, that the node runs ('kos up'), and that no firewall blocks its port and the next one.",
     )
+
+
+def _told(error: OSError) -> str:
+    """The system's words for what went wrong; of OpenSSL's, those that say something to a user."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or str(error)
+    if error.reason in ("WRONG_VERSION_NUMBER", "UNSUPPORTED_PROTOCOL", "NO_APPLICATION_PROTOCOL"):
+        return "what listens there speaks another protocol"
+    return (error.reason or "the connection broke off").replace("_", " ").lower()
 
 
 def _set_common(context: ssl.SSLContext, credentials: Credentials, protocols: list[str]) -> None:

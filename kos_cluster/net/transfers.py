@@ -98,7 +98,7 @@ class _Session:
 
     def __init__(self, host: str, port: int, credentials: Credentials, alpn: str) -> None:
         self.where = f"{host}:{port}"
-        self.stream = tls.connect(host, port + 1, tls.client_context(credentials, alpn))
+        self.stream = tls.connect(host, port, tls.client_context(credentials, alpn))
         try:
             self.node = tls.node_of(self.stream, credentials.ca_pem, credentials.peer.cluster)
             self.outcome()

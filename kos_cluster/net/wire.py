@@ -6,8 +6,8 @@ struct tagged with its kind. A payload of less than `INLINE_BYTES` follows in th
 own encryption and its own turn of ZeroMQ; a larger one is a second frame, which is sent without being copied.
 
 Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing here relies on a message arriving:
-an owner repeats what it holds to be outstanding in `OwnerBeat`, and the node answers what it does not know and
-sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
+an owner repeats what it holds to be outstanding in `OwnerBeat`; the node answers what it does not know, stops what the
+owner does not name, and sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
 
 Limits: `MESSAGE_LIMIT_BYTES` for a message with its payload; payloads of `BULK_BYTES` and more travel over TLS
 streams.
@@ -306,7 +306,7 @@ class StopNode(msgspec.Struct, frozen=True, tag=True):
 
 
 class LeaveCluster(msgspec.Struct, frozen=True, tag=True):
-    """From a node's own identity: this node leaves for good. Reply: bool."""
+    """From a node's own identity: this node leaves for good. Reply: bool, whether the cluster goes on without it."""
 
 
 class RemoveNode(msgspec.Struct, frozen=True, tag=True):

@@ -10,9 +10,9 @@ import asyncio
 import time
 
 from kos_cluster.core import raft
-from kos_cluster.core.records import Member
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.identities import Identity
+from kos_cluster.core.roles import Role
 from kos_cluster.errors import NoSuchNodeError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
@@ -37,11 +37,20 @@ class Administration:
     async def leave(self, peer: Peer, own_id: str) -> bool:
         """A node leaves for good: this one, or one that has been stopped and speaks in its own name.
 
-        Raises StateError when the cluster cannot do without it, UnreachableError when nobody can decide.
+        Whether the cluster goes on without it. Raises StateError when the cluster cannot do without it,
+        UnreachableError when nobody can decide.
         """
+        others = [i for i in self._consensus.state.identities.identities() if i.role is Role.NODE and i.id != peer.id]
+        if not others:
+            return False
         if peer.id == own_id:
-            if not self._others():
-                return True
+            alive = self._control.membership.alive()
+            if not any(other.id in alive for other in others):
+                raise StateError(
+                    f"{', '.join(other.name for other in others)} of the cluster's nodes cannot be reached, and need "
+                    "this one.",
+                    "Type 'kos cluster leave' on those machines first, and here last; or start them again.",
+                )
             await self._make_dispensable(own_id)
         await self._consensus.propose(commands.RemoveIdentity(peer.id, "left"))
         if peer.id == own_id:
@@ -92,9 +101,6 @@ class Administration:
             return
         await self._control.certifier.seal_to({own_id, alive[0]})
         await self._consensus.change(raft.Promote(alive[0]))
-
-    def _others(self) -> list[Member]:
-        return [m for m in self._control.membership.members()[1:] if m.id in self._control.membership.alive()]
 
     def _identity(self, name: str) -> Identity:
         identities = self._consensus.state.identities.identities()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kos_cluster.core.records import JobSummary, Load
-from kos_cluster.core.roles import Command, may
+from kos_cluster.core.roles import Command, Role, may
 from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
@@ -35,6 +35,11 @@ COMMAND_OF: dict[type, Command] = {
     wire.LockReleased: Command.SUBMIT,
     wire.Status: Command.READ,
 }
+WORDS_OF: dict[type, str] = {
+    wire.CancelWork: "cancel work",
+    wire.MintToken: "make join tokens",
+    wire.StopNode: "stop nodes",
+}  # the rest is reading, which every role may do
 
 
 class Answers:
@@ -70,9 +75,10 @@ class Answers:
     def _authorise(self, peer: Peer, ask: wire.Asked) -> None:
         command = COMMAND_OF[type(ask)]
         if not may(peer.role, command):
+            wanted = " or ".join(role for role in Role if may(role, command))
             raise AuthError(
-                f"The role {peer.role} of {peer.name} does not allow {command.replace('-', ' ')}.",
-                "Ask whoever administers the cluster.",
+                f"The role {peer.role} of {peer.name} may not {WORDS_OF.get(type(ask), command)}.",
+                f"It takes a token of the role {wanted}: an admin makes one with 'kos cluster token --role'.",
             )
 
     async def _answer(self, peer: Peer, ask: wire.Asked) -> Any:

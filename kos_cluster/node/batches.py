@@ -171,6 +171,17 @@ class Batches:
         kept = owner.kept_batches
         return [n for n in outstanding if n not in kept and (owner.owner, n) not in self._batches]
 
+    def claimed(self, owner: OwnerState, outstanding: Sequence[int]) -> None:
+        """Stop those of an owner's batches that it does not hold to be here: its wish to cancel them got lost."""
+        wanted = set(outstanding)
+        keys = tuple(
+            key
+            for key, batch in self._batches.items()
+            if batch.owner is owner and batch.left and batch.message.batch not in wanted
+        )
+        if keys:
+            self._apply(queue.CancelBatches(keys))
+
     def release(self, owner: OwnerState, serials: list[int]) -> None:
         for message in owner.release(serials):
             self._discard(message)

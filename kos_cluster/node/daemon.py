@@ -371,6 +371,7 @@ class Daemon:
         now = time.monotonic()
         if may(origin.peer.role, Command.SUBMIT):
             owner.jobs = message.jobs
+            self._batches.claimed(owner, message.outstanding)
         unknown = self._batches.unknown(owner, message.outstanding)
         self._server.send(origin.route, wire.NodeBeat(self._load, unknown))
         self._batches.ask_again(owner)

@@ -152,8 +152,13 @@ def changing(home: Home) -> Iterator[None]:
 
 
 def _failure(cluster: ClusterHome, node: str, code: int) -> PortTakenError | StateError:
-    kind = PortTakenError if code == PortTakenError.exit_code else StateError
-    return kind(f"Node {node} ended at its start (exit code {code}). {_tail(cluster, node)}")
+    if code == PortTakenError.exit_code:
+        start = read_start(cluster, node)
+        return PortTakenError(
+            f"Node {node} cannot listen on ports {start.port} and {start.port + 1} of {start.host}: one is in use.",
+            "End what uses it; or leave the cluster and join again with another --listen.",
+        )
+    return StateError(f"Node {node} ended at its start (exit code {code}). {_tail(cluster, node)}")
 
 
 def _tail(cluster: ClusterHome, node: str) -> str:

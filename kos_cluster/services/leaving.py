@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
+
 from kos_cluster import errors
-from kos_cluster.errors import KosError, UnreachableError
+from kos_cluster.errors import AuthError, KosError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials
@@ -20,20 +22,25 @@ TELL_TIMEOUT_S = 15.0
 REPEAT_S = 0.2
 
 
-def tell_left(credentials: Credentials, addresses: Sequence[str]) -> bool:
-    """Whether a node at one of these addresses (HOST:PORT) has had the cluster agree that this one left.
+def tell_left(credentials: Credentials, addresses: Sequence[str]) -> bool | None:
+    """Have the cluster agree, through a node at one of these addresses (HOST:PORT), that this node left.
 
-    Raises StateError when the cluster cannot do without it.
+    Whether the cluster goes on without it; None when nobody could be told. Raises StateError or UnreachableError when
+    the cluster cannot do without it.
     """
     for address in addresses:
         try:
-            return asyncio.run(asyncio.wait_for(_tell(credentials, address), TELL_TIMEOUT_S))
-        except (TimeoutError, UnreachableError, errors.AuthError):
+            reply = asyncio.run(asyncio.wait_for(_tell(credentials, address), TELL_TIMEOUT_S))
+        except (TimeoutError, UnreachableError, AuthError):
             continue  # it is not there, or does not know us any more: another one may
-    return False
+        if reply.error is not None:
+            name, message, hint = reply.error
+            raise getattr(errors, name, KosError)(message, hint)
+        return msgspec.msgpack.decode(reply.value, type=bool)
+    return None
 
 
-async def _tell(credentials: Credentials, address: str) -> bool:
+async def _tell(credentials: Credentials, address: str) -> wire.Reply:
     host, _, port = address.rpartition(":")
     peer = await asyncio.to_thread(present, host, int(port), credentials)
     answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
@@ -47,11 +54,7 @@ async def _tell(credentials: Credentials, address: str) -> bool:
     try:
         while not link.send(wire.Request(1, wire.LeaveCluster())):
             await asyncio.sleep(REPEAT_S)
-        reply = await answer
-        if reply.error is not None:
-            name, message, hint = reply.error
-            raise getattr(errors, name, KosError)(message, hint)
-        return True
+        return await answer
     finally:
         link.close()
         context.term()

@@ -7,6 +7,7 @@ written or sent, and ports are tried first, so that a taken one costs no token. 
 from __future__ import annotations
 
 import contextlib
+import enum
 import ipaddress
 import shutil
 from collections.abc import Iterator, Sequence
@@ -136,26 +137,41 @@ def placement(listen: Listen | None, *, searching: bool = False) -> NodeStart:
     return NodeStart(host, port, advertise, beacon=not _is_loopback(advertise))
 
 
-def leave(cluster: ClusterHome) -> bool:
-    """Let this machine's nodes leave for good, and forget the cluster; whether the cluster knows that they left.
+class Left(enum.Enum):
+    """How the cluster goes on without this machine."""
 
-    Raises StateError when the cluster cannot do without one of them, and then nothing has changed here.
+    TOLD = enum.auto()  # it knows that this machine's nodes, if any, have left
+    UNTOLD = enum.auto()  # it could not be told, and will list them as dead
+    ENDED = enum.auto()  # it does not: the last node was here
+
+
+def leave(cluster: ClusterHome) -> Left:
+    """Let this machine's nodes leave for good, and forget the cluster. It works without the cluster, too.
+
+    Raises StateError or UnreachableError when the cluster cannot do without one of them; nothing has changed then.
     """
     nodes = cluster.read().nodes
     told = [_tell(cluster, node) for node in nodes]
     sweeping.stop(cluster, nodes)
     sweeping.sweep(cluster)
     shutil.rmtree(cluster.path)
-    return all(told)
+    return max(told, key=lambda left: left.value, default=Left.TOLD)
 
 
-def _tell(cluster: ClusterHome, node: str) -> bool:
+def _tell(cluster: ClusterHome, node: str) -> Left:
     from kos_cluster.services.leaving import tell_left
 
     own = sweeping.alive(cluster, node)
     others = [*read_start(cluster, node).bootstrap, *cluster.read().bootstrap]
-    addresses = [f"{own.host}:{own.port}"] if own is not None else others
-    return tell_left(Credentials.load(cluster.node(node)), list(dict.fromkeys(addresses)))
+    addresses = [f"{own.host}:{own.port}"] if own is not None else list(dict.fromkeys(others))
+    try:
+        credentials = Credentials.load(cluster.node(node))
+    except StateError:  # the node has lost its identity, and cannot speak for itself
+        return Left.UNTOLD
+    goes_on = tell_left(credentials, addresses)
+    if goes_on is None:
+        return Left.UNTOLD
+    return Left.TOLD if goes_on else Left.ENDED
 
 
 def _is_loopback(host: str) -> bool:

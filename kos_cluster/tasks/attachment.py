@@ -105,7 +105,7 @@ class Attachment:
 
     def linked(self, node: str) -> bool:
         """Whether the named node is linked; it may not be yet. Raises NoSuchNodeError, or UnreachableError if dead."""
-        member = next((m for m in self.members.values() if node in (m.name, m.id)), None)
+        member = self._member(node)
         if member is not None and member.id in self.by_node:
             return True
         if member is None or member.state not in (MemberState.ALIVE, MemberState.SUSPECT):
@@ -139,7 +139,9 @@ class Attachment:
         )
         return UnreachableError(
             f"No node of cluster {self._home.name!r} answers ({tried}).",
-            "Type 'kos up' to start this machine's nodes, or see that one is running.",
+            "Type 'kos up' to start this machine's nodes."
+            if self._file.nodes
+            else "Type 'kos up' on one of its machines; if it is no more, 'kos cluster leave' here.",
         )
 
     # ---- nodelink.Listener
@@ -177,8 +179,13 @@ class Attachment:
         failed = {link.address for link in self._links.values() if link.failure}
         return all(member.id in self.by_node or member.address in failed for member in wanted)
 
+    def _member(self, node: str) -> Member | None:
+        """The member of that name or id; a name may also be that of one that left, which gave it up."""
+        found = [member for member in self.members.values() if node in (member.name, member.id)]
+        return min(found, key=lambda member: member.state is MemberState.LEFT, default=None)
+
     def _no_link(self, node: str) -> NoSuchNodeError | UnreachableError:
-        member = next((m for m in self.members.values() if node in (m.name, m.id)), None)
+        member = self._member(node)
         if member is None:
             known = ", ".join(sorted(m.name for m in self.members.values()))
             return NoSuchNodeError(f"No node is named {node!r}.", f"The cluster has {known}.")

@@ -13,18 +13,20 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
+from kos_cluster.core.placement import UNREADABLE
 from kos_cluster.core.records import JobSummary, Story
 from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, IncompatibleError, KosError, PlacementError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
-from kos_cluster.tasks import failures, output, serialise
+from kos_cluster.node import machine
+from kos_cluster.tasks import compat, failures, output, serialise
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
@@ -97,9 +99,10 @@ class Cluster:
         options, kwargs = split_options(keywords)
         shipped = self._functions.ship(fn)
         payload = serialise.dumps_args(args, kwargs)
+        modules = compat.needed(shipped.modules, (payload,))
         if len(shipped.payload) < STREAMED_LIMIT_BYTES:
-            return self._stream(fn, shipped, options).add(payload)
-        job = self._launch(_spec(fn, shipped, options))
+            return self._stream(fn, shipped, options, modules).add(payload)
+        job = self._launch(_spec(fn, shipped, options, modules))
         future = job.add(payload)
         job.close()
         return future
@@ -116,7 +119,7 @@ class Cluster:
             raise UsageError("map() needs at least one iterable.", "Call it as cluster.map(fn, elements).")
         shipped = self._functions.ship(fn)
         payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
-        job = self._launch(_spec(fn, shipped, options))
+        job = self._launch(_spec(fn, shipped, options, compat.needed(shipped.modules, payloads)))
         job.add_many(payloads)
         job.close()
         return MapResult(job)
@@ -212,16 +215,16 @@ class Cluster:
 
     # ---- inside
 
-    def _stream(self, fn: Callable[..., Any], shipped: Shipped, options: Options) -> Job:
+    def _stream(self, fn: Callable[..., Any], shipped: Shipped, options: Options, modules: tuple[str, ...]) -> Job:
         """The job that submits of the same function, options and place share, so that they travel together."""
         sink = options.sink or output.default_sink()
-        key: tuple[Any, ...] = (shipped.key, id(sink), current_parent())
+        key: tuple[Any, ...] = (shipped.key, id(sink), current_parent(), modules)
         if options is not PLAIN:
             key += _told(options)
         with self._streaming:
             job = self._streams.get(key)
             if job is None:
-                job = self._streams[key] = self._launch(_spec(fn, shipped, options, sink))
+                job = self._streams[key] = self._launch(_spec(fn, shipped, options, modules, sink))
                 if len(self._streams) > STREAMS_LIMIT:
                     self._streams.popitem(last=False)[1].close()
             else:
@@ -238,9 +241,7 @@ class Cluster:
         job = Job(new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
         never = self._mesh.why_never(job)
         if never:
-            unreadable = all("cannot read the payload" in reason for reason in never)
-            kind: type[KosError] = IncompatibleError if unreadable else PlacementError
-            raise kind(f"No node can run {job.spec.name}: {'; '.join(never)}.", "Type 'kos cluster nodes' to see them.")
+            raise _impossible(job, never)
         self._mesh.open(job)
         return job
 
@@ -269,6 +270,7 @@ class MapResult:
         try:
             outcome = self._job.take(index)
         except KeyboardInterrupt:
+            self._next = index  # it was not taken
             self.cancel()
             raise
         if isinstance(outcome, Outcome):
@@ -297,6 +299,18 @@ class MapResult:
 
     def __repr__(self) -> str:
         return f"<kos MapResult {self.job}, {len(self)} tasks>"
+
+
+def _impossible(job: Job, never: Sequence[str]) -> KosError:
+    """Why no node can ever run this job, by each node's reason; of a node that was named, that one's alone."""
+    reasons = [reason for reason in never if reason.startswith(f"{job.needs.on}: ")] or list(never)
+    said = f"No node can run {job.spec.name}: {'; '.join(reasons)}."
+    if all(UNREADABLE in reason for reason in reasons):
+        install = compat.installing(machine.versions())
+        return IncompatibleError(
+            said, f"Type there, for the Python that runs KOS: python -m {install}; then 'kos down' and 'kos up'."
+        )
+    return PlacementError(said, "Type 'kos cluster nodes' to see them.")
 
 
 def current_parent() -> str:
@@ -341,7 +355,13 @@ def _folder() -> str:
         return ""
 
 
-def _spec(fn: Callable[..., Any], shipped: Shipped, options: Options, sink: output.Sink | None = None) -> JobSpec:
+def _spec(
+    fn: Callable[..., Any],
+    shipped: Shipped,
+    options: Options,
+    modules: tuple[str, ...],
+    sink: output.Sink | None = None,
+) -> JobSpec:
     environment = Environment(
         modules=shipped.local_modules,
         environ=dict(options.env or {}),
@@ -350,4 +370,4 @@ def _spec(fn: Callable[..., Any], shipped: Shipped, options: Options, sink: outp
         fresh=options.fresh,
     )
     name = options.name or getattr(fn, "__qualname__", type(fn).__name__)
-    return JobSpec(shipped.payload, environment, shipped.parts, options, sink or options.sink, name, shipped.modules)
+    return JobSpec(shipped.payload, environment, shipped.parts, options, sink or options.sink, name, modules)

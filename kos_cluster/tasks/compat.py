@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kos_cluster.core.records import Versions
 
 
@@ -17,6 +19,19 @@ def unreadable(ours: Versions, theirs: Versions) -> dict[str, str]:
     if ours.numpy and _major(ours.numpy) != _major(theirs.numpy):
         reasons["numpy"] = f"it has numpy {theirs.numpy or 'not installed'}, this side {ours.numpy}"
     return reasons
+
+
+def needed(modules: tuple[str, ...], payloads: Iterable[bytes]) -> tuple[str, ...]:
+    """The modules that a function imports, and numpy if a call's pickled arguments name it: they may hold arrays."""
+    if "numpy" in modules or not any(b"numpy" in payload for payload in payloads):
+        return modules
+    return (*modules, "numpy")
+
+
+def installing(ours: Versions) -> str:
+    """What to type after `python -m` on a node that shall read this side's payloads."""
+    wanted = [f"cloudpickle=={ours.cloudpickle}", *([f"numpy=={ours.numpy}"] if ours.numpy else [])]
+    return f"pip install {' '.join(wanted)}"
 
 
 def _major(version: str) -> str:

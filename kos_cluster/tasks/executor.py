@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from kos_cluster.net.local import Environment
-from kos_cluster.tasks import serialise
+from kos_cluster.tasks import compat, serialise
 from kos_cluster.tasks.cluster import Cluster, connect
 from kos_cluster.tasks.functions import Functions
 from kos_cluster.tasks.futures import Future
@@ -55,16 +55,18 @@ class Executor(concurrent.futures.Executor):
         """Run `fn(*args, **kwargs)`. Raises RuntimeError after `shutdown`."""
         payload = serialise.dumps_args(args, kwargs)
         shipped = self._functions.ship(fn)
+        modules = compat.needed(shipped.modules, (payload,))
+        key = (shipped.key, modules)
         with self._lock:
             if self._shut:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            job = self._jobs.get(shipped.key)
+            job = self._jobs.get(key)
             if job is None:
                 environment = msgspec.structs.replace(self._environment, modules=dict(shipped.local_modules))
                 parts = {**self._parts, **shipped.parts}
                 name = getattr(fn, "__qualname__", type(fn).__name__)
-                spec = JobSpec(shipped.payload, environment, parts, self._options, None, name, shipped.modules)
-                job = self._jobs[shipped.key] = self._cluster.launch(spec)
+                spec = JobSpec(shipped.payload, environment, parts, self._options, None, name, modules)
+                job = self._jobs[key] = self._cluster.launch(spec)
             future = job.add(payload)
             self._futures.add(future)
         future.add_done_callback(self._forget)

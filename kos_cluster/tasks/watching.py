@@ -1,8 +1,8 @@
 """Tells in a microsecond that nothing in a folder was touched, by Linux's inotify.
 
 Rules: it may say "touched" wrongly, never "untouched" wrongly, with one exception that the kernel makes: writes through
-a memory mapping that was made before the last question are not told. Where no watch can be had (their number is
-limited a user), everything counts as touched and the folder is looked through instead.
+a memory mapping are told only when the file that was opened for it is closed. Where no watch can be had (their
+number is limited a user), everything counts as touched and the folder is looked through instead.
 """
 
 from __future__ import annotations

@@ -56,6 +56,11 @@ def parse(line: str) -> argparse.Namespace:
         raise UsageError(shown.text) from None
     if parsed.action != "run" or not parsed.distribute:
         raise UsageError("A cell can only be run.", "Start it with '%%kos run --distribute'.")
+    if parsed.over is not None and not parsed.over.isidentifier():
+        raise UsageError(
+            f"--over takes the name of a variable, not {parsed.over!r}.",
+            "Assign the elements to one in a cell before this one, and name that.",
+        )
     if parsed.argv:
         raise UsageError(
             f"%%kos run --distribute runs the cell, so it takes no command ({parsed.argv[0]!r}).",

@@ -79,6 +79,9 @@ def test_several_clusters_must_be_told_apart(kos: Kos, short_folder: Path) -> No
     assert done.returncode == 2
     assert "lab, rack" in done.stderr
     assert "--cluster" in done.stderr
+    assert "'lab' does not run" in kos("down", "--cluster", "lab").stdout
+    assert "'rack' does not run" in kos("down", KOS_CLUSTER="rack").stdout
+    assert "'lab' does not run" in kos("--cluster", "lab", "down", KOS_CLUSTER="rack").stdout
 
 
 def test_a_damaged_cluster_file_says_what_to_do(kos: Kos, short_folder: Path) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 NODE_KEYS = {
@@ -50,6 +51,23 @@ def test_nodes_are_listed_with_what_scripts_need(local: Any) -> None:
     assert all(node["slots"] == max(1, len(os.sched_getaffinity(0)) // 2) for node in nodes)
     assert all(Path(f"/proc/{node['pid']}").exists() for node in nodes)
     assert "node2" in local.ok("cluster", "nodes")
+
+
+def test_an_embedded_cluster_listens_on_loopback_alone_and_sends_no_beacon(local: Any) -> None:
+    for node in local.json("nodes"):
+        connections = psutil.Process(node["pid"]).net_connections("inet")
+        listening = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
+        assert not [c for c in connections if c.type == socket.SOCK_DGRAM]
+
+
+def test_every_listing_is_json_on_stdout_alone(local: Any) -> None:
+    local.ok("run", "echo", "said")
+    token = local.kos("cluster", "token", "--role", "observer", "--ttl", "10m", "--json")
+    assert json.loads(token.stdout)["token"].startswith("KOS1.")
+    assert (json.loads(token.stdout)["role"], json.loads(token.stdout)["ttl_s"], token.stderr) == ("observer", 600, "")
+    for words in (("nodes",), ("status",), ("ps",), ("cluster", "nodes"), ("cluster", "status")):
+        assert json.loads(local.ok(*words, "--json")) is not None
 
 
 def test_status_says_what_a_loss_would_mean(local: Any) -> None:
@@ -127,6 +145,7 @@ def test_a_job_can_be_listed_cancelled_and_told(local: Any, until: Callable[...,
     assert "cancelled" in typed.communicate(timeout=20)[1]
     assert typed.returncode == 130
     assert until(lambda: "begun" in local.ok("logs", job["job"]), "its output is kept")
+    assert local.json("logs", job["job"]) == [{"task": f"{job['job']}.0", "output": "begun\n"}]
     (story,) = until(lambda: local.json("story", job["job"]), "its story is kept")
     assert [attempt["node"] for attempt in story["attempts"]] == ["node1"]
     assert until(lambda: not local.json("ps"), "it is listed no more") is True
@@ -296,6 +315,15 @@ def test_down_and_up_keep_membership(lab: Lab, member: Any, until: Callable[...,
     until(lambda: alive(lab.founder, 2), "both nodes are alive")
     member.ok("down")
     until(lambda: alive(lab.founder, 1), "the stopped node is known to be dead")
+    for words in (("cluster", "exec", "rack1", "true"), ("run", "--on", "rack1", "true")):
+        unreachable = lab.founder.kos(*words)
+        assert unreachable.returncode == 4
+        assert "rack1 is dead" in unreachable.stderr
+    (port,) = (int(node["address"].rpartition(":")[2]) for node in lab.founder.json("nodes") if node["name"] == "rack1")
+    with socket.create_server(("127.0.0.1", port + 1)):
+        taken = member.kos("up")
+    assert taken.returncode == 8
+    assert f"ports {port} and {port + 1} of 127.0.0.1: one is in use" in taken.stderr
     foreground = member.start("node")
     until(lambda: alive(lab.founder, 2), "it is back, in the foreground")
     assert "runs already" in member.kos("node").stderr
@@ -311,7 +339,7 @@ def test_leave_is_for_good(lab: Lab, machine: Any, until: Callable[..., Any]) ->
     token = lab.token()
     machine.ok("cluster", "join", "lab", lab.address, "--token", token, "--listen", listen, "--name", "rack9")
     machine.ok("cluster", "leave")
-    until(lambda: states(lab.founder).get("rack9") == "left", "the registry marks it as left")
+    until(lambda: states(lab.founder).get("rack9") == "left", "the cluster marks it as left")
     assert machine.processes() == []
     assert not (machine.home / "clusters" / "lab").exists()
     assert machine.kos("nodes").returncode == 3

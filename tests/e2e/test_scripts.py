@@ -257,3 +257,13 @@ def test_a_deleted_folder_is_said(local: Any, folder: Path, monkeypatch: pytest.
         _, err = shell.communicate(timeout=30)
     assert shell.returncode == 2
     assert "current folder does not exist" in err
+
+
+def test_a_script_whose_worker_dies_is_not_run_again_unless_asked(local: Any, folder: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    write(folder, "die.py", f"import os\nopen({str(marks)!r}, 'a').write('x')\nos.kill(os.getppid(), 9)\n")
+    once = local.kos("run", "--distribute", "die.py")
+    assert (once.returncode, marks.read_text()) == (13, "x")
+    assert "SIGKILL, cause unknown" in once.stderr
+    again = local.kos("run", "--distribute", "--retries", "1", "die.py")
+    assert (again.returncode, marks.read_text()) == (13, "xxx")

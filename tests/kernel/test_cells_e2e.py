@@ -195,6 +195,27 @@ def test_options_reach_the_task(notebook: Kernel) -> None:
     assert notebook.value("number") == first
 
 
+def test_a_cell_that_needs_more_than_any_node_has_is_refused(notebook: Kernel) -> None:
+    for need, told in (("--cpus 4096", "needs 4096 slots"), ("--memory 900000G", "needs 900000.0 GiB")):
+        cell = notebook.run(f"%%kos run --distribute {need}\n1")
+        assert cell.error["ename"] == "PlacementError"
+        assert told in cell.error["evalue"]
+    ok(notebook.run("%%kos run --distribute --cpus 1 --memory 64M\nfits = True"))
+    assert notebook.value("fits") == "True"
+
+
+def test_a_cell_with_retries_is_run_again_when_its_worker_dies(notebook: Kernel, tmp_path: Any) -> None:
+    path = tmp_path / "runs"
+    ok(notebook.run(f"path = {str(path)!r}"))
+    ok(
+        notebook.run(
+            "%%kos run --distribute --retries 1\nimport os\nattempt = os.environ['KOS_ATTEMPT']\n"
+            "open(path, 'a').write('x')\nif attempt == '1': os.kill(os.getpid(), 9)"
+        )
+    )
+    assert (path.read_text(), notebook.value("attempt")) == ("xx", "2")
+
+
 def test_a_cell_over_its_timeout_is_stopped(notebook: Kernel) -> None:
     cell = notebook.run("%%kos run --distribute --timeout 1s\nimport time\ntime.sleep(60)")
     assert cell.error["ename"] == "TaskTimeoutError"
@@ -267,3 +288,17 @@ def test_listings_print_the_commands_table(notebook: Kernel) -> None:
 def test_live_nodes_are_completed(notebook: Kernel) -> None:
     names = notebook.value("*[n['name'] for n in __import__('kos_cluster').connect().nodes()]").split()
     assert sorted(notebook.complete("%kos run --on ")) == sorted(names)
+
+
+def test_a_notebook_can_start_and_end_a_cluster_itself(short_folder: Any) -> None:
+    kernel = Kernel({"KOS_HOME": str(short_folder)})
+    try:
+        ok(kernel.run("%load_ext kos_kernel"))
+        assert "is up" in ok(kernel.run("%kos up -n 1")).text()
+        ok(kernel.run("%%kos run --distribute\nimport os\nwhere = os.environ['KOS_NODE']"))
+        assert kernel.value("where") == "node1"
+        assert "is down" in ok(kernel.run("%kos down")).text()
+        assert kernel.run("%%kos run --distribute\n1").error["ename"] == "NotInClusterError"
+    finally:
+        kernel.stop()
+        kos("down", home=str(short_folder))

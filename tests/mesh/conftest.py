@@ -38,6 +38,7 @@ class Mesh:
         self.count = nodes
         self._programs: list[subprocess.Popen[str]] = []
         self._up()
+        self._home_before = os.environ["KOS_HOME"]
         os.environ["KOS_HOME"] = str(self.home.path)
         self.cluster = kos.connect()
 
@@ -75,6 +76,7 @@ class Mesh:
             program.kill()
             program.communicate()
         self.cluster.close()
+        os.environ["KOS_HOME"] = self._home_before
         embedded.down(ClusterHome(self.home, EMBEDDED_NAME))
         shutil.rmtree(self.folder)
 
@@ -82,9 +84,6 @@ class Mesh:
 @pytest.fixture(scope="package")
 def mesh() -> Iterator[Mesh]:
     """Two nodes; tests that kill something heal it."""
-    before = os.environ.get("KOS_HOME")
     mesh = Mesh(2)
     yield mesh
     mesh.down()
-    if before is not None:
-        os.environ["KOS_HOME"] = before

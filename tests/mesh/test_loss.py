@@ -32,11 +32,9 @@ LOSSES = {AttemptEnd.NODE_LOST, AttemptEnd.WORKER_LOST}
 @pytest.fixture(scope="module")
 def three() -> Iterator[Mesh]:
     """Three nodes of this module's own, since they are killed."""
-    before = os.environ["KOS_HOME"]
     mesh = Mesh(3)
     yield mesh
     mesh.down()
-    os.environ["KOS_HOME"] = before
 
 
 @pytest.fixture

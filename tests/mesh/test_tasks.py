@@ -364,6 +364,27 @@ def test_work_of_a_client_that_is_killed_is_freed_at_once(mesh: Mesh, tmp_path: 
     until(lambda: mesh.cluster.status()["running"] == 0, "its work is stopped", 10)
 
 
+def test_work_is_freed_at_once_when_its_owner_closes_the_connection(mesh: Mesh, tmp_path: Path):
+    program = mesh.program(
+        f"""
+        import sys, time, pathlib, kos_cluster as kos
+        def work(number):
+            pathlib.Path({str(tmp_path)!r}, str(number)).touch()
+            time.sleep(60)
+        cluster = kos.connect()
+        results = cluster.map(work, range(4))
+        while len(list(pathlib.Path({str(tmp_path)!r}).iterdir())) < 2:
+            time.sleep(0.01)
+        cluster.close()
+        print("closed", flush=True)
+        time.sleep(60)
+        """
+    )
+    assert program.stdout is not None and program.stdout.readline() == "closed\n"
+    until(lambda: mesh.cluster.status()["running"] == 0, "its work is stopped", 10)
+    assert program.poll() is None, "although the process goes on"
+
+
 def test_a_forked_child_connects_anew(mesh: Mesh):
     program = mesh.program(
         """

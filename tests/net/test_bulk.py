@@ -110,7 +110,7 @@ def test_a_foreign_authoritys_certificate_is_refused_on_both_sides(bulk, store, 
         present(HOST, port, foreign)
     trusting = tls.client_context(foreign, tls.ALPN_PRESENT)
     trusting.verify_mode = ssl.CERT_NONE
-    with tls.connect(HOST, port + 1, trusting) as stream, pytest.raises((ssl.SSLError, ConnectionError)):
+    with tls.connect(HOST, port, trusting) as stream, pytest.raises((ssl.SSLError, ConnectionError)):
         stream.recv(1)
     tls.client_context.cache_clear()
     assert len(store.admitted) == 0

@@ -92,7 +92,7 @@ def test_damaged_credentials_say_so(client: Credentials, tmp_path: Path, name: s
     (tmp_path / name).unlink()
     if damage is not None:
         (tmp_path / name).write_bytes(damage)
-    with pytest.raises(StateError, match="kos cluster join"):
+    with pytest.raises(StateError, match="'kos cluster leave' and join again"):
         Credentials.load(tmp_path)
 
 

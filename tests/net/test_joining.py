@@ -144,6 +144,9 @@ def test_a_node_that_does_not_coordinate_sends_the_joiner_on(
         store.elsewhere = (HOST, second_port)  # now each points at the other
         with pytest.raises(JoinError, match="do not agree on which of them coordinates"):
             join_here(second_port, minted(authority, store, Role.NODE))
+        other.elsewhere = (HOST, free_pair())  # where nobody is
+        with pytest.raises(UnreachableError, match=rf"{second_port} does not coordinate.*'kos up'"):
+            join_here(second_port, minted(authority, store, Role.NODE))
     finally:
         second.close()
 
@@ -162,7 +165,7 @@ def test_a_curve_key_of_somebody_else_is_not_certified(bulk, store, token, port,
     [(b"\xff" * 64, "malformed"), (b"", "malformed"), (bytes(tls.MESSAGE_LIMIT_BYTES + 1), "over the limit")],
 )
 def test_malformed_join_requests_are_refused(bulk, store, client, port, data: bytes, sentence: str) -> None:
-    with tls.connect(HOST, port + 1, tls.joiner_context()) as stream:
+    with tls.connect(HOST, port, tls.joiner_context()) as stream:
         tls.receive_message(stream)  # the opening
         stream.sendall(len(data).to_bytes(4, "big") + data[:64])
         with pytest.raises(ProtocolError, match=sentence):

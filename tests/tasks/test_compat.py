@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from kos_cluster.core.records import Versions
-from kos_cluster.tasks.compat import unreadable
+from kos_cluster.tasks.compat import installing, needed, unreadable
 
 OURS = Versions(kos="0.1", wire=1, python="3.11.7", numpy="2.1.0", cloudpickle="3.1.2")
 
@@ -29,3 +29,14 @@ def test_another_cloudpickle_major_can_read_nothing():
 
 def test_without_numpy_here_arrays_are_no_concern():
     assert unreadable(msgspec.structs.replace(OURS, numpy=""), theirs(numpy="1.26.4")) == {}
+
+
+def test_arguments_that_name_numpy_need_it():
+    assert needed(("pandas",), [b"plain", b"... numpy._core.multiarray ..."]) == ("pandas", "numpy")
+    assert needed(("numpy",), [b"numpy"]) == ("numpy",)
+    assert needed(("pandas",), [b"plain"]) == ("pandas",)
+
+
+def test_what_to_install_there_is_what_is_here():
+    assert installing(OURS) == "pip install cloudpickle==3.1.2 numpy==2.1.0"
+    assert installing(msgspec.structs.replace(OURS, numpy="")) == "pip install cloudpickle==3.1.2"

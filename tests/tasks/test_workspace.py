@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import socket
 import stat
@@ -400,3 +401,12 @@ def test_a_look_at_an_unchanged_workspace_reads_no_file(
     monkeypatch.setattr("kos_cluster.tasks.changes.look", fail)
     assert tracker.take().archive is None
     assert tracker.take().archive is None
+
+
+def test_what_is_written_through_a_memory_map_comes_when_the_file_is_closed(home: Path, tmp_path: Path) -> None:
+    tracker = Tracker(copy_of(home, tmp_path / "copy"))
+    assert tracker.take().archive is None
+    with open(tmp_path / "copy" / "log.txt", "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[:] = b"new"
+    assert apply(tracker.take().archive or b"", home).written == ["log.txt"]
+    assert (home / "log.txt").read_text() == "new"

@@ -1,0 +1,129 @@
+"""Nodes whose numpy or cloudpickle cannot read what a client sends: it is refused before anything goes out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.test_cluster import Lab, alive, free_port
+
+TASKS = """
+import json, time
+import numpy
+import kos_cluster as kos
+from kos_cluster.errors import KosError
+
+def plain(x):
+    return x + 1
+
+def with_numpy(n):
+    import numpy
+    return float(numpy.ones(n).sum())
+
+def with_probe():
+    import os, kosprobe
+    return kosprobe.__name__, os.environ["KOS_NODE"]
+
+cluster = kos.connect()
+calls = {
+    "plain": lambda **on: cluster.submit(plain, 1, **on),
+    "imports": lambda **on: cluster.submit(with_numpy, 3, **on),
+    "argument": lambda **on: cluster.submit(plain, numpy.ones(3), **on),
+    "map": lambda **on: cluster.map(plain, [1, numpy.ones(3)], **on).futures[0],
+    "probes": lambda: cluster.submit(sorted, {cluster.submit(with_probe).result() for _ in range(6)}),
+    "executor": lambda: kos.Executor().submit(plain, numpy.ones(3)),
+}
+
+while "kosprobe" not in cluster.packages().get("old", {}):
+    time.sleep(0.02)
+
+def said(kind, **on):
+    try:
+        return str(calls[kind](**on).result())
+    except (KosError, ModuleNotFoundError) as error:
+        return f"{type(error).__name__}: {error}"
+
+print(json.dumps({
+    "on old": {kind: said(kind, on="old") for kind in ("plain", "imports", "argument", "map")},
+    "anywhere": {kind: said(kind) for kind in ("plain", "argument", "executor", "probes")},
+}))
+"""
+
+
+def pretend(folder: Path, package: str, number: str) -> Path:
+    """A folder that, put in front of sys.path, makes a package seem to be of another version; and has kosprobe."""
+    for name, version_, top in ((package, number, package), ("kosprobe", "1.0", "kosprobe")):
+        info = folder / f"{name}-{version_}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version_}\n")
+        (info / "top_level.txt").write_text(f"{top}\n")
+    (folder / "kosprobe.py").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(machine_of: Callable[..., Any]) -> Iterator[Lab]:
+    founder = machine_of()
+    (founder.work / "tasks.py").write_text(TASKS)
+    yield Lab(founder)
+    founder.ok("down")
+    founder.end()
+
+
+def said_by(machine: Any) -> Any:
+    """What came of each kind of call, on the node named old and anywhere."""
+    with machine.popen([sys.executable, "tasks.py"]) as program:
+        out, err = program.communicate(timeout=60)
+    assert program.returncode == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture
+def old(
+    lab: Lab, machine_of: Callable[..., Any], until: Callable[..., Any], tmp_path: Path
+) -> Iterator[Callable[[str, str], None]]:
+    """Adds a node, named old, that has this version of this package."""
+    machine = machine_of()
+
+    def join(package: str, number: str) -> None:
+        machine.ok(
+            *("cluster", "join", "lab", lab.address, "--listen", f"127.0.0.1:{free_port()}", "--name", "old"),
+            KOS_TOKEN=lab.token(),
+            PYTHONPATH=str(pretend(tmp_path, package, number)),
+        )
+        until(lambda: alive(lab.founder, 2), "both nodes are alive")
+
+    yield join
+    machine.ok("cluster", "leave")
+    machine.end()
+
+
+def test_a_numpy_that_cannot_read_arrays(lab: Lab, old: Callable[[str, str], None]) -> None:
+    old("numpy", "1.26.4")
+    ours, said = version("numpy"), said_by(lab.founder)
+    assert said["on old"].pop("plain") == "2", "what holds no arrays goes there"
+    for sentence in said["on old"].values():
+        assert sentence.startswith("IncompatibleError: No node can run "), sentence
+        assert f"old: cannot read the payload: it has numpy 1.26.4, this side {ours}" in sentence
+        assert "desk" not in sentence
+        assert f"pip install cloudpickle=={version('cloudpickle')} numpy=={ours}" in sentence
+    assert said["anywhere"].pop("probes") == "[('kosprobe', 'old')]", "where the imported package is"
+    assert said["anywhere"] == {"plain": "2", "argument": "[2. 2. 2.]", "executor": "[2. 2. 2.]"}
+
+
+def test_a_cloudpickle_that_can_read_nothing(lab: Lab, old: Callable[[str, str], None]) -> None:
+    old("cloudpickle", "2.2.1")
+    said = said_by(lab.founder)
+    for sentence in said["on old"].values():
+        assert f"old: cannot read the payload: it has cloudpickle 2.2.1, this side {version('cloudpickle')}" in sentence
+    assert said["anywhere"]["plain"] == "2"
+    done = lab.founder.kos("cluster", "exec", "old", "true")
+    assert done.returncode == 9
+    assert "cloudpickle 2.2.1" in done.stderr
+    assert lab.founder.json("ps") == []

@@ -7,7 +7,7 @@ message that is merely late is not impossible and is no concern of this module.
 from __future__ import annotations
 
 from kos_cluster.core.raft import config
-from kos_cluster.core.raft.following import SNAPSHOT_LIMIT_BYTES
+from kos_cluster.core.raft.log import SNAPSHOT_LIMIT_BYTES
 from kos_cluster.core.raft.messages import (
     OLDEST_WIRE_VERSION,
     Append,

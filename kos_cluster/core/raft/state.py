@@ -27,7 +27,7 @@ from kos_cluster.core.raft.events import (
     RoleChanged,
     Send,
 )
-from kos_cluster.core.raft.log import Log
+from kos_cluster.core.raft.log import SNAPSHOT_LIMIT_BYTES, Log
 from kos_cluster.core.raft.messages import WIRE_VERSION, Message
 from kos_cluster.core.raft.values import (
     ENTRY_VERSION,
@@ -168,9 +168,10 @@ class State:
         """Put a snapshot in place of the entries up to `index`; returns why not, or ""."""
         if not _index_of(self.log.snapshot) < index <= self.applied:
             return f"a snapshot at {index} is of no use: {self.applied} entries are applied"
+        if len(data) > SNAPSHOT_LIMIT_BYTES:
+            return f"a snapshot of {len(data)} bytes cannot travel; {SNAPSHOT_LIMIT_BYTES} are allowed"
         term = self.log.term_at(index)
-        if term is None:
-            return f"the log does not reach back to entry {index}"
+        assert term is not None  # since it lies between the snapshot and what is applied
         self._snapshot = Snapshot(index, term, self.memberships.at(index), data)
         self.log.compact(self._snapshot)
         self.memberships.compact(index)

@@ -97,6 +97,12 @@ class State:
         return self.node in self.membership.voters
 
     @property
+    def may_stand(self) -> bool:
+        """A voter, or one until a change that is not committed: it may alone have that entry (thesis 4.2.2)."""
+        memberships = self.memberships
+        return self.is_voter or (memberships.index > self.commit and self.node in memberships.previous.voters)
+
+    @property
     def hears_leader(self) -> bool:
         """A leader was heard so lately that no election is due."""
         return self.role is Role.LEADER or (
@@ -127,7 +133,7 @@ class State:
         """The next election is a random time away; a learner, which stands in none, waits longer to miss its leader."""
         timing = self.timing
         self.election_due_s = self.now + self._random.uniform(timing.election_min_s, timing.election_max_s)
-        if not self.is_voter:
+        if not self.may_stand:
             self.election_due_s += timing.learner_heartbeat_s
 
     def follow(self, term: int, leader: str | None) -> None:

@@ -192,6 +192,26 @@ def test_a_leader_that_is_removed_sees_it_committed_and_hands_over() -> None:
         assert network.leader() is new
 
 
+@pytest.mark.parametrize("what", [Remove, Demote])
+def test_a_leader_that_alone_has_the_entry_of_its_leaving_still_stands(what: type[Remove | Demote]) -> None:
+    """The other cannot win without its vote, and does not have the longer log (thesis 4.2.2)."""
+    network = Network("ab")
+    leader = network.elect()
+    other = follower_of(network, leader)
+    network.lose = lambda sender, to, message: isinstance(message, Append)
+    network.request(leader, lambda id: ChangeConfig(id, what(leader.node)))
+    assert leader.raft.membership.voters == (other.node,)
+    leader.crash()
+    network.lose = lambda sender, to, message: False
+    network.run(2.0)
+    leader.start()
+    network.run(5.0)
+    assert other.raft.role is Role.LEADER
+    assert other.raft.membership.voters == (other.node,)
+    network.propose(other, b"1")
+    assert other.commands == [b"cmd1"]
+
+
 def test_a_removed_node_learns_of_it_and_stays_quiet() -> None:
     network = Network("abc")
     leader = network.elect()

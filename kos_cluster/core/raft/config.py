@@ -25,7 +25,7 @@ from kos_cluster.core.raft.quorum import majority
 from kos_cluster.core.raft.values import Entry, HardState, Kind, Membership, Restored
 
 VOTERS_LIMIT = 7  # each entry costs a write on most of them
-LEARNERS_LIMIT = 512
+LEARNERS_LIMIT = 512  # each entry and, more seldom, a heartbeat goes to all of them
 CAUGHT_UP_ENTRIES = 64  # a learner that lacks more of the committed entries is not promoted
 
 

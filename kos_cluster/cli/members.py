@@ -92,7 +92,11 @@ def _token(typed: str | None) -> str:
         raise UsageError(
             "A join token is needed.", "Give it with --token or KOS_TOKEN; 'kos cluster token' on a member prints one."
         )
-    return getpass.getpass("Join token: ")
+    try:
+        return getpass.getpass("Join token: ")
+    except EOFError:  # Ctrl-D: nothing was typed
+        sys.stderr.write("\n")  # after the prompt
+        return ""
 
 
 def _hosts(name: str, typed: tuple[str, int | None] | None, token: JoinToken) -> list[tuple[str, int]]:

@@ -40,9 +40,16 @@ class Administration:
         Whether the cluster goes on without it. Raises StateError when the cluster cannot do without it,
         UnreachableError when nobody can decide.
         """
-        others = [i for i in self._consensus.state.identities.identities() if i.role is Role.NODE and i.id != peer.id]
+        identities = self._consensus.state.identities.identities()
+        staying = [i for i in identities if peer.id not in (i.id, i.came_with)]
+        others = [i for i in staying if i.role is Role.NODE]
         if not others:
             return False
+        if not any(i.role is Role.ADMIN for i in staying):
+            raise StateError(
+                "The cluster's only admin is on this machine; without one nobody could be let in any more.",
+                "Make another first: 'kos cluster token --role admin', for a user on a machine that stays.",
+            )
         if peer.id == own_id:
             alive = self._control.membership.alive()
             if not any(other.id in alive for other in others):

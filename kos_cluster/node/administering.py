@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 
+from kos_cluster import errors
 from kos_cluster.core import raft
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.identities import Identity
 from kos_cluster.core.roles import Role
-from kos_cluster.errors import NoSuchNodeError, StateError, UnreachableError
+from kos_cluster.core.voters import change_refused
+from kos_cluster.errors import KosError, NoSuchNodeError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.coordinating import is_caught_up
-from kos_cluster.node.draining import drained
+from kos_cluster.node.draining import drained, removing
+from kos_cluster.node.membership import ALIVE
 
 LOCK_POLL_LIMIT_S = 10.0  # for one answer to a waiter; it asks again
 PATIENCE_S = 15.0  # for which a waiter that does not ask again keeps its place
@@ -59,23 +62,55 @@ class Administration:
                     "Type 'kos cluster leave' on those machines first, and here last; or start them again.",
                 )
             await self._make_dispensable(own_id)
-        await self._consensus.propose(commands.RemoveIdentity(peer.id, "left"))
-        if peer.id == own_id:
+            await self._ask_to_be_removed()
             await self._control.membership.leave(True, LEAVE_TIMEOUT_S / 5)
+        else:
+            await self._removed(peer.id, "left")
         return True
 
     async def remove(self, peer: Peer, name: str) -> list[str]:
         """Deny a node or client; its sessions end everywhere. Raises NoSuchNodeError, StateError."""
         identity = self._identity(name)
-        if identity.id == self._consensus.leader and list(self._consensus.membership.voters) == [identity.id]:
-            raise StateError(
-                f"{identity.name} is the last voter: of 1 voter 1 must agree, and without it the cluster could agree "
-                "on nothing any more.",
-                "Let another node join first, or type 'kos cluster leave' on that machine.",
-            )
+        voters = self._consensus.membership.voters
+        if identity.id in voters:
+            alive = {m.id for m in self._control.membership.members() if m.state in ALIVE}
+            refusal = change_refused(voters, alive, remove=identity.id)
+            if refusal:
+                raise StateError(
+                    f"{identity.name} cannot be removed: {refusal}",
+                    "Start other nodes first, so that enough voters can be reached ('kos cluster status').",
+                )
         gone = [i.name for i in self._consensus.state.identities.identities() if identity.id in (i.id, i.came_with)]
-        await self._consensus.propose(commands.RemoveIdentity(identity.id, f"removed by {peer.name}"))
+        await self._removed(identity.id, f"removed by {peer.name}")
         return gone
+
+    async def _removed(self, id_: str, reason: str) -> None:
+        """Have it removed by the coordinator, and wait for that. Raises UnreachableError."""
+        await self._consensus.propose(removing(id_, reason))
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
+        while self._consensus.state.identities.get(id_) is not None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise UnreachableError(
+                    "The cluster has agreed on the removal, and has not carried it out in time.",
+                    "It goes on with it; see 'kos nodes'.",
+                )
+            await self._consensus.moved(left_s)
+
+    async def _ask_to_be_removed(self) -> None:
+        """The coordinator removes this node; it says when that is done, as it is not told here any more."""
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
+        while (leader := self._consensus.leader) is None or self._consensus.leads:
+            if time.monotonic() > deadline:
+                raise UnreachableError("The cluster has no coordinator at the moment.", "Try again in a few seconds.")
+            await self._consensus.moved(deadline - time.monotonic())
+        try:
+            reply = await self._control.peers.ask(leader, wire.LeaveCluster(), LEAVE_TIMEOUT_S)
+        except TimeoutError:
+            raise UnreachableError("The coordinator does not answer.", "Try again in a few seconds.") from None
+        if reply.error is not None:
+            kind, message, hint = reply.error
+            raise getattr(errors, kind, KosError)(message, hint)
 
     async def drain(self, name: str, drain: bool) -> bool:
         member = self._control.named(name)

@@ -68,11 +68,13 @@ class ControlPlane:
         make_peers: Callable[[ControlPlane], Peers],
         changed: Callable[[], None],
         owner_ended: Callable[[wire.OwnerEnded], None],
+        asked: Callable[[Peer, wire.Request], None],
     ) -> None:
         self._ground = ground
         self._member = member
         self._changed = changed
         self._owner_ended = owner_ended
+        self._asked = asked
         self._view = time.time_ns()
         peers = self.peers = make_peers(self)
         self._vouching = Vouching(ground.credentials, ground.admitted.revoked)
@@ -197,6 +199,8 @@ class ControlPlane:
                 self.consensus.said(peer.id, message)
             case wire.OwnerEnded():
                 self._owner_ended(message)
+            case wire.Request():
+                self._asked(peer, message)
             case wire.Reply():
                 self.peers.answered(message)
 

@@ -1,8 +1,8 @@
 """The coordinator's duties: who belongs to the group, who votes, who holds the authority's key, and that time goes on.
 
 Theory of operation. While this node leads it looks at the cluster each `LOOK_S`, and when something was decided, and
-does one step: a node that was admitted and is alive begins to learn; one that was removed goes; voters are chosen by
-`core.voters`, and get their copy of the authority's key before they get their vote. Leases end by the replicated
+does one step: a node that was admitted and is alive begins to learn; one that is to be removed goes; voters are chosen
+by `core.voters`, and get their copy of the authority's key before they get their vote. Leases end by the replicated
 clock, which moves with each command; when nothing else is proposed by the time that one ends, a `Tick` is.
 
 Rules: one step at a time, and each is decided anew from what is so. A step that is refused, or whose fate is unknown,
@@ -24,7 +24,7 @@ from kos_cluster.core.voters import Blocked, Candidate, Demote, HandOver, Promot
 from kos_cluster.errors import KosError
 from kos_cluster.node.certifying import Certifier
 from kos_cluster.node.consensus import Consensus
-from kos_cluster.node.draining import is_drained
+from kos_cluster.node.draining import forgotten, is_drained, to_remove
 from kos_cluster.node.membership import ALIVE, Membership
 
 log = logging.getLogger(__name__)
@@ -66,26 +66,50 @@ class Coordinating:
     async def _step(self) -> bool:
         """One step, if any is due; whether it was made."""
         await self._keep_time()
+        if await self._remove():
+            return True
         change = self._next_member() or await self._next_voter()
         if change is None:
             return False
         log.info("Change of the group: %s.", change)
         return await self._consensus.change(change)
 
+    async def _remove(self) -> bool:
+        """Deny the certificates of those that are to be removed and are no longer of the group."""
+        state, removed = self._consensus.state, False
+        for id_, reason in to_remove(state).items():
+            if id_ not in self._consensus.membership.members:
+                if state.identities.get(id_) is not None:
+                    await self._consensus.propose(commands.RemoveIdentity(id_, reason))
+                for command in forgotten(state, id_):
+                    await self._consensus.propose(command)
+                removed = True
+        return removed
+
     # ---- who belongs to the group
 
     def _next_member(self) -> raft.Change | None:
         group = self._consensus.membership
-        nodes = {i.id for i in self._consensus.state.identities.identities() if i.role is Role.NODE}
-        if not nodes:  # not founded yet
+        state = self._consensus.state
+        nodes = {i.id for i in state.identities.identities() if i.role is Role.NODE} - to_remove(state).keys()
+        if not state.cluster:  # not founded yet
             return None
         for id_ in group.members:
-            if id_ not in nodes and id_ != self._node and not self._unsafe_to_drop(id_):
+            if id_ in nodes or self._unsafe_to_drop(id_):
+                continue
+            if id_ != self._node:
                 return raft.Remove(id_)
+            self._hand_over()
         for member in self._membership.members():
             if member.id in nodes and member.id not in group.members and member.state is MemberState.ALIVE:
                 return raft.AddLearner(member.id)
         return None
+
+    def _hand_over(self) -> None:
+        """This node is to be removed: let another voter coordinate, who does it."""
+        others = [id_ for id_ in self._consensus.membership.voters if id_ in self._membership.alive()]
+        if others:
+            self._consensus.transfer(others[0])
 
     def _unsafe_to_drop(self, id_: str) -> bool:
         """Whether Raft would refuse, for the voters that would be left cannot agree."""

@@ -30,7 +30,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.beacon import Beacon
 from kos_cluster.net.bulk import BulkServer
-from kos_cluster.net.identity import Credentials
+from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.transport import Origin, Payload, Server
 from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
@@ -159,7 +159,9 @@ class Daemon:
             bootstrap=start.bootstrap,
             founding=None if start.bootstrap else Founding(start.cluster, start.node, start.profile),
         )
-        return ControlPlane(ground, self._member, self._make_peers, self._view_changed, self._owner_gone)
+        return ControlPlane(
+            ground, self._member, self._make_peers, self._view_changed, self._owner_gone, self._node_asked
+        )
 
     def _make_peers(self, control: ControlPlane) -> Peers:
         hello = wire.Hello(self._instance, machine.versions(), os.getpid(), "", 0)
@@ -388,6 +390,13 @@ class Daemon:
 
     async def _answer(self, origin: Origin, request: wire.Request) -> None:
         self._server.send(origin.route, await self._answers.reply(origin.peer, request))
+
+    def _node_asked(self, peer: Peer, request: wire.Request) -> None:
+        """A node asks over a link that we have opened to it."""
+        self._loop.create_task(self._answer_node(peer, request), name="answer")
+
+    async def _answer_node(self, peer: Peer, request: wire.Request) -> None:
+        self._control.peers.send(peer.id, await self._answers.reply(peer, request))
 
     def _on_node(self, origin: Origin, message: wire.Message, payload: memoryview) -> None:
         self._control.peers.came(origin)

@@ -55,7 +55,15 @@ FAREWELL_S = 0.2  # for what was given back to reach its owners
 FAREWELL_POLL_S = 0.02
 PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
 # What only nodes say, and only to nodes.
-NODES_SAY = (wire.Heartbeat, wire.LoadNews, wire.Consensus, wire.Propose, wire.Proposed, wire.OwnerEnded)
+NODES_SAY = (
+    wire.Heartbeat,
+    wire.LoadNews,
+    wire.Consensus,
+    wire.Propose,
+    wire.Proposed,
+    wire.OwnerEnded,
+    wire.Reply,
+)
 PRELOADED = ("numpy",)  # imported in the fork server when it is idle, if installed
 
 
@@ -165,7 +173,7 @@ class Daemon:
 
     def _make_peers(self, control: ControlPlane) -> Peers:
         hello = wire.Hello(self._instance, machine.versions(), os.getpid(), "", 0)
-        return Peers(self._context, self._credentials, hello, self._server, control)
+        return Peers(self._context, self._credentials, hello, self._server, self._admitted.revoked, control)
 
     def _make_member(self) -> Member:
         start = self._start

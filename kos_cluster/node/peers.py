@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 WAITING_LIMIT = 64  # messages that wait for one link to come up
 WAITING_S = 2.0  # for so long they are worth sending
 IDLE_S = 30.0
+LAST_WORD_S = 1.0  # for which a link to a node that was removed stays
 LINKS_LIMIT = 1100  # links that this node has opened; beyond it no further ones are
 
 
@@ -54,12 +56,19 @@ class Peers:
     """This node's links to the others. Used in the daemon's loop."""
 
     def __init__(
-        self, context: Context, credentials: Credentials, hello: wire.Hello, server: Server, listener: Listener
+        self,
+        context: Context,
+        credentials: Credentials,
+        hello: wire.Hello,
+        server: Server,
+        denied: Callable[[int], bool],
+        listener: Listener,
     ) -> None:
         self._context = context
         self._credentials = credentials
         self._hello = hello
         self._server = server
+        self._denied = denied
         self._listener = listener
         self._routes: dict[str, bytes] = {}  # id -> the route of the link that this node has opened to us
         self._ways: dict[str, _Way] = {}  # by address
@@ -87,7 +96,10 @@ class Peers:
             way.link.hurry()
 
     def forget(self, id_: str) -> None:
-        """The member is gone for good."""
+        """The member is gone for good. Nothing more is taken from it; the answer to its farewell still goes out."""
+        asyncio.get_running_loop().call_later(LAST_WORD_S, self._forget, id_)
+
+    def _forget(self, id_: str) -> None:
         self._routes.pop(id_, None)
         self._close(self._addresses.pop(id_, None))
 
@@ -175,7 +187,7 @@ class Peers:
     def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
         way = self._ways.get(link.address)
         peer = link.peer
-        if way is None or way.link is not link or peer is None:
+        if way is None or way.link is not link or peer is None or self._denied(peer.serial):
             return
         if peer.role is not Role.NODE or way.id not in ("", peer.id):
             log.warning("%s is %s, not the node that was looked for.", link.address, peer)

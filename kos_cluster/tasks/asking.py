@@ -44,6 +44,8 @@ class Asking:
     async def all(self, question: wire.Asked) -> dict[str, bytes]:
         """Ask every node; by name. Those that do not answer are left out; a refusal is raised if all refuse."""
         names = [link.peer.name for link in self._attachment.by_node.values() if link.peer is not None]
+        if not names:
+            raise self._attachment.unreachable()
         answers = await asyncio.gather(*(self.one(question, name) for name in names), return_exceptions=True)
         told: dict[str, bytes] = {}
         refusals: list[KosError] = []

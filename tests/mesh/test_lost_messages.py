@@ -29,12 +29,12 @@ def losing(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], list[Any]]:
             lost.append(message)
             return True
 
-        def send(self: NodeLink, message: Any, frames: Any = ()) -> bool:
-            return True if is_lost(message) else sending(self, message, frames)
+        def send(self: NodeLink, message: Any, payload: Any = b"") -> bool:
+            return True if is_lost(message) else sending(self, message, payload)
 
-        def said(self: Attachment, link: NodeLink, message: Any, frames: Any) -> None:
+        def said(self: Attachment, link: NodeLink, message: Any, payload: Any) -> None:
             if not is_lost(message):
-                hearing(self, link, message, frames)
+                hearing(self, link, message, payload)
 
         sending, hearing = NodeLink.send, Attachment.link_said
         monkeypatch.setattr(NodeLink, "send", send)

@@ -20,6 +20,7 @@ from kos_cluster.errors import UsageError
 TOKEN_TTL_LIMIT_S = 24 * 3600.0
 ROLES = ("node", "client", "observer", "admin")
 PEERS = ("dask", "ray", "ipyparallel", "loky")
+PROFILES = ("lan", "fast")
 
 
 class Shown(Exception):
@@ -111,6 +112,7 @@ def _add_json(parser: Parser) -> None:
 def _add_local(commands: _Commands) -> None:
     up = commands.add("up", "start a cluster on this machine, or this machine's part of one that it is in", "up")
     up.add_argument("-n", dest="count", type=count, metavar="N", help="how many nodes (default: one a core, at most 4)")
+    _add_profile(up, None)
     commands.add("down", "stop this machine's nodes and leave nothing of them behind", "down")
     node = commands.add("node", "run this machine's node in the foreground, for a service manager", "node")
     node.add_argument("--name", metavar="NODE", help="which one, when this machine has several")
@@ -120,6 +122,7 @@ def _add_cluster_commands(commands: _Commands) -> None:
     create = commands.add("create", "found a cluster; this machine is its first node", "create")
     create.add_argument("name", metavar="NAME", help="the cluster's name")
     _add_placement(create)
+    _add_profile(create, PROFILES[0])
     token = commands.add("token", "make a token with which one machine or user can join", "token")
     token.add_argument("--role", choices=ROLES, default="node", help="what the joiner may do (default: node)")
     token.add_argument("--ttl", type=_ttl, default=TOKEN_TTL_LIMIT_S, metavar="TIME", help="how long it is good (24h)")
@@ -140,6 +143,11 @@ def _add_cluster_commands(commands: _Commands) -> None:
 def _add_placement(parser: Parser) -> None:
     parser.add_argument("--listen", metavar="HOST[:PORT]", type=address, help="where to listen (default: 0.0.0.0:7567)")
     parser.add_argument("--name", dest="node", metavar="NODE", help="this node's name (default: the host's)")
+
+
+def _add_profile(parser: Parser, default: str | None) -> None:
+    text = "how soon a crash is seen: lan (in about 5 s, the default), or fast (in about 1 s)"
+    parser.add_argument("--profile", choices=PROFILES, default=default, help=text)
 
 
 def _add_looking(commands: _Commands) -> None:

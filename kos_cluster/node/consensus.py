@@ -90,7 +90,7 @@ class Consensus:
         self._placing: dict[int, asyncio.Future[_Placed | raft.Refused]] = {}
         self._reading: dict[int, asyncio.Future[raft.ReadReady | raft.Refused]] = {}
         self._placed: dict[int, _Placed] = {}  # by index
-        self._asked: dict[int, asyncio.Future[wire.Proposed]] = {}  # of other nodes
+        self._asked: dict[int, asyncio.Future[wire.Proposed | None]] = {}  # of other nodes
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
         self._session = _Session()
         self._applied_bytes = 0  # since the last snapshot
@@ -248,15 +248,18 @@ class Consensus:
             self._placing.pop(id_, None)
 
     async def _forward(self, leader: str, proposal: commands.Proposal, timeout_s: float) -> replies.Reply | None:
+        """Have another node offer it; None when it must be offered again, perhaps elsewhere."""
         id_ = self._number()
         answer = self._asked[id_] = self._loop.create_future()
         try:
             self._send(leader, wire.Propose(id_, proposal))
-            proposed: wire.Proposed = await asyncio.wait_for(answer, timeout_s)
+            proposed = await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
             return None
         finally:
             self._asked.pop(id_, None)
+        if proposed is None:  # another coordinates, or nobody
+            return None
         if proposed.reply is None:
             await self.moved(REFUSED_PAUSE_S)
         return proposed.reply
@@ -343,6 +346,8 @@ class Consensus:
                     log.info("Term %d: this node is %s, the coordinator is %s.", term, role, leader or "not known")
                     if role is not raft.Role.LEADER:
                         self._lose_all()
+                    for asked in self._asked.values():  # whoever was asked does not lead any more
+                        _settle(asked, None)
                     self._stir()
                     self._tell_led()
                 case raft.MembershipChanged(membership):

@@ -21,6 +21,7 @@ TOKEN_TTL_LIMIT_S = 24 * 3600.0
 ROLES = ("node", "client", "observer", "admin")
 PEERS = ("dask", "ray", "ipyparallel", "loky")
 PROFILES = ("lan", "fast")
+MEASURES = ("failover", "detection", "joining", "rates", "rest")  # of `kos bench control`
 
 
 class Shown(Exception):
@@ -57,9 +58,9 @@ class Parser(argparse.ArgumentParser):
 class _Commands:
     """Adds sub-commands that all take `--cluster`, and gives each its action."""
 
-    def __init__(self, parser: Parser) -> None:
+    def __init__(self, parser: Parser, *, required: bool = True) -> None:
         self._sub: argparse._SubParsersAction[Parser] = parser.add_subparsers(
-            metavar="COMMAND", required=True, dest="_command"
+            metavar="COMMAND", required=required, dest="_command"
         )
 
     def add(self, name: str, summary: str, action: str = "") -> Parser:
@@ -202,6 +203,20 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
+    _add_bench_control(_Commands(bench, required=False))
+
+
+def _add_bench_control(commands: _Commands) -> None:
+    control = commands.add("control", "measure the control plane of real daemons on this machine", "bench_control")
+    control.add_argument(
+        "--only", type=_measures, default=MEASURES, metavar="LIST", help=f"any of {','.join(MEASURES)} (default: all)"
+    )
+    control.add_argument("--kills", type=count, default=100, metavar="N", help="of the coordinator (default: 100)")
+    control.add_argument("--nodes", type=count, default=50, metavar="N", help="daemons that rest (default: 50)")
+    control.add_argument(
+        "--minutes", dest="rest_s", type=_minutes, default=600.0, metavar="M", help="of their rest (default: 10)"
+    )
+    control.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
 def _add_sim(commands: _Commands) -> None:
@@ -228,6 +243,14 @@ def _ttl(text: str) -> float:
     if seconds > TOKEN_TTL_LIMIT_S:
         raise argparse.ArgumentTypeError(f"a token is good for at most 24h, not {text}")
     return seconds
+
+
+def _measures(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a measure; choose from {', '.join(MEASURES)}")
+    return names
 
 
 def _peers(text: str) -> tuple[str, ...]:

@@ -253,7 +253,7 @@ class Consensus:
         answer = self._asked[id_] = self._loop.create_future()
         try:
             self._send(leader, wire.Propose(id_, proposal))
-            proposed = await asyncio.wait_for(answer, timeout_s)
+            proposed: wire.Proposed | None = await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
             return None
         finally:
@@ -353,6 +353,7 @@ class Consensus:
                 case raft.MembershipChanged(membership):
                     log.info("Voters: %s.", ", ".join(membership.voters))
                     self._stir()
+                    self._tell_led()
                 case raft.Ignored(sender, why):
                     log.warning("A message of %s about the agreement was ignored: %s.", sender, why)
                 case raft.Halt(reason):

@@ -34,9 +34,7 @@ WILDCARDS = ("0.0.0.0", "::")
 Listen = tuple[str, int | None]  # the port is None when it was not typed
 
 
-def create(
-    home: Home, name: str, listen: Listen | None, node: str | None, profile: str = DEFAULT_PROFILE
-) -> NodeStart:
+def create(home: Home, name: str, listen: Listen | None, node: str | None, profile: str = DEFAULT_PROFILE) -> NodeStart:
     """Found a cluster whose first node runs on this machine, and start that; gives how it is reached."""
     cluster = new_cluster(home, name)
     node = checked_name(node or host_name())

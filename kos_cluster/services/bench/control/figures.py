@@ -114,7 +114,7 @@ AIMS = (
     Aim(Work.WRITES, 0.5, 1_000.0, at_least=True),
     Aim(Work.READS, 0.5, 5_000.0, at_least=True),
     Aim(Work.MEMORY, 1.0, 80.0),
-    Aim(Work.IDLE_CPU, 0.5, 1.0),
+    Aim(Work.IDLE_CPU, 1.0, 1.0),
     Aim(Work.COORDINATOR_CPU, 1.0, 8.0),
     Aim(Work.DEATHS, 1.0, 0.0),
     Aim(Work.ELECTIONS, 1.0, 0.0),

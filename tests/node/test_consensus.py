@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kos_cluster.core import raft
+from kos_cluster.core.raft import log as raftlog
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import StateError, UnreachableError, UsageError
 from kos_cluster.net import wire
@@ -173,6 +174,7 @@ def test_a_node_that_starts_again_has_what_it_had(tmp_path: Path) -> None:
 
 def test_a_snapshot_takes_the_place_of_a_long_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COMPACT_ENTRIES", 20)
+    monkeypatch.setattr(raftlog, "TAIL_ENTRIES", 5)
 
     async def scene() -> None:
         async with group(tmp_path) as nodes:
@@ -229,7 +231,8 @@ def test_an_entry_of_a_newer_version_stops_a_node_which_says_so(
             leading = await nodes.leader()
             newer = bytes((commands.FORMAT + 1,)) + b"of tomorrow"
             leading._feed(raft.Propose(10**9, newer))
-            await until(lambda: all(node.trouble for node in nodes.nodes.values()))
+            # The last one may never learn that it was committed, as nobody is left to tell it.
+            await until(lambda: sum(bool(node.trouble) for node in nodes.nodes.values()) >= 2)
             assert "Install the version of kos-cluster" in leading.trouble
 
     asyncio.run(scene())

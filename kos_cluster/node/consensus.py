@@ -96,7 +96,7 @@ class Consensus:
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
         self._session = _Session()
         self._index = 0  # of the last entry applied; not all are commands, so `state` may be behind
-        self._applied_bytes = 0  # since the last snapshot
+        self._snapshot_index = self._applied_bytes = 0  # the last snapshot's, and what was applied since
 
     # ---- life
 
@@ -180,14 +180,18 @@ class Consensus:
         """Ask that another voter coordinate; it shows in `leader`."""
         self._feed(raft.Transfer(self._number(), to))
 
-    async def read(self) -> ClusterState:
+    async def read(self, timeout_s: float = PROPOSE_TIMEOUT_S) -> ClusterState:
         """The state with everything in it that was decided before this call. Raises UnreachableError.
 
         Those who ask in the same turn of the loop share one read of the machine.
         """
         if self._next_read is None:
             self._next_read = self._loop.create_task(self._read(), name="read")
-        await asyncio.shield(self._next_read)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._next_read)
+        except TimeoutError:
+            raise self._undecided() from None
         return self.state
 
     async def _read(self) -> None:
@@ -400,7 +404,8 @@ class Consensus:
             self._loop.call_later(RETRY_DISK_S, self._try_again)
             return
         self.trouble = ""
-        self.state, self._ordering, self._index, self._applied_bytes = ClusterState(), Ordering(), 0, 0
+        self.state, self._ordering = ClusterState(), Ordering()
+        self._index = self._snapshot_index = self._applied_bytes = 0
         self.start()
         log.info("The disk takes writes again; this node takes part again.")
 
@@ -426,22 +431,23 @@ class Consensus:
         self._stir()
         if changes:
             self._tell_changes(tuple(changes))
-        self._compact()
+        self._compact(entries[-1].index)
 
     def _restore(self, snapshot: raft.Snapshot) -> None:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
-        self._index, self._applied_bytes = snapshot.index, 0
+        self._index = self._snapshot_index = snapshot.index
+        self._applied_bytes = 0
         self._lose_all()
         self._stir()
         self._tell_changes(())
 
-    def _compact(self) -> None:
+    def _compact(self, applied: int) -> None:
+        """Take a snapshot when the log has grown, of just what is applied now; the machine gets it after this step."""
         if self._raft is None:
             return
-        applied = self._raft.applied
-        if applied - self._raft.first_index >= COMPACT_ENTRIES or self._applied_bytes >= COMPACT_BYTES:
-            self._applied_bytes = 0
-            self._loop.call_soon(lambda: self._feed(raft.Compact(applied, self.state.snapshot())))
+        if applied - self._snapshot_index >= COMPACT_ENTRIES or self._applied_bytes >= COMPACT_BYTES:
+            self._snapshot_index, self._applied_bytes = applied, 0
+            self._loop.call_soon(self._feed, raft.Compact(applied, self.state.snapshot()))
 
     def _lose(self, index: int) -> None:
         """What stood at this place must be offered again; should it be applied all the same, its session knows it."""

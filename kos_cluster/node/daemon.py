@@ -65,6 +65,7 @@ NODES_SAY = (
     wire.Reply,
 )
 PRELOADED = ("numpy",)  # imported in the fork server when it is idle, if installed
+PRELOAD_AFTER_S = 1.0  # after the start
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,13 @@ class Daemon:
             await self._join()
             await asyncio.wait_for(workers.warm.wait(), WARM_TIMEOUT_S)
             self._say_ready()
-            workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
-            duties = (self._beat(), self._learn_packages(), self._control.run(), self._rotation.run())
+            duties = (
+                self._beat(),
+                self._learn_packages(),
+                self._preload(workers),
+                self._control.run(),
+                self._rotation.run(),
+            )
             await self._until_stopped([self._loop.create_task(work) for work in duties])
             await self._farewell()
         finally:
@@ -226,6 +232,12 @@ class Daemon:
         self._packages = await asyncio.to_thread(machine.packages)
         for owner in self._owners:
             self._send(owner, wire.Welcome(self._member, self._packages))
+        await self._stop.wait()
+
+    async def _preload(self, workers: Workers) -> None:
+        """Import what many tasks need; not at once, as the first task would have to wait for it."""
+        await asyncio.sleep(PRELOAD_AFTER_S)
+        workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
         await self._stop.wait()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:

@@ -29,7 +29,7 @@ from kos_cluster.sim.trace import Trace
 from kos_cluster.sim.workload import Workload
 
 NODES_LIMIT = 50
-HEALED_LIMIT_S = 60.0  # within this time after healing there is progress everywhere, or something is wrong
+HEALED_LIMIT_S = 30.0  # within this time after healing there is progress everywhere, or something is wrong
 LOOK_EVERY_S = 0.5
 NAMES = tuple(f"n{number}" for number in range(1, NODES_LIMIT + 1))
 

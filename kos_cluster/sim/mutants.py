@@ -24,7 +24,9 @@ from kos_cluster.core.raft import messages as m
 from kos_cluster.core.raft.quorum import majority_commit
 from kos_cluster.core.raft.replication import Replication
 from kos_cluster.core.raft.values import Role, Snapshot
+from kos_cluster.core.replicated.jobs import Jobs
 from kos_cluster.core.replicated.locks import Locks
+from kos_cluster.core.replicated.replies import ResultsCommitted
 from kos_cluster.core.replicated.sessions import Sessions
 from kos_cluster.core.replicated.settings import Settings
 from kos_cluster.core.swim.beliefs import Beliefs
@@ -325,6 +327,15 @@ def _swap_unchecked(self: Any, name: str, expected: str | None, value: str | Non
     self.set(name, value)
 
 
+def _drive_in_any_epoch(self: Any, id: str, epoch: int) -> Any:
+    return self._get(id)
+
+
+def _commit_again(self: Any, command: Any) -> ResultsCommitted:
+    self._driven(command.id, command.epoch)
+    return ResultsCommitted(tuple(result.task for result in command.results), ())
+
+
 def _admit_all(self: Any, token: int) -> None:
     pass
 
@@ -497,6 +508,12 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "swap-unchecked": Mutant(
         "compare-and-set does not compare", ((Settings, "swap", _swap_unchecked),), ("delay", "crash")
+    ),
+    "stale-epoch": Mutant(
+        "a driver of an earlier epoch commits results", ((Jobs, "_driven", _drive_in_any_epoch),), ("delay", "crash")
+    ),
+    "second-result": Mutant(
+        "a task's result is committed twice", ((Jobs, "commit", _commit_again),), ("delay", "crash")
     ),
     "lease-without-fencing": Mutant(
         "a resource lets late holders in", ((Fence, "admit", _admit_all),), ("crash", "delay", "clock")

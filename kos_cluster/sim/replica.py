@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kos_cluster.sim.world import World
 
 GROUP = "sim"
-SUPERVISOR_S = 1.0
+SUPERVISOR_S = 1.0  # after which a node that halted is started again
 COMPACT_LEAST, COMPACT_MOST = 20, 120  # applied entries after which a replica makes a snapshot
 
 

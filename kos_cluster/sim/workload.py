@@ -11,6 +11,8 @@ in the log several times.
     a read               is not answered from before what anybody knew to be committed when it was asked
     a fenced resource    admits no token after a higher one, and each token from one owner
 
+Some of them drive a detached job (see `drivers`).
+
 Rules: clients live outside of the hosts, so they never crash; they see nothing that a client of the daemon would not
 see.
 """
@@ -26,6 +28,7 @@ from kos_cluster.core.raft import events
 from kos_cluster.core.raft.values import Entry, Role
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import StateError
+from kos_cluster.sim.drivers import JOB, Driver, Judge
 from kos_cluster.sim.invariants import Violation
 from kos_cluster.sim.linearizability import Operation
 from kos_cluster.sim.sequential import CompareAndSet, Read, Write
@@ -37,9 +40,9 @@ if TYPE_CHECKING:
 CLIENTS = 4
 SETTINGS = ("a", "b", "c")
 LOCK = "lock"
-LEASE_S = 1.0
+LEASE_S = 1.0  # of the lock
 ANSWER_S = 1.2  # after which a client asks again
-THINK_MOST_S = 0.5
+THINK_MOST_S = 0.5  # between two requests of a client
 WORK_MOST_S = 2.5  # how long a holder goes on with the resource: past its lease
 
 
@@ -65,6 +68,7 @@ class Client:
         self.serial = 0
         self.seen: dict[str, str | None] = dict.fromkeys(SETTINGS)
         self.leader: str | None = None
+        self.driver = Driver(name)
 
 
 class Resource:
@@ -104,6 +108,7 @@ class Workload:
         self._judged = 0  # the last entry whose outcome was looked at; that others have the same is a rule of Raft's
         self._first: dict[tuple[int, int], tuple[int, replies.Reply]] = {}
         self.resource = Resource()
+        self._job = Judge()
         self.clients = [Client(f"c{number}") for number in range(CLIENTS)]
         self.answered = self.retried = self.reads = self.let_in = self.kept_out = 0
         self._under_way: dict[str, Call] = {}
@@ -131,10 +136,12 @@ class Workload:
         command: commands.Command
         if draw < 0.5:
             command = commands.SetSetting(name, value)
-        elif draw < 0.8:
+        elif draw < 0.7:
             command = commands.SwapSetting(name, client.seen[name], value)
-        else:
+        elif draw < 0.85:
             command = commands.AcquireLock(LOCK, value, client.name, LEASE_S)
+        else:
+            command = client.driver.next(self._random, value)
         return Call(client, command, client.serial, now_s)
 
     def _start(self, call: Call) -> None:
@@ -212,6 +219,9 @@ class Workload:
             for name in SETTINGS:
                 value = call.client.seen[name] = replica.applied.state.settings.get(name)
                 self._record(call, name, Read(), value)
+            job = replica.applied.state.jobs.get(JOB)
+            if job is not None:
+                call.client.driver.seen = max(call.client.driver.seen, job.epoch)
             self._finish(call)
 
     def applied(self, replica: Replica, entry: Entry, outcome: replies.Outcome | None) -> None:
@@ -219,7 +229,7 @@ class Workload:
         name = replica.host.name
         if outcome is not None and entry.index > self._judged:
             self._judged = entry.index
-            self._once(entry, outcome)
+            self._judge(entry, outcome)
         awaited = self._awaited.pop((name, entry.index), None)
         if awaited is not None:
             call, term = awaited
@@ -240,9 +250,11 @@ class Workload:
         for key in [key for key in self._awaited if key[0] == name]:
             del self._awaited[key]
 
-    def _once(self, entry: Entry, outcome: replies.Outcome) -> None:
+    def _judge(self, entry: Entry, outcome: replies.Outcome) -> None:
         """A proposal that is in the log twice has one effect: its later entries give the first reply, repeated."""
         proposal = commands.decode(entry.data)
+        if not outcome.repeated:
+            self._job.see(proposal.command, outcome.reply)
         if not proposal.session:
             return
         key = (proposal.session, proposal.serial)
@@ -258,6 +270,8 @@ class Workload:
 
     def _replied(self, call: Call, reply: replies.Reply) -> None:
         client = call.client
+        assert call.command is not None
+        client.driver.replied(call.command, reply)
         if isinstance(call.command, commands.SetSetting | commands.SwapSetting):
             self._record(call, call.command.name, _input(call.command), isinstance(reply, replies.Done))
         match reply:

@@ -28,9 +28,9 @@ from kos_cluster.sim.swimrules import SwimRules
 from kos_cluster.sim.trace import Trace
 from kos_cluster.sim.workload import Workload
 
-NODES_LIMIT = 50
+NODES_LIMIT = 50  # hosts in a world
 HEALED_LIMIT_S = 30.0  # within this time after healing there is progress everywhere, or something is wrong
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.5  # whether all have caught up after healing
 NAMES = tuple(f"n{number}" for number in range(1, NODES_LIMIT + 1))
 
 

@@ -35,6 +35,8 @@ SOON = {
     "dedup-forgotten": "session dedup",
     "swap-unchecked": "linearizable history",
     "commit-goes-back": "monotony",
+    "stale-epoch": "epochs",
+    "second-result": "epochs",
     "lease-without-fencing": "fencing",
     "token-given-twice": "fencing",
     "swim-old-incarnation": "precedence",

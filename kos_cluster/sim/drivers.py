@@ -17,7 +17,7 @@ from kos_cluster.core.replicated import commands, replies
 from kos_cluster.sim.invariants import Violation
 
 JOB = "job"
-TASKS = 40  # few, so that several drivers have a result of the same task
+TASKS = 8  # few, so that several drivers have a result of the same task
 
 
 class Driver:

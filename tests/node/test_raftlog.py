@@ -16,7 +16,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kos_cluster.core.raft import Entry, HardState, Kind, Membership, Persist, Restored, Snapshot, founding
+from kos_cluster.core.ordering import Action, Ordering, Write
+from kos_cluster.core.raft import (
+    Apply,
+    Entry,
+    HardState,
+    Kind,
+    Membership,
+    Persist,
+    Persisted,
+    Propose,
+    Raft,
+    Restored,
+    Role,
+    Snapshot,
+    WriteFailed,
+    founding,
+)
 from kos_cluster.errors import StateError
 from kos_cluster.node.raftlog import RaftLog
 from tests.core.raft.network import Disk
@@ -313,6 +329,45 @@ def test_a_database_at_its_limit_loses_and_invents_nothing(path: Path) -> None:
     log.write(append(1, entry(last + 1)))
     log.close()
     assert reopened(path).entries[-1] == entry(last + 1)
+
+
+def test_a_node_whose_disk_fills_up_halts_and_comes_back_with_all_it_has_applied(path: Path) -> None:
+    """Machine, ordering and disk together, as in the daemon."""
+
+    def carry_out(raft: Raft, ordering: Ordering, log: RaftLog, actions: list[Action], applied: list[Entry]) -> None:
+        while actions:
+            action = actions.pop(0)
+            if isinstance(action, Apply):
+                applied += action.entries
+            elif isinstance(action, Write):
+                try:
+                    log.write(action.batch)
+                except StateError as error:
+                    actions += ordering.take(raft.handle(WriteFailed(str(error)), 0.0))
+                    continue
+                actions += ordering.written(action.batch.number)
+                actions += ordering.take(raft.handle(Persisted(action.batch.number), 0.0))
+
+    def started(log: RaftLog, applied: list[Entry]) -> tuple[Raft, Ordering]:
+        raft, ordering = Raft("a", GROUP, log.load(), Random(1), 0.0), Ordering()
+        carry_out(raft, ordering, log, ordering.take(raft.start()), applied)
+        carry_out(raft, ordering, log, ordering.take(raft.tick(2.0)), applied)
+        return raft, ordering
+
+    log, before, after = RaftLog.create(path, GROUP, founding(("a",))), [], []  # type: RaftLog, list[Entry], list[Entry]
+    log._db.execute("PRAGMA max_page_count = 60")
+    raft, ordering = started(log, before)
+    for number in range(100):
+        carry_out(raft, ordering, log, ordering.take(raft.handle(Propose(number, bytes(5000)), 2.0)), before)
+    assert "could not be written" in raft.halted
+    assert 5 < len(before) < 100
+    log.close()
+    log = RaftLog(path, GROUP)
+    raft, ordering = started(log, after)
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 1  # the empty entry of the new term
+    assert raft.role is Role.LEADER
+    log.close()
 
 
 BAD_WRITES: dict[str, Callable[[], Persist]] = {

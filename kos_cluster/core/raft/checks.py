@@ -2,12 +2,15 @@
 
 An authenticated member may still run a faulty or a newer version, or lie. Whatever it sends, the machine goes on. A
 message that is merely late is not impossible and is no concern of this module.
+
+Rules: an answer is taken only from a member. A leader's message or a request for a vote is taken from anybody whom the
+transport let in, because a node that was away does not know the newest members (thesis 4.1).
 """
 
 from __future__ import annotations
 
 from kos_cluster.core.raft import config
-from kos_cluster.core.raft.following import SNAPSHOT_LIMIT_BYTES
+from kos_cluster.core.raft.log import SNAPSHOT_LIMIT_BYTES
 from kos_cluster.core.raft.messages import (
     OLDEST_WIRE_VERSION,
     Append,

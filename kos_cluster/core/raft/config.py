@@ -10,8 +10,8 @@ two leaders can be chosen in one term. This holds while one change at a time is 
     voter        refused      refused            learner (below)    stranger (below)
 
 Rules: a membership is in force from the moment its entry is appended, and goes when that entry is cut off. A learner is
-promoted only when it has caught up. A change of voters is made only when a majority of the new ones answers. The last
-voter stays.
+promoted only when it answers and has caught up. A change of voters is made only when a majority of the new ones
+answers. The last voter stays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kos_cluster.core.raft.quorum import majority
 from kos_cluster.core.raft.values import Entry, HardState, Kind, Membership, Restored
 
 VOTERS_LIMIT = 7  # each entry costs a write on most of them
-LEARNERS_LIMIT = 512
+LEARNERS_LIMIT = 512  # each entry and, more seldom, a heartbeat goes to all of them
 CAUGHT_UP_ENTRIES = 64  # a learner that lacks more of the committed entries is not promoted
 
 
@@ -123,6 +123,8 @@ def why_refuse(membership: Membership, change: Change, behind: int, in_contact: 
                 return f"{node} is not a learner"
             if len(membership.voters) >= VOTERS_LIMIT:
                 return f"the group has {VOTERS_LIMIT} voters already, which is the most it can have"
+            if not in_contact(node):
+                return f"{node} does not answer"
             if behind > CAUGHT_UP_ENTRIES:
                 return f"{node} has not caught up: it lacks {behind} entries, {CAUGHT_UP_ENTRIES} are allowed"
         case Demote():

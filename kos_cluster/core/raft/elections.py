@@ -3,7 +3,7 @@
 Source: Ongaro's thesis, 3.4, 3.6.1 and 9.6 (pre-vote), 4.2.3 (who hears a leader gives no vote), 3.10 (transfer).
 
     role            event                                next
-    follower        no leader heard for the timeout      pre-candidate, if it is a voter
+    follower        no leader heard for the timeout      pre-candidate, if it may stand
     pre-candidate   a majority would vote for it         candidate in the next term
     pre-candidate   a majority would not                 follower
     candidate       a majority voted for it              leader
@@ -13,8 +13,9 @@ Source: Ongaro's thesis, 3.4, 3.6.1 and 9.6 (pre-vote), 4.2.3 (who hears a leade
     any             a leader of its term, a later term   follower
 
 Rules: a node votes once a term, and its vote leaves when it is durable; its vote for itself counts when it is durable.
-A node that hears a leader takes no part in an election, unless that leader asked for it. Asking for a pre-vote changes
-nothing anywhere, so a node that was cut off raises no terms.
+A node that hears a leader takes no part in an election, unless that leader asked for it. Voters may stand, and one
+whose removal from them is not committed. Asking for a pre-vote changes nothing anywhere, so a node that was cut off
+raises no terms.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Elections:
             return
         state.follow(state.term, None)
         state.restart_timer()
-        if state.is_voter:
+        if state.may_stand:
             state.role = Role.PRE_CANDIDATE
             self._ask(state.term + 1, pre=True, transfer=False)
             self._votes = {state.node: True}
@@ -81,7 +82,7 @@ class Elections:
 
     def told_to_stand(self, sender: str, message: TimeoutNow) -> None:
         """The leader hands over: no pre-vote, and the others need not have missed the leader."""
-        if not self._state.is_voter:
+        if not self._state.may_stand:
             self._state.ignore(sender, "it asked a node without a vote to stand for election")
             return
         self._campaign(transfer=True)

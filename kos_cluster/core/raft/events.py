@@ -177,7 +177,8 @@ class MembershipChanged(msgspec.Struct, frozen=True):
 
 
 class Ignored(msgspec.Struct, frozen=True):
-    """A message was dropped because it is impossible, and why. Stale ones are dropped without a word."""
+    """A message was dropped because it is impossible, and why; late ones are dropped without a word. A Compact that is
+    not carried out is told so too, with this node as the sender."""
 
     sender: str
     why: str

@@ -22,8 +22,6 @@ from kos_cluster.core.raft.messages import (
 from kos_cluster.core.raft.state import State
 from kos_cluster.core.raft.values import Snapshot
 
-SNAPSHOT_LIMIT_BYTES = 256 << 20  # of one snapshot
-
 
 class _Source(msgspec.Struct, frozen=True):
     """Which snapshot of whom; parts of different ones never mix."""
@@ -57,6 +55,8 @@ class Following:
             state.append([entry for entry in message.entries if entry.index >= new[0].index])
         last = message.prev_index + len(message.entries)
         state.commit_to(min(message.commit, last))
+        if self._source is not None and self._source.index <= state.commit:
+            self._forget()  # the entries came another way
         self._acknowledge(sender, max(state.commit, last))
 
     def heartbeat(self, sender: str, message: Heartbeat) -> None:
@@ -75,14 +75,15 @@ class Following:
             return
         source = _Source(sender, chunk.term, chunk.index, chunk.index_term, chunk.total_bytes)
         if source != self._source:
-            self._source, self._parts = source, bytearray()
+            self._forget()
+            self._source = source
         if chunk.offset == len(self._parts):
             self._parts += chunk.data
         if len(self._parts) < chunk.total_bytes:
             state.send(sender, SnapshotResponse(**state.heading, index=chunk.index, offset=len(self._parts)))
             return
         snapshot = Snapshot(chunk.index, chunk.index_term, chunk.membership, bytes(self._parts))
-        self._source, self._parts = None, bytearray()
+        self._forget()
         if state.log.term_at(chunk.index) == chunk.index_term:
             state.commit_to(chunk.index)
         else:
@@ -90,6 +91,9 @@ class Following:
         self._acknowledge(sender, chunk.index)
 
     # ---- steps
+
+    def _forget(self) -> None:
+        self._source, self._parts = None, bytearray()
 
     def _reject(self, to: str, message: Append) -> None:
         state = self._state

@@ -17,6 +17,7 @@ from itertools import accumulate
 from kos_cluster.core.raft.values import Entry, Restored, Snapshot
 from kos_cluster.errors import StateError
 
+SNAPSHOT_LIMIT_BYTES = 256 << 20  # of the state in one snapshot; a receiver collects it in memory
 TAIL_ENTRIES = 512  # kept before a snapshot's index, so that a follower just behind needs no snapshot
 
 

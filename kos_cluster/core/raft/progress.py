@@ -25,8 +25,8 @@ APPEND_ENTRIES = 1024  # entries in one append
 INFLIGHT_LIMIT = 64  # appends to one node without an answer
 INFLIGHT_BYTES = 4 << 20  # of entries in them
 UNFILLED_INFLIGHT = 2  # appends under way beside which one that is not full waits
-SNAPSHOT_CHUNK_BYTES = 256 << 10
-RESEND_HEARTBEATS = 3  # so many periods without an acknowledgement: the appends count as lost
+SNAPSHOT_CHUNK_BYTES = 256 << 10  # of a snapshot in one message
+RESEND_HEARTBEATS = 3  # heartbeat periods without an answer after which what was sent counts as lost
 
 
 class Mode(StrEnum):

@@ -40,7 +40,7 @@ class Follower(msgspec.Struct, frozen=True):
     mode: Mode
     match_index: int
     behind: int  # entries of the leader's log that it is not known to have
-    silent_s: float  # since its last answer
+    silent_s: float  # since its last answer; infinite for a learner that has not answered this leader yet
 
 
 class Replication:
@@ -58,7 +58,10 @@ class Replication:
         state = self._state
         for node in state.membership.members:
             if node != state.node and node not in self.peers:
-                self.peers[node] = Progress(state.log.last_index, state.now, state.now)
+                heard_s = (
+                    state.now if node in state.membership.voters else float("-inf")
+                )  # voters get the time to answer
+                self.peers[node] = Progress(state.log.last_index, heard_s, state.now)
         if state.memberships.index <= state.commit:
             for node in [node for node in self.peers if node not in state.membership.members]:
                 self._send_heartbeat(node, self.peers[node])

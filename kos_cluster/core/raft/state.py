@@ -27,7 +27,7 @@ from kos_cluster.core.raft.events import (
     RoleChanged,
     Send,
 )
-from kos_cluster.core.raft.log import Log
+from kos_cluster.core.raft.log import SNAPSHOT_LIMIT_BYTES, Log
 from kos_cluster.core.raft.messages import WIRE_VERSION, Message
 from kos_cluster.core.raft.values import (
     ENTRY_VERSION,
@@ -97,6 +97,12 @@ class State:
         return self.node in self.membership.voters
 
     @property
+    def may_stand(self) -> bool:
+        """A voter, or one until a change that is not committed: it may alone have that entry (thesis 4.2.2)."""
+        memberships = self.memberships
+        return self.is_voter or (memberships.index > self.commit and self.node in memberships.previous.voters)
+
+    @property
     def hears_leader(self) -> bool:
         """A leader was heard so lately that no election is due."""
         return self.role is Role.LEADER or (
@@ -127,7 +133,7 @@ class State:
         """The next election is a random time away; a learner, which stands in none, waits longer to miss its leader."""
         timing = self.timing
         self.election_due_s = self.now + self._random.uniform(timing.election_min_s, timing.election_max_s)
-        if not self.is_voter:
+        if not self.may_stand:
             self.election_due_s += timing.learner_heartbeat_s
 
     def follow(self, term: int, leader: str | None) -> None:
@@ -168,9 +174,10 @@ class State:
         """Put a snapshot in place of the entries up to `index`; returns why not, or ""."""
         if not _index_of(self.log.snapshot) < index <= self.applied:
             return f"a snapshot at {index} is of no use: {self.applied} entries are applied"
+        if len(data) > SNAPSHOT_LIMIT_BYTES:
+            return f"a snapshot of {len(data)} bytes cannot travel; {SNAPSHOT_LIMIT_BYTES} are allowed"
         term = self.log.term_at(index)
-        if term is None:
-            return f"the log does not reach back to entry {index}"
+        assert term is not None  # since it lies between the snapshot and what is applied
         self._snapshot = Snapshot(index, term, self.memberships.at(index), data)
         self.log.compact(self._snapshot)
         self.memberships.compact(index)

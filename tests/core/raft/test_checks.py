@@ -26,7 +26,7 @@ from kos_cluster.core.raft import (
 )
 from kos_cluster.core.raft import config as rules
 from kos_cluster.core.raft.checks import NUMBER_LIMIT
-from kos_cluster.core.raft.following import SNAPSHOT_LIMIT_BYTES
+from kos_cluster.core.raft.log import SNAPSHOT_LIMIT_BYTES
 from kos_cluster.core.raft.messages import (
     Append,
     AppendResponse,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from kos_cluster.core.raft import (
     AddLearner,
     ChangeConfig,
     Compact,
+    Entry,
     Ignored,
+    Kind,
     Membership,
     Promote,
     Received,
@@ -284,6 +287,33 @@ def test_a_compaction_of_what_is_not_applied_is_refused() -> None:
         leader.handle(Compact(index, b"x"))
         assert isinstance(leader.effects[-1], Ignored)
     assert leader.disk.snapshot == snapshot
+
+
+def test_a_snapshot_that_could_not_travel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, leader = compacted()
+    network.propose(leader, b"1")
+    before = leader.disk.snapshot
+    monkeypatch.setattr("kos_cluster.core.raft.state.SNAPSHOT_LIMIT_BYTES", 10)
+    leader.compact()
+    assert "cannot travel; 10 are allowed" in leader.effects[-1].why  # type: ignore[union-attr]
+    assert leader.disk.snapshot == before
+
+
+def test_parts_are_dropped_when_the_entries_came_another_way() -> None:
+    network, leader = compacted()
+    late = down(network)
+    sent = chunks_to(network, late.node)
+    late.start()
+    creep(network, lambda: len(sent) == 3)
+    following = late.raft._following
+    creep(network, lambda: len(following._parts) > 0)
+    entries = tuple(leader.raft._state.log.between(leader.raft.first_index, leader.raft.last_index))
+    head = Append(group=GROUP, term=leader.raft.term, prev_index=2, prev_term=2, commit=0)
+    older = tuple(Entry(i, t, Kind.COMMAND, d) for i, t, d in leader.applied if 2 < i < entries[0].index)
+    everything = msgspec.structs.replace(head, entries=older + entries, commit=leader.raft.commit)
+    late.handle(Received(leader.node, everything))
+    assert late.raft.commit == leader.raft.commit
+    assert following._parts == b""
 
 
 def test_an_empty_state_travels_too() -> None:

@@ -11,7 +11,7 @@ in the log several times.
     a read               is not answered from before what anybody knew to be committed when it was asked
     a fenced resource    admits no token after a higher one, and each token from one owner
 
-Some of them drive a detached job (see `drivers`).
+Some drive a detached job (see `drivers`) or begin transactions (see `transactions`).
 
 Rules: clients live outside of the hosts, so they never crash; they see nothing that a client of the daemon would not
 see.
@@ -28,6 +28,7 @@ from kos_cluster.core.raft import events
 from kos_cluster.core.raft.values import Entry, Role
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import StateError
+from kos_cluster.sim import transactions
 from kos_cluster.sim.drivers import JOB, Driver, Judge
 from kos_cluster.sim.invariants import Violation
 from kos_cluster.sim.linearizability import Operation
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 CLIENTS = 4
 SETTINGS = ("a", "b", "c")
 LOCK = "lock"
+PARTICIPANTS = 3  # of a transaction
+TRANSACTION_S = 2.0  # after which an undecided one is aborted
 LEASE_S = 1.0  # of the lock
 ANSWER_S = 1.2  # after which a client asks again
 THINK_MOST_S = 0.5  # between two requests of a client
@@ -109,6 +112,7 @@ class Workload:
         self._first: dict[tuple[int, int], tuple[int, replies.Reply]] = {}
         self.resource = Resource()
         self._job = Judge()
+        self.transactions = transactions.Judge(world.transactors)
         self.clients = [Client(f"c{number}") for number in range(CLIENTS)]
         self.answered = self.retried = self.reads = self.let_in = self.kept_out = 0
         self._under_way: dict[str, Call] = {}
@@ -117,6 +121,11 @@ class Workload:
     def begin(self) -> None:
         for client in self.clients:
             self._world.agenda.after(self._random.random(), self._next, client)
+
+    def new_id(self) -> int:
+        """Of a request to any node."""
+        self._next_id += 1
+        return self._next_id
 
     # ---- what clients do
 
@@ -138,8 +147,11 @@ class Workload:
             command = commands.SetSetting(name, value)
         elif draw < 0.7:
             command = commands.SwapSetting(name, client.seen[name], value)
-        elif draw < 0.85:
+        elif draw < 0.8:
             command = commands.AcquireLock(LOCK, value, client.name, LEASE_S)
+        elif draw < 0.88:
+            names = self._random.sample(self._world.names, min(PARTICIPANTS, len(self._world.names)))
+            command = commands.BeginTransaction(dict.fromkeys(names, value.encode()), TRANSACTION_S)
         else:
             command = client.driver.next(self._random, value)
         return Call(client, command, client.serial, now_s)
@@ -154,16 +166,16 @@ class Workload:
         client = call.client
         name = client.leader if client.leader in self._world.replicas and self._random.random() < 0.8 else None
         host = self._world.hosts[name or self._random.choice(names)]
-        self._next_id += 1
-        self._asked[self._next_id] = call
+        id_ = self.new_id()
+        self._asked[id_] = call
         event: events.Event
         if call.command is None:
             call.floor = self._world.rules.frontier
-            event = events.ReadIndex(self._next_id)
+            event = events.ReadIndex(id_)
         else:
-            event = events.Propose(self._next_id, self._entry(host.clock.wall_s(self._world.agenda.now_s), call))
+            event = events.Propose(id_, self._entry(host.clock.wall_s(self._world.agenda.now_s), call))
         host.run(host.boots, self._world.replicas[host.name].handle, event)
-        self._world.agenda.after(ANSWER_S, self._overdue, self._next_id, call, call.attempts)
+        self._world.agenda.after(ANSWER_S, self._overdue, id_, call, call.attempts)
 
     def _entry(self, wall_s: float, call: Call) -> bytes:
         assert call.command is not None
@@ -253,6 +265,7 @@ class Workload:
     def _judge(self, entry: Entry, outcome: replies.Outcome) -> None:
         """A proposal that is in the log twice has one effect: its later entries give the first reply, repeated."""
         proposal = commands.decode(entry.data)
+        self.transactions.see(proposal.command, outcome)
         if not outcome.repeated:
             self._job.see(proposal.command, outcome.reply)
         if not proposal.session:
@@ -315,19 +328,17 @@ class Workload:
             for _ in range(1 + twice):
                 change = self._some_change(replica)
                 if change is not None:
-                    self._next_id += 1
                     host = replica.host
                     self._world.note(host.name, "change", change)
-                    host.run(host.boots, replica.handle, events.ChangeConfig(self._next_id, change))
+                    host.run(host.boots, replica.handle, events.ChangeConfig(self.new_id(), change))
 
     def transfer(self) -> None:
         """Ask every leader to hand over its office."""
         for replica in self._leaders():
             if replica.raft is not None:
                 to = self._random.choice(replica.raft.membership.voters)
-                self._next_id += 1
                 self._world.note(replica.host.name, "transfer", to)
-                replica.host.run(replica.host.boots, replica.handle, events.Transfer(self._next_id, to))
+                replica.host.run(replica.host.boots, replica.handle, events.Transfer(self.new_id(), to))
 
     def _leaders(self) -> list[Replica]:
         return [r for r in self._world.replicas.values() if r.raft is not None and r.raft.role is Role.LEADER]

@@ -26,10 +26,11 @@ from kos_cluster.sim.network import Network
 from kos_cluster.sim.replica import Replica
 from kos_cluster.sim.swimrules import SwimRules
 from kos_cluster.sim.trace import Trace
+from kos_cluster.sim.transactions import Transactor
 from kos_cluster.sim.workload import Workload
 
 NODES_LIMIT = 50  # hosts in a world
-HEALED_LIMIT_S = 30.0  # within this time after healing there is progress everywhere, or something is wrong
+HEALED_LIMIT_S = 45.0  # within this time after healing there is progress everywhere, or something is wrong
 LOOK_EVERY_S = 0.5  # whether all have caught up after healing
 NAMES = tuple(f"n{number}" for number in range(1, NODES_LIMIT + 1))
 
@@ -54,6 +55,7 @@ class World:
         self.hosts: dict[str, Host] = {}
         self.replicas: dict[str, Replica] = {}
         self.memberships: dict[str, Membership] = {}
+        self.transactors: dict[str, Transactor] = {}
         self.rules = RaftRules(self.replicas)
         self.swim_rules = SwimRules(shape.calm)
         self.healed = False
@@ -65,6 +67,8 @@ class World:
             restored = founding(founders) if name in founders else Restored()
             replica = self.replicas[name] = Replica(host, self, restored, Random(f"{seed}/{name}/raft"))
             host.programs[replica.name] = replica
+            transactor = self.transactors[name] = Transactor(host, self, Random(f"{seed}/{name}/txn"))
+            host.programs[transactor.name] = transactor
             if shape.membership:
                 membership = self.memberships[name] = Membership(host, self, Random(f"{seed}/{name}/swim"))
                 host.programs[membership.name] = membership
@@ -136,17 +140,23 @@ class World:
     # ---- what must come after healing
 
     def progress(self) -> float:
-        """Let the healed world go on until what is proposed now is applied by all members, and all hosts hold all to
-        be alive. Returns after how many seconds; Violation when they are more than `HEALED_LIMIT_S`.
+        """Let the healed world go on until what is proposed now is applied by all members, what was in doubt has been
+        decided, and all hosts hold all to be alive. Returns after how many seconds; Violation when they are more than
+        `HEALED_LIMIT_S`.
         """
         began_s, reached = self.agenda.now_s, self.rules.frontier + 1
+        doubts = self.workload.transactions.in_doubt()
         missing = ""
         while self.agenda.now_s < began_s + HEALED_LIMIT_S:
             self.run(self.agenda.now_s + LOOK_EVERY_S)
-            missing = self._behind(reached) or self.swim_rules.apart(self.memberships)
+            missing = self._behind(reached) or self._bound(doubts) or self.swim_rules.apart(self.memberships)
             if not missing:
                 return self.agenda.now_s - began_s
         raise Violation("progress", f"{HEALED_LIMIT_S:g} s after healing, {missing}")
+
+    def _bound(self, doubts: set[tuple[str, int]]) -> str:
+        still = sorted(doubts & self.workload.transactions.in_doubt())
+        return f"{still[0][0]} is still in doubt about transaction {still[0][1]}" if still else ""
 
     def _behind(self, index: int) -> str:
         """Which member has not applied an entry yet; empty when all have."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster.core import ordering
+from kos_cluster.core import ordering, twophase
 from kos_cluster.core.fencing import Fence
 from kos_cluster.core.raft import config, elections, events, following, leadership, machine, reads, state
 from kos_cluster.core.raft import log as raft_log
@@ -24,6 +24,7 @@ from kos_cluster.core.raft import messages as m
 from kos_cluster.core.raft.quorum import majority_commit
 from kos_cluster.core.raft.replication import Replication
 from kos_cluster.core.raft.values import Role, Snapshot
+from kos_cluster.core.replicated.commands import DecideTransaction
 from kos_cluster.core.replicated.jobs import Jobs
 from kos_cluster.core.replicated.locks import Locks
 from kos_cluster.core.replicated.replies import ResultsCommitted
@@ -336,6 +337,28 @@ def _commit_again(self: Any, command: Any) -> ResultsCommitted:
     return ResultsCommitted(tuple(result.task for result in command.results), ())
 
 
+def _commit_after_one_vote(self: Any, transaction: Any, round_: Any, now: float) -> Any:
+    if round_.yes and not transaction.committed:
+        return [twophase.Propose(DecideTransaction(transaction.txn, True))]
+    return _CARRY_ON(self, transaction, round_, now)
+
+
+_CARRY_ON = twophase.Coordinator._carry_on
+
+
+def _presume_abort(self: Any, sender: str, txn: int) -> Any:
+    transaction = self._state.transactions.get(txn)
+    commit = transaction is not None and transaction.committed
+    return [twophase.Send(sender, twophase.Decided(txn, commit))]
+
+
+def _start_unbound(self: Any, prepared: Any, ended: Any, forgotten: int, now: float) -> None:
+    _BIND(self, (), ended, forgotten, now)
+
+
+_BIND = twophase.Participant.__init__
+
+
 def _admit_all(self: Any, token: int) -> None:
     pass
 
@@ -514,6 +537,21 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "second-result": Mutant(
         "a task's result is committed twice", ((Jobs, "commit", _commit_again),), ("delay", "crash")
+    ),
+    "commit-lacks-votes": Mutant(
+        "a transaction is committed when one participant has voted yes",
+        ((twophase.Coordinator, "_carry_on", _commit_after_one_vote),),
+        ("crash", "delay", "loss"),
+    ),
+    "abort-while-open": Mutant(
+        "who asks about a transaction that is open is told that it was aborted",
+        ((twophase.Coordinator, "_answer", _presume_abort),),
+        ("loss", "partition", "pause", "crash"),
+    ),
+    "reservation-forgotten": Mutant(
+        "a participant starts without what it had reserved",
+        ((twophase.Participant, "__init__", _start_unbound),),
+        ("crash", "loss"),
     ),
     "lease-without-fencing": Mutant(
         "a resource lets late holders in", ((Fence, "admit", _admit_all),), ("crash", "delay", "clock")

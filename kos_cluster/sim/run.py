@@ -61,9 +61,13 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def shape_of(seed: int, options: Options) -> Shape:
-    """Half of the worlds begin with all nodes as voters, the others with three and some that may join."""
-    voters = 3 if options.nodes > 3 and Random(f"{seed}/shape").random() < 0.5 else 0
-    return Shape(options.nodes, voters, calm=not options.kinds, membership=options.membership)
+    """Half of the worlds begin with all nodes as voters, the others with three and some that may join; half of them in
+    the middle of an upgrade.
+    """
+    random = Random(f"{seed}/shape")
+    voters = 3 if options.nodes > 3 and random.random() < 0.5 else 0
+    old = random.choice((0, 0, 1, 2))
+    return Shape(options.nodes, voters, old, calm=not options.kinds, membership=options.membership)
 
 
 def schedule_of(seed: int, options: Options) -> tuple[Fault, ...]:

@@ -40,6 +40,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     nodes: int = 5
     voters: int = 0
+    old: int = 0  # the first so many speak the wire version before, until they are started anew
     calm: bool = False  # nothing is going to fail in it, so nobody may be held dead
     membership: bool = True  # whether hosts run SWIM beside Raft
 
@@ -65,7 +66,8 @@ class World:
         for name in self.names:
             host = self.hosts[name] = Host(name, self.agenda, Random(f"{seed}/{name}"))
             restored = founding(founders) if name in founders else Restored()
-            replica = self.replicas[name] = Replica(host, self, restored, Random(f"{seed}/{name}/raft"))
+            old = name in self.names[: shape.old]
+            replica = self.replicas[name] = Replica(host, self, restored, Random(f"{seed}/{name}/raft"), old)
             host.programs[replica.name] = replica
             transactor = self.transactors[name] = Transactor(host, self, Random(f"{seed}/{name}/txn"))
             host.programs[transactor.name] = transactor

@@ -14,6 +14,7 @@ from random import Random
 
 import msgspec
 
+from kos_cluster.core.raft.config import VOTERS_LIMIT
 from kos_cluster.sim.disk import Crash
 from kos_cluster.sim.faults import KINDS, Fault, draw, plan
 from kos_cluster.sim.invariants import Violation
@@ -65,7 +66,8 @@ def shape_of(seed: int, options: Options) -> Shape:
     the middle of an upgrade.
     """
     random = Random(f"{seed}/shape")
-    voters = 3 if options.nodes > 3 and random.random() < 0.5 else 0
+    everybody = 0 if options.nodes <= VOTERS_LIMIT else VOTERS_LIMIT
+    voters = 3 if options.nodes > 3 and random.random() < 0.5 else everybody
     old = random.choice((0, 0, 1, 2))
     return Shape(options.nodes, voters, old, calm=not options.kinds, membership=options.membership)
 

@@ -31,6 +31,7 @@ from kos_cluster.sim.workload import Workload
 
 NODES_LIMIT = 50  # hosts in a world
 HEALED_LIMIT_S = 45.0  # within this time after healing there is progress everywhere, or something is wrong
+BUSY_LIMIT = 600  # actions of a host in a virtual second; 50 are usual
 LOOK_EVERY_S = 0.5  # whether all have caught up after healing
 NAMES = tuple(f"n{number}" for number in range(1, NODES_LIMIT + 1))
 
@@ -88,11 +89,14 @@ class World:
         self.workload.begin()
 
     def run(self, until_s: float) -> None:
-        """Let time pass."""
+        """Let time pass. Violation when a machine has so much to do that time hardly passes."""
         step = self.agenda.step
+        limit = int((until_s - self.agenda.now_s + 1.0) * len(self.names) * BUSY_LIMIT)
         count = 0
         while step(until_s):
             count += 1
+            if count > limit:
+                raise Violation("busy", f"{limit} actions by {self.agenda.now_s:.1f} s, and no end")
         self.actions += count
 
     # ---- what hosts ask of it

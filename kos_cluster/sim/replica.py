@@ -23,6 +23,7 @@ from kos_cluster.core.ordering import Ordering, Write
 from kos_cluster.core.raft import events, messages
 from kos_cluster.core.raft.machine import Raft
 from kos_cluster.core.raft.values import Restored
+from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.sim.disk import SYNC_LEAST_S, Crash, Disk
 from kos_cluster.sim.host import Host
 
@@ -65,6 +66,7 @@ class Replica:
         self._random = random
         self._compact_every = random.randint(COMPACT_LEAST, COMPACT_MOST)
         self._ordering = Ordering()
+        self._stamp = Stamp()
         self._compacted = 0  # the index of the last snapshot
         self._do: dict[type, Callable[[Any], None]] = {
             Write: self._write,
@@ -89,6 +91,7 @@ class Replica:
     def start(self) -> None:
         restored = self.disk.load()
         self._ordering = Ordering()
+        self._stamp = Stamp()
         self.applied = self._world.new_state()
         self._compacted = 0
         seed = self._random.getrandbits(64)
@@ -113,6 +116,11 @@ class Replica:
         if self.raft is not None:
             self._carry(self.raft.tick(self.host.now))
             self._world.rules.ticked(self)
+
+    def stamp_s(self) -> float:
+        """The time to put on a command that is proposed here."""
+        wall_s = self.host.clock.wall_s(self._world.agenda.now_s)
+        return self._stamp.now_s(wall_s, self.host.now)
 
     def handle(self, event: events.Event) -> None:
         """Give an event to the machine and carry out what it answers."""
@@ -199,7 +207,7 @@ class Replica:
             reply = self.applied.apply(entry)
             self._world.rules.applied(self, entry, reply)
             self._world.workload.applied(self, entry, reply)
-        assert self.raft is not None
+        self._stamp.applied(self.applied.state.clock_s, self.host.now)
         index = effect.entries[-1].index
         if index - self._compacted >= self._compact_every:
             # after what is being carried out, as the daemon does it: the machine is not entered twice
@@ -217,6 +225,7 @@ class Replica:
         snapshot = effect.snapshot
         self._world.rules.restored(self, snapshot)
         self.applied.restore(snapshot.index, snapshot.data)
+        self._stamp.applied(self.applied.state.clock_s, self.host.now)
         self._compacted = snapshot.index
         self._world.note(self.host.name, "restored", snapshot.index)
 

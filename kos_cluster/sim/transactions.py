@@ -72,7 +72,7 @@ class Transactor:
         self._participate(self.participant.tick(self.host.now))
         coordinator = self._coordinating()
         if coordinator is not None:
-            self._coordinate(coordinator.tick(self._wall_s()))
+            self._coordinate(coordinator.tick(self._stamp_s()))
 
     def take(self, sender: str, message: Any) -> None:
         if self.participant is None:
@@ -82,7 +82,7 @@ class Transactor:
         else:
             coordinator = self._coordinating()
             if coordinator is not None:
-                self._coordinate(coordinator.handle(sender, message, self._wall_s()))
+                self._coordinate(coordinator.handle(sender, message, self._stamp_s()))
 
     # ---- the coordinator
 
@@ -102,11 +102,11 @@ class Transactor:
             if isinstance(effect, twophase.Send):
                 self._world.send(self.host, effect.to, self.name, effect.message)
             else:
-                entry = commands.encode(commands.Proposal(self._wall_s(), effect.command))
+                entry = commands.encode(commands.Proposal(self._stamp_s(), effect.command))
                 replica.handle(Propose(self._world.workload.new_id(), entry))
 
-    def _wall_s(self) -> float:
-        return self.host.clock.wall_s(self._world.agenda.now_s)
+    def _stamp_s(self) -> float:
+        return self._world.replicas[self.host.name].stamp_s()
 
     # ---- the participant
 

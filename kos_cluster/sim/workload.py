@@ -114,6 +114,7 @@ class Workload:
         self._job = Judge()
         self.transactions = transactions.Judge(world.transactors)
         self.clients = [Client(f"c{number}") for number in range(CLIENTS)]
+        self.leases = 0  # how many leases of the lock were given
         self.answered = self.retried = self.reads = self.let_in = self.kept_out = 0
         self._under_way: dict[str, Call] = {}
         self._history: dict[str, list[Operation]] = {name: [] for name in SETTINGS}
@@ -173,14 +174,14 @@ class Workload:
             call.floor = self._world.rules.frontier
             event = events.ReadIndex(id_)
         else:
-            event = events.Propose(id_, self._entry(host.clock.wall_s(self._world.agenda.now_s), call))
+            event = events.Propose(id_, self._entry(self._world.replicas[host.name].stamp_s(), call))
         host.run(host.boots, self._world.replicas[host.name].handle, event)
         self._world.agenda.after(ANSWER_S, self._overdue, id_, call, call.attempts)
 
-    def _entry(self, wall_s: float, call: Call) -> bytes:
+    def _entry(self, stamp_s: float, call: Call) -> bytes:
         assert call.command is not None
         session = call.client.session if call.serial else 0
-        return commands.encode(commands.Proposal(wall_s, call.command, session, call.serial, call.serial))
+        return commands.encode(commands.Proposal(stamp_s, call.command, session, call.serial, call.serial))
 
     def _overdue(self, id_: int, call: Call, attempt: int) -> None:
         self._asked.pop(id_, None)
@@ -266,6 +267,7 @@ class Workload:
         """A proposal that is in the log twice has one effect: its later entries give the first reply, repeated."""
         proposal = commands.decode(entry.data)
         self.transactions.see(proposal.command, outcome)
+        self.leases += isinstance(outcome.reply, replies.LockGranted) and not outcome.repeated
         if not outcome.repeated:
             self._job.see(proposal.command, outcome.reply)
         if not proposal.session:

@@ -147,15 +147,20 @@ class World:
 
     def progress(self) -> float:
         """Let the healed world go on until what is proposed now is applied by all members, what was in doubt has been
-        decided, and all hosts hold all to be alive. Returns after how many seconds; Violation when they are more than
-        `HEALED_LIMIT_S`.
+        decided, the lock has a new holder, and all hosts hold all to be alive. Returns after how many seconds; Violation
+        when they are more than `HEALED_LIMIT_S`.
         """
         began_s, reached = self.agenda.now_s, self.rules.frontier + 1
-        doubts = self.workload.transactions.in_doubt()
+        doubts, leases = self.workload.transactions.in_doubt(), self.workload.leases
         missing = ""
         while self.agenda.now_s < began_s + HEALED_LIMIT_S:
             self.run(self.agenda.now_s + LOOK_EVERY_S)
-            missing = self._behind(reached) or self._bound(doubts) or self.swim_rules.apart(self.memberships)
+            missing = (
+                self._behind(reached)
+                or self._bound(doubts)
+                or self.swim_rules.apart(self.memberships)
+                or ("the lock has not changed hands" if self.workload.leases == leases else "")
+            )
             if not missing:
                 return self.agenda.now_s - began_s
         raise Violation("progress", f"{HEALED_LIMIT_S:g} s after healing, {missing}")

@@ -15,6 +15,7 @@ from kos_cluster.core.replicated.locks import Locks
 from kos_cluster.core.replicated.replies import ResultsCommitted
 from kos_cluster.core.replicated.sessions import Sessions
 from kos_cluster.core.replicated.settings import Settings
+from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.core.swim.beliefs import Beliefs
 from kos_cluster.core.swim.table import Table
 from kos_cluster.sim.defects import Mutant
@@ -65,6 +66,10 @@ def _start_unbound(self: Any, prepared: Any, ended: Any, forgotten: int, now: fl
 _BIND = twophase.Participant.__init__
 
 
+def _wall_alone(self: Any, wall_s: float, now: float) -> float:
+    return wall_s
+
+
 def _admit_all(self: Any, token: int) -> None:
     pass
 
@@ -103,6 +108,11 @@ ABOVE: dict[str, Mutant] = {
     ),
     "swap-unchecked": Mutant(
         "compare-and-set does not compare", ((Settings, "swap", _swap_unchecked),), ("delay", "crash")
+    ),
+    "stamps-by-wall-clock": Mutant(
+        "commands are stamped with the wall clock alone, so that leases may never end",
+        ((Stamp, "now_s", _wall_alone),),
+        ("clock", "transfer"),
     ),
     "stale-epoch": Mutant(
         "a driver of an earlier epoch commits results", ((Jobs, "_driven", _drive_in_any_epoch),), ("delay", "crash")

@@ -148,8 +148,8 @@ class World:
     def progress(self) -> float:
         """Let the healed world go on until it has caught up. Returns after how many seconds.
 
-        Then what is proposed now is applied by all members, what was in doubt is decided, the lock has a new holder, and
-        all hosts hold all to be alive. Violation when that takes more than `HEALED_LIMIT_S`.
+        Then what is proposed now is applied by all members, what was in doubt is decided, the lock has a new holder,
+        and all hosts hold all to be alive. Violation when that takes more than `HEALED_LIMIT_S`.
         """
         began_s, reached = self.agenda.now_s, self.rules.frontier + 1
         doubts, leases = self.workload.transactions.in_doubt(), self.workload.leases

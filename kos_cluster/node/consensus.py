@@ -34,6 +34,7 @@ from kos_cluster.core import raft
 from kos_cluster.core.ordering import Action, Ordering, Write
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.sessions import SESSION_S
+from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.errors import KosError, LimitError, StateError, UnreachableError
 from kos_cluster.net import wire
@@ -94,6 +95,7 @@ class Consensus:
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
         self._session = _Session()
         self._snapshot_index = self._applied_bytes = 0  # the last snapshot's, and what was applied since
+        self._stamp = Stamp()
 
     # ---- life
 
@@ -115,6 +117,11 @@ class Consensus:
             self._log.close()
 
     # ---- what is known
+
+    @property
+    def clock_s(self) -> float:
+        """The replicated clock as it is now (Unix seconds): it goes on between two commands."""
+        return self._stamp.now_s(time.time(), self._loop.time())
 
     @property
     def leader(self) -> str | None:
@@ -226,7 +233,8 @@ class Consensus:
 
     async def _offer(self, proposal: commands.Proposal, deadline: float) -> replies.Reply | None:
         """Put it into this node's own log; None when it must be offered again, perhaps elsewhere."""
-        entry = commands.encode(msgspec.structs.replace(proposal, now_s=time.time()))
+        now_s = self._stamp.now_s(time.time(), self._loop.time())
+        entry = commands.encode(msgspec.structs.replace(proposal, now_s=now_s))
         placed = await self._place(lambda id_: raft.Propose(id_, entry))
         if isinstance(placed, raft.Refused):
             await self.moved(REFUSED_PAUSE_S)
@@ -412,6 +420,7 @@ class Consensus:
             placed = self._placed.pop(entry.index, None)
             if placed is not None:
                 _settle(placed.answer, reply if placed.term == entry.term else None)
+        self._stamp.applied(self.state.clock_s, self._loop.time())
         self._stir()
         if changes:
             self._tell_changes(tuple(changes))
@@ -420,6 +429,7 @@ class Consensus:
     def _restore(self, snapshot: raft.Snapshot) -> None:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
         self._snapshot_index, self._applied_bytes = snapshot.index, 0
+        self._stamp.applied(self.state.clock_s, self._loop.time())
         self._lose_all()
         self._stir()
         self._tell_changes(())

@@ -170,7 +170,7 @@ class Coordinating:
 
     async def _keep_time(self) -> None:
         """Let the replicated clock go on when something ends by it."""
-        if time.time() >= self._consensus.state.due_s:
+        if self._consensus.clock_s >= self._consensus.state.due_s:
             await self._consensus.propose(commands.Tick())
 
 

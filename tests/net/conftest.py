@@ -31,6 +31,10 @@ class Alone:
         self.state = ClusterState()
         self.leader = node.peer.id
 
+    @property
+    def clock_s(self) -> float:
+        return max(time.time(), self.state.clock_s)
+
     async def propose(self, command: commands.Command) -> replies.Reply:
         entry = commands.encode(commands.Proposal(time.time(), command))
         reply = self.state.apply(self.state.applied_index + 1, entry).reply

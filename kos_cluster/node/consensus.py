@@ -22,7 +22,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,7 @@ from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.sessions import SESSION_S
 from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.core.replicated.state import ClusterState
+from kos_cluster.core.voters import undecided_sentence
 from kos_cluster.errors import KosError, LimitError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.node.raftlog import RaftLog
@@ -72,6 +73,7 @@ class Consensus:
         send: Callable[[str, wire.Message], object],
         changed: Callable[[tuple[replies.Change, ...]], None],
         led: Callable[[], None],
+        reachable: Callable[[], Collection[str]],
     ) -> None:
         self.state = ClusterState()
         self.trouble = ""  # why this node takes no part, if it does not
@@ -82,6 +84,7 @@ class Consensus:
         self._send = send
         self._tell_changes = changed
         self._tell_led = led
+        self._reachable = reachable
         self._loop = asyncio.get_running_loop()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="raft-disk")
         self._ordering = Ordering()
@@ -270,12 +273,12 @@ class Consensus:
         return proposed.reply
 
     def _undecided(self) -> UnreachableError:
-        voters = len(self.membership.voters)
         if self.trouble:
             return UnreachableError(self.trouble, "Mend that; 'kos doctor' looks at it.")
+        voters = self.membership.voters
+        reachable = len({self._node, *self._reachable()} & set(voters))
         return UnreachableError(
-            f"The cluster could not decide in time: more than half of its {voters or 'unknown number of'} voters "
-            "must answer.",
+            undecided_sentence(len(voters), reachable),
             "Type 'kos cluster status' to see who is alive, then try again.",
         )
 

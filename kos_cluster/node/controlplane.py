@@ -94,6 +94,7 @@ class ControlPlane:
             lambda id_, message: peers.send(id_, message),  # lost ones are sent again by whoever needs an answer
             self._decided,
             self._moved,
+            self.membership.unsuspected,
         )
         self.certifier = Certifier(ground.credentials, self.consensus, self.membership)
         self._coordinating = Coordinating(member.id, self.consensus, self.membership, self.certifier)

@@ -10,6 +10,7 @@ from kos_cluster.net import wire
 from kos_cluster.tasks.attachment import Attachment
 
 REQUEST_TIMEOUT_S = 5.0
+DECISION_TIMEOUT_S = 12.0  # for what the cluster has to agree on: longer than a node tries, so that it says why not
 
 
 class Asking:

@@ -27,6 +27,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat, failures, output, serialise
+from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
@@ -193,7 +194,7 @@ class Cluster:
 
     def mint_token(self, role: str, ttl_s: float) -> str:
         """A join token, for one use. Needs the role admin."""
-        return self._mesh.request(wire.MintToken(role, ttl_s), str)
+        return self._mesh.request(wire.MintToken(role, ttl_s), str, timeout_s=DECISION_TIMEOUT_S)
 
     def stop_node(self, name: str) -> None:
         """Stop a node's daemon. Needs the role admin."""

@@ -441,6 +441,7 @@ class Mesh:
     def _beat_nodes(self, now: float) -> None:
         """Also without work: a node forgets owners that it does not hear of."""
         self._attachment.greet_lost()
+        self._attachment.give_up_dead()
         jobs = self._core.summaries()
         for id_, link in list(self._attachment.by_node.items()):
             outstanding = self._core.outstanding(id_)

@@ -69,9 +69,10 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     for action in children:
         for child in action.choices.values():
             yield from _commands(child)
-    if not children:
+    if not any(action.required for action in children):
         formatter = argparse.HelpFormatter(parser.prog, width=1000)
-        actions = [action for action in parser._actions if action.dest not in ("help", "cluster")]
+        left_out = ("help", "cluster", *(action.dest for action in children))
+        actions = [action for action in parser._actions if action.dest not in left_out]
         formatter.add_usage(None, actions, [], prefix="")
         usage = formatter.format_help().strip().replace(" ...", " COMMAND...").replace("|", "\\|")
         yield usage.replace("%(prog)s", parser.prog), parser.description or ""

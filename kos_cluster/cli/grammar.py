@@ -20,6 +20,8 @@ from kos_cluster.errors import UsageError
 TOKEN_TTL_LIMIT_S = 24 * 3600.0
 ROLES = ("node", "client", "observer", "admin")
 PEERS = ("dask", "ray", "ipyparallel", "loky")
+PROFILES = ("lan", "fast")
+MEASURES = ("failover", "detection", "joining", "rates", "rest")  # of `kos bench control`
 
 
 class Shown(Exception):
@@ -56,9 +58,9 @@ class Parser(argparse.ArgumentParser):
 class _Commands:
     """Adds sub-commands that all take `--cluster`, and gives each its action."""
 
-    def __init__(self, parser: Parser) -> None:
+    def __init__(self, parser: Parser, *, required: bool = True) -> None:
         self._sub: argparse._SubParsersAction[Parser] = parser.add_subparsers(
-            metavar="COMMAND", required=True, dest="_command"
+            metavar="COMMAND", required=required, dest="_command"
         )
 
     def add(self, name: str, summary: str, action: str = "") -> Parser:
@@ -111,6 +113,7 @@ def _add_json(parser: Parser) -> None:
 def _add_local(commands: _Commands) -> None:
     up = commands.add("up", "start a cluster on this machine, or this machine's part of one that it is in", "up")
     up.add_argument("-n", dest="count", type=count, metavar="N", help="how many nodes (default: one a core, at most 4)")
+    _add_profile(up, None)
     commands.add("down", "stop this machine's nodes and leave nothing of them behind", "down")
     node = commands.add("node", "run this machine's node in the foreground, for a service manager", "node")
     node.add_argument("--name", metavar="NODE", help="which one, when this machine has several")
@@ -120,6 +123,7 @@ def _add_cluster_commands(commands: _Commands) -> None:
     create = commands.add("create", "found a cluster; this machine is its first node", "create")
     create.add_argument("name", metavar="NAME", help="the cluster's name")
     _add_placement(create)
+    _add_profile(create, PROFILES[0])
     token = commands.add("token", "make a token with which one machine or user can join", "token")
     token.add_argument("--role", choices=ROLES, default="node", help="what the joiner may do (default: node)")
     token.add_argument("--ttl", type=_ttl, default=TOKEN_TTL_LIMIT_S, metavar="TIME", help="how long it is good (24h)")
@@ -140,6 +144,11 @@ def _add_cluster_commands(commands: _Commands) -> None:
 def _add_placement(parser: Parser) -> None:
     parser.add_argument("--listen", metavar="HOST[:PORT]", type=address, help="where to listen (default: 0.0.0.0:7567)")
     parser.add_argument("--name", dest="node", metavar="NODE", help="this node's name (default: the host's)")
+
+
+def _add_profile(parser: Parser, default: str | None) -> None:
+    text = "how soon a crash is seen: lan (in about 5 s, the default), or fast (in about 1 s)"
+    parser.add_argument("--profile", choices=PROFILES, default=default, help=text)
 
 
 def _add_looking(commands: _Commands) -> None:
@@ -194,6 +203,20 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
+    _add_bench_control(_Commands(bench, required=False))
+
+
+def _add_bench_control(commands: _Commands) -> None:
+    control = commands.add("control", "measure the control plane of real daemons on this machine", "bench_control")
+    control.add_argument(
+        "--only", type=_measures, default=MEASURES, metavar="LIST", help=f"any of {','.join(MEASURES)} (default: all)"
+    )
+    control.add_argument("--kills", type=count, default=100, metavar="N", help="of the coordinator (default: 100)")
+    control.add_argument("--nodes", type=count, default=50, metavar="N", help="daemons that rest (default: 50)")
+    control.add_argument(
+        "--minutes", dest="rest_s", type=_minutes, default=600.0, metavar="M", help="of their rest (default: 10)"
+    )
+    control.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
 def _add_sim(commands: _Commands) -> None:
@@ -220,6 +243,14 @@ def _ttl(text: str) -> float:
     if seconds > TOKEN_TTL_LIMIT_S:
         raise argparse.ArgumentTypeError(f"a token is good for at most 24h, not {text}")
     return seconds
+
+
+def _measures(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a measure; choose from {', '.join(MEASURES)}")
+    return names
 
 
 def _peers(text: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ MODULES = {
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
     "work": ("ps", "cancel", "logs", "story"),
-    "bench": ("bench",),
+    "bench": ("bench", "bench_control"),
     "sim": ("sim",),
 }
 

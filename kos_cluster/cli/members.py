@@ -27,7 +27,7 @@ def create_(parsed: argparse.Namespace, console: Console) -> int:
     """Found a cluster on this machine."""
     home = Home()
     with daemons.changing(home):
-        start = membership.create(home, parsed.name, parsed.listen, parsed.node)
+        start = membership.create(home, parsed.name, parsed.listen, parsed.node, parsed.profile)
     token = kos.connect(parsed.name).mint_token("node", TOKEN_TTL_LIMIT_S)
     console.note(f"Cluster {parsed.name!r} is founded; this machine is its first node. On the next machine type:")
     console.answer(f"kos cluster join {parsed.name} {_reached(start)} --token {token}")

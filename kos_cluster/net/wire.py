@@ -347,6 +347,12 @@ class LockWanted(msgspec.Struct, frozen=True, tag=True):
     wait_s: float
 
 
+class LockAsked(msgspec.Struct, frozen=True, tag=True):
+    """Who holds a lock? The answer holds everything that was decided before it was asked. Reply: LockState."""
+
+    name: str
+
+
 class LockRenewed(msgspec.Struct, frozen=True, tag=True):
     """Keep a lock for its time once more. Reply: LockState. LockLostError when it is somebody else's by now."""
 
@@ -380,6 +386,7 @@ Asked = (
     | Renew
     | RenewNode
     | LockWanted
+    | LockAsked
     | LockRenewed
     | LockReleased
     | Status
@@ -387,7 +394,10 @@ Asked = (
 
 
 class LockState(msgspec.Struct, frozen=True):
-    """`token` is the fencing token of a lock that is held; 0: it waits, and `held` says for whom."""
+    """`token` is the fencing token of a lock that is held; 0: it waits, and `held` says for whom.
+
+    To `LockAsked`: the token and the name of its holder; 0 and empty when it is free.
+    """
 
     token: int
     until_s: float = 0.0

@@ -183,6 +183,11 @@ class Administration:
             raise StateError(f"A lock was answered by {type(reply).__name__}.", "Try again.")
         return wire.LockState(reply.token, reply.until_s)
 
+    async def lock_held(self, name: str) -> wire.LockState:
+        """Who holds a lock, when all that was decided before has been applied here. Raises UnreachableError."""
+        lock = (await self._consensus.read()).locks.get(name)
+        return wire.LockState(0) if lock is None else wire.LockState(lock.token, lock.until_s, lock.holder)
+
     async def renew_lock(self, peer: Peer, wanted: wire.LockRenewed) -> wire.LockState:
         """Raises LockHeldError when the lease has ended."""
         reply = await self._consensus.propose(commands.RenewLock(wanted.name, _owner(peer, wanted.owner), wanted.token))

@@ -31,6 +31,7 @@ COMMAND_OF: dict[type, Command] = {
     wire.Renew: Command.READ,  # of one's own certificate
     wire.RenewNode: Command.ROTATE,
     wire.LockWanted: Command.SUBMIT,
+    wire.LockAsked: Command.READ,
     wire.LockRenewed: Command.SUBMIT,
     wire.LockReleased: Command.SUBMIT,
     wire.Status: Command.READ,
@@ -118,6 +119,8 @@ class Answers:
                 return await self._rotate()
             case wire.LockWanted():
                 return await self._administration.lock(peer, ask)
+            case wire.LockAsked(name):
+                return await self._administration.lock_held(name)
             case wire.LockRenewed():
                 return await self._administration.renew_lock(peer, ask)
             case wire.LockReleased():

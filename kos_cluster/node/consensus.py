@@ -39,6 +39,7 @@ from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.voters import undecided_sentence
 from kos_cluster.errors import KosError, LimitError, StateError, UnreachableError
 from kos_cluster.net import wire
+from kos_cluster.node.alarm import Alarm
 from kos_cluster.node.raftlog import RaftLog
 
 log = logging.getLogger(__name__)
@@ -89,14 +90,16 @@ class Consensus:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="raft-disk")
         self._ordering = Ordering()
         self._raft: raft.Raft | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._tick)
         self._next = 1
-        self._placing: dict[int, asyncio.Future[_Placed | raft.Refused]] = {}
+        self._placing: dict[int, _Placed | raft.Refused] = {}  # the verdict on what is being placed
         self._reading: dict[int, asyncio.Future[raft.ReadReady | raft.Refused]] = {}
+        self._next_read: asyncio.Task[None] | None = None  # that serves all who ask until it begins
         self._placed: dict[int, _Placed] = {}  # by index
-        self._asked: dict[int, asyncio.Future[wire.Proposed]] = {}  # of other nodes
+        self._asked: dict[int, asyncio.Future[wire.Proposed | None]] = {}  # of other nodes
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
         self._session = _Session()
+        self._index = 0  # of the last entry applied; not all are commands, so `state` may be behind
         self._snapshot_index = self._applied_bytes = 0  # the last snapshot's, and what was applied since
         self._stamp = Stamp()
 
@@ -108,12 +111,11 @@ class Consensus:
         rng = random.Random(secrets.randbits(64))
         self._raft = raft.Raft(self._node, self._group, self._log.load(), rng, self._loop.time())
         self._perform(self._raft.start())
-        self._set_timer()
+        self._set_alarm()
 
     async def close(self) -> None:
         """Stop; what is being written is written to its end."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         self._raft = None
         await asyncio.to_thread(self._disk.shutdown)
         if self._log is not None:
@@ -179,7 +181,7 @@ class Consensus:
 
         Raises StateError that says why it is refused.
         """
-        placed = await self._place(lambda id_: raft.ChangeConfig(id_, change))
+        placed = self._place(lambda id_: raft.ChangeConfig(id_, change))
         if isinstance(placed, raft.Refused):
             raise StateError(f"The change of voters was refused: {placed.reason}.", "See 'kos cluster status'.")
         return await placed.answer is not None
@@ -188,9 +190,19 @@ class Consensus:
         """Ask that another voter coordinate; it shows in `leader`."""
         self._feed(raft.Transfer(self._number(), to))
 
-    async def read(self, timeout_s: float = PROPOSE_TIMEOUT_S) -> ClusterState:
-        """The state with everything in it that was decided before this call. Raises UnreachableError."""
-        deadline = self._loop.time() + timeout_s
+    async def read(self) -> ClusterState:
+        """The state with everything in it that was decided before this call. Raises UnreachableError.
+
+        Those who ask in the same turn of the loop share one read of the machine.
+        """
+        if self._next_read is None:
+            self._next_read = self._loop.create_task(self._read(), name="read")
+        await asyncio.shield(self._next_read)
+        return self.state
+
+    async def _read(self) -> None:
+        self._next_read = None  # who asks from now on needs a later one
+        deadline = self._loop.time() + PROPOSE_TIMEOUT_S
         while self._loop.time() < deadline:
             id_ = self._number()
             answer = self._reading[id_] = self._loop.create_future()
@@ -198,9 +210,9 @@ class Consensus:
                 self._feed(raft.ReadIndex(id_))
                 verdict = await asyncio.wait_for(answer, min(AGAIN_S, deadline - self._loop.time()))
                 if isinstance(verdict, raft.ReadReady):
-                    while self.state.applied_index < verdict.index and self._loop.time() < deadline:
+                    while self._index < verdict.index and self._loop.time() < deadline:
                         await self.moved(deadline - self._loop.time())
-                    return self.state
+                    return
                 await self.moved(REFUSED_PAUSE_S)
             except TimeoutError:
                 continue
@@ -238,7 +250,7 @@ class Consensus:
         """Put it into this node's own log; None when it must be offered again, perhaps elsewhere."""
         now_s = self._stamp.now_s(time.time(), self._loop.time())
         entry = commands.encode(msgspec.structs.replace(proposal, now_s=now_s))
-        placed = await self._place(lambda id_: raft.Propose(id_, entry))
+        placed = self._place(lambda id_: raft.Propose(id_, entry))
         if isinstance(placed, raft.Refused):
             await self.moved(REFUSED_PAUSE_S)
             return None
@@ -247,27 +259,26 @@ class Consensus:
         except TimeoutError:
             return None
 
-    async def _place(self, event: Callable[[int], raft.Event]) -> _Placed | raft.Refused:
+    def _place(self, event: Callable[[int], raft.Event]) -> _Placed | raft.Refused:
+        """Give the machine what it accepts or refuses at once."""
         id_ = self._number()
-        verdict = self._placing[id_] = self._loop.create_future()
-        try:
-            self._feed(event(id_))
-            return await asyncio.wait_for(verdict, AGAIN_S)
-        except TimeoutError:
-            return raft.Refused(id_, "this node takes no part in the agreement", None)
-        finally:
-            self._placing.pop(id_, None)
+        self._placing[id_] = raft.Refused(id_, "this node takes no part in the agreement", None)
+        self._feed(event(id_))
+        return self._placing.pop(id_)
 
     async def _forward(self, leader: str, proposal: commands.Proposal, timeout_s: float) -> replies.Reply | None:
+        """Have another node offer it; None when it must be offered again, perhaps elsewhere."""
         id_ = self._number()
         answer = self._asked[id_] = self._loop.create_future()
         try:
             self._send(leader, wire.Propose(id_, proposal))
-            proposed: wire.Proposed = await asyncio.wait_for(answer, timeout_s)
+            proposed: wire.Proposed | None = await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
             return None
         finally:
             self._asked.pop(id_, None)
+        if proposed is None:  # another coordinates, or nobody
+            return None
         if proposed.reply is None:
             await self.moved(REFUSED_PAUSE_S)
         return proposed.reply
@@ -314,18 +325,15 @@ class Consensus:
     def _feed(self, event: raft.Event) -> None:
         if self._raft is not None:
             self._perform(self._raft.handle(event, self._loop.time()))
-            self._set_timer()
+            self._set_alarm()
 
     def _tick(self) -> None:
         if self._raft is not None:
             self._perform(self._raft.tick(self._loop.time()))
-            self._set_timer()
+            self._set_alarm()
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._raft is not None and self._raft.deadline != float("inf"):
-            self._timer = self._loop.call_at(self._raft.deadline, self._tick)
+    def _set_alarm(self) -> None:
+        self._alarm.set(self._raft.deadline if self._raft is not None else float("inf"))
 
     def _perform(self, effects: Sequence[raft.Effect]) -> None:
         self._act(self._ordering.take(effects))
@@ -341,10 +349,10 @@ class Consensus:
                     self._apply(entries)
                 case raft.Accepted(id_, index, term):
                     self._lose(index)
-                    placed = self._placed[index] = _Placed(term, self._loop.create_future())
-                    _settle(self._placing.get(id_), placed)
+                    self._placing[id_] = self._placed[index] = _Placed(term, self._loop.create_future())
                 case raft.Refused(id_):
-                    _settle(self._placing.get(id_), action)
+                    if id_ in self._placing:
+                        self._placing[id_] = action
                     _settle(self._reading.get(id_), action)
                 case raft.ReadReady(id_):
                     _settle(self._reading.get(id_), action)
@@ -354,11 +362,14 @@ class Consensus:
                     log.info("Term %d: this node is %s, the coordinator is %s.", term, role, leader or "not known")
                     if role is not raft.Role.LEADER:
                         self._lose_all()
+                    for asked in self._asked.values():  # whoever was asked does not lead any more
+                        _settle(asked, None)
                     self._stir()
                     self._tell_led()
                 case raft.MembershipChanged(membership):
                     log.info("Voters: %s.", ", ".join(membership.voters))
                     self._stir()
+                    self._tell_led()
                 case raft.Ignored(sender, why):
                     log.warning("A message of %s about the agreement was ignored: %s.", sender, why)
                 case raft.Halt(reason):
@@ -401,7 +412,7 @@ class Consensus:
             return
         self.trouble = ""
         self.state, self._ordering = ClusterState(), Ordering()
-        self._snapshot_index = self._applied_bytes = 0
+        self._index = self._snapshot_index = self._applied_bytes = 0
         self.start()
         log.info("The disk takes writes again; this node takes part again.")
 
@@ -420,6 +431,7 @@ class Consensus:
                 reply = outcome.reply
                 changes += outcome.changes
                 self._applied_bytes += len(entry.data)
+            self._index = entry.index
             placed = self._placed.pop(entry.index, None)
             if placed is not None:
                 _settle(placed.answer, reply if placed.term == entry.term else None)
@@ -431,7 +443,8 @@ class Consensus:
 
     def _restore(self, snapshot: raft.Snapshot) -> None:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
-        self._snapshot_index, self._applied_bytes = snapshot.index, 0
+        self._index = self._snapshot_index = snapshot.index
+        self._applied_bytes = 0
         self._stamp.applied(self.state.clock_s, self._loop.time())
         self._lose_all()
         self._stir()

@@ -22,6 +22,7 @@ from kos_cluster.core import loadgossip, swim
 from kos_cluster.core.records import Load, Member, MemberState
 from kos_cluster.errors import StateError
 from kos_cluster.net import wire
+from kos_cluster.node.alarm import Alarm
 from kos_cluster.node.peers import Peers
 from kos_cluster.node.store import Store
 
@@ -53,7 +54,7 @@ class Membership:
         self._peers = peers
         self._changed = changed
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._tick)
         self._keeping: asyncio.TimerHandle | None = None
         saved = store.get("members")
         known = msgspec.msgpack.decode(saved, type=list[swim.Known]) if saved else []
@@ -117,8 +118,7 @@ class Membership:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
             self._keep()
@@ -141,12 +141,10 @@ class Membership:
             self._carry_out(self._swim.tick(now))
         if now >= self._loads.deadline:
             self._spread(self._loads.tick(now))
-        self._set_timer()
+        self._set_alarm()
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(min(self._swim.deadline, self._loads.deadline), self._tick)
+    def _set_alarm(self) -> None:
+        self._alarm.set(min(self._swim.deadline, self._loads.deadline))
 
     def _carry_out(self, effects: Sequence[swim.Effect]) -> None:
         changed = False
@@ -169,7 +167,7 @@ class Membership:
             self._loads_of()
             self._keep_soon()
             self._changed()
-        self._set_timer()
+        self._set_alarm()
 
     def _spread(self, effects: Sequence[loadgossip.SendReport]) -> None:
         for effect in effects:

@@ -24,8 +24,10 @@ from kos_cluster.errors import PortTakenError, StateError
 from kos_cluster.home import ClusterHome, Home, Ready, private_folder, write_private
 from kos_cluster.services.sweeping import alive, sweep
 
+DEFAULT_PROFILE = "lan"
 READY_TIMEOUT_S = 30.0  # from start to ready.json; a cold disk takes long to import
 READY_POLL_S = 0.005
+TOGETHER_LIMIT = 8  # daemons that start at a time: more on few cores would only keep each other from being ready
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.05
 LOG_TAIL_LINES = 8
@@ -39,7 +41,7 @@ class NodeStart(msgspec.Struct, frozen=True):
     port: int
     advertise: str = ""  # the address that others reach it at; empty: `host`
     bootstrap: list[str] = []  # HOST:PORT of control ports of other nodes; empty: this node founds the cluster
-    profile: str = "lan"  # how fast failures are detected
+    profile: str = DEFAULT_PROFILE  # how fast failures are detected
     slots: int = 0  # 0: one a core
     beacon: bool = True
 
@@ -117,9 +119,10 @@ def wait_ready(cluster: ClusterHome, started: Mapping[str, subprocess.Popen[byte
 
 
 def start_all(cluster: ClusterHome, nodes: Sequence[str]) -> None:
-    """Start these nodes together and wait until they can take work. When one fails, all of them end again."""
+    """Start these nodes, some at a time, and wait until they can take work. When one fails, all of them end again."""
     try:
-        wait_ready(cluster, {node: start(cluster, node) for node in nodes})
+        for first in range(0, len(nodes), TOGETHER_LIMIT):
+            wait_ready(cluster, {node: start(cluster, node) for node in nodes[first : first + TOGETHER_LIMIT]})
     except BaseException:
         sweep(cluster, nodes)
         raise

@@ -24,7 +24,7 @@ from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.node import machine
 from kos_cluster.node.machine import primary_address
 from kos_cluster.services import sweeping
-from kos_cluster.services.daemons import NodeStart, read_start, start_all, write_start
+from kos_cluster.services.daemons import DEFAULT_PROFILE, NodeStart, read_start, start_all, write_start
 from kos_cluster.services.founding import found, host_name, user_name
 from kos_cluster.services.ports import check_free, free_pairs
 
@@ -34,11 +34,11 @@ WILDCARDS = ("0.0.0.0", "::")
 Listen = tuple[str, int | None]  # the port is None when it was not typed
 
 
-def create(home: Home, name: str, listen: Listen | None, node: str | None) -> NodeStart:
+def create(home: Home, name: str, listen: Listen | None, node: str | None, profile: str = DEFAULT_PROFILE) -> NodeStart:
     """Found a cluster whose first node runs on this machine, and start that; gives how it is reached."""
     cluster = new_cluster(home, name)
     node = checked_name(node or host_name())
-    start = placement(listen)
+    start = msgspec.structs.replace(placement(listen), profile=profile)
     with _undone(cluster):
         found(cluster, [node], [f"{start.advertise}:{start.port}"], embedded=False)
         write_start(cluster, node, start)

@@ -29,7 +29,8 @@ class Asking:
         self._waiting[number] = answer
         try:
             link.send(wire.Request(number, question))
-            reply = await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                reply = await answer
         except TimeoutError:
             raise UnreachableError(
                 f"Node {link.peer.name if link.peer else link.address} did not answer within {timeout_s:.0f} s.",

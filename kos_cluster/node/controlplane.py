@@ -170,6 +170,11 @@ class ControlPlane:
             voters=list(self.consensus.membership.voters),
         )
 
+    @property
+    def member(self) -> Member:
+        """This node's own record, as it is now."""
+        return self.membership.members()[0]
+
     def coordinator(self) -> Member | None:
         """The member that coordinates, when it is known."""
         return self.membership.member(self.consensus.leader or "")

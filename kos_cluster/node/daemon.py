@@ -225,7 +225,7 @@ class Daemon:
         """What is installed here, for placement; found in a thread because it reads much of the disk."""
         self._packages = await asyncio.to_thread(machine.packages)
         for owner in self._owners:
-            self._send(owner, wire.Welcome(self._member, self._packages))
+            self._send(owner, wire.Welcome(self._control.member, self._packages))
         await self._stop.wait()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
@@ -321,7 +321,7 @@ class Daemon:
         handle(origin, message, payload)
 
     def _on_hello(self, origin: Origin, message: wire.Hello, _: memoryview) -> None:
-        welcome = wire.Welcome(self._member, self._packages)
+        welcome = wire.Welcome(self._control.member, self._packages)
         if origin.peer.role is not Role.NODE and not self._owners.hello(
             origin.peer, origin.route, message, time.monotonic(), on_this_machine=machine.is_own_address(origin.host)
         ):

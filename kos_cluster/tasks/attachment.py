@@ -220,7 +220,7 @@ class Attachment:
         self.by_node[member.id] = link
         self.packages[member.name] = message.packages
         merge(self.members, [member])
-        self._listener.node_up(member, message.packages)
+        self._listener.node_up(self.members[member.id], message.packages)
 
     def _sync(self, link: NodeLink, message: wire.SyncData) -> None:
         if message.coordinator and message.term >= self._term:

@@ -265,6 +265,8 @@ class Mesh:
             case wire.SyncData():
                 for id_, (load, _) in message.loads.items():
                     self._feed(ownership.NodeLoad(id_, load))
+                for member in self._attachment.members.values() if message.members else ():
+                    self._feed(ownership.NodeDrained(member.id, member.drained))
             case wire.CancelWanted(job, index, _):
                 self._feed(ownership.Cancelled(job, index))
             case wire.Reply():

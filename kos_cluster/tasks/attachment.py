@@ -126,6 +126,14 @@ class Attachment:
         self._lives.pop(id_, None)
         self._listener.node_down(id_, why)
 
+    def renewed(self, credentials: Credentials) -> None:
+        """Present another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+        for link in self._links.values():
+            link.renewed(credentials)
+            if isinstance(link.failure, AuthError):
+                link.hurry()
+
     def close(self) -> None:
         for link in self._links.values():
             link.close()

@@ -1,0 +1,45 @@
+"""Which node drives a detached job, and how its record is read."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from kos_cluster.core.driving import DRIVES_LIMIT, Kind, Node, Work, choose_driver, decode, encode
+from kos_cluster.errors import StateError
+
+
+def test_a_node_that_keeps_the_work_comes_first():
+    assert choose_driver([Node("a", False, 0), Node("b", True, 3)]) == "b"
+
+
+def test_among_equals_the_one_that_drives_least_then_the_first_by_id():
+    assert choose_driver([Node("a", True, 2), Node("c", True, 1), Node("b", True, 1)]) == "b"
+
+
+def test_the_node_that_failed_is_chosen_only_alone():
+    failed, other = Node("a", True, 0), Node("b", False, 9)
+    assert choose_driver([failed, other], avoid="a") == "b"
+    assert choose_driver([failed], avoid="a") == "a"
+
+
+def test_a_full_node_takes_no_more_and_without_nodes_the_job_waits():
+    assert choose_driver([Node("a", True, DRIVES_LIMIT), Node("b", False, DRIVES_LIMIT - 1)]) == "b"
+    assert choose_driver([Node("a", True, DRIVES_LIMIT)]) is None
+    assert choose_driver([]) is None
+
+
+def test_a_record_reads_as_it_was_written():
+    work = Work(Kind.MAP, 20, "ab" * 32)
+    assert decode(encode(work)) == work
+
+
+@pytest.mark.parametrize("spec", [b"", b"\xff", b"x" * 100, msgspec.msgpack.encode({"kind": "map"})])
+def test_a_damaged_record_is_refused(spec: bytes):
+    with pytest.raises(StateError, match="cannot be read"):
+        decode(spec)
+
+
+def test_a_later_format_is_refused():
+    with pytest.raises(StateError, match="cannot be read"):
+        decode(encode(Work(Kind.MAP, 1, "ab" * 32, format=2)))

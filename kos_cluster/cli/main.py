@@ -36,6 +36,7 @@ MODULES = {
     "members": ("create", "token", "join", "leave"),
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
+    "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "story"),
     "bench": ("bench",),
     "sim": ("sim",),

@@ -8,10 +8,12 @@ choose from the same view choose alike. The node that has just failed to drive i
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Iterable
 
 import msgspec
 
+from kos_cluster.core.records import Member
 from kos_cluster.errors import StateError
 
 DRIVES_LIMIT = 16  # jobs that one node drives at once; further ones wait
@@ -49,6 +51,19 @@ def choose_driver(nodes: Iterable[Node], avoid: str = "") -> str | None:
     free = [node for node in nodes if node.drives < DRIVES_LIMIT]
     best = min(free, key=lambda n: (n.id == avoid, not n.keeps, n.drives, n.id), default=None)
     return best.id if best is not None else None
+
+
+def holders_of(hash_: str, members: Iterable[Member], first: Member | None = None) -> list[Member]:
+    """Who should keep a part, best first, spread by its hash (weighted rendezvous hashing with equal weights).
+
+    Those on another machine than the first come before those on the same. `first` keeps it in any case.
+    """
+    ranked = sorted(members, key=lambda m: hashlib.sha256(f"{hash_}/{m.id}".encode()).digest())
+    head = first or next(iter(ranked), None)
+    if head is None:
+        return []
+    others = [member for member in ranked if member.id != head.id]
+    return [head, *sorted(others, key=lambda m: m.boot_id == head.boot_id)]
 
 
 def encode(work: Work) -> bytes:

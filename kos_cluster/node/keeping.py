@@ -72,6 +72,12 @@ class Kept:
                 f"The part {hash_[:12]} could not be kept ({error.strerror}).", "Free disk space."
             ) from None
 
+    def adopt(self, hash_: str, path: Path) -> None:
+        """Take a file of this machine as a part. Raises LimitError, StateError."""
+        incoming = self.incoming(_size_bytes(path))
+        path.rename(incoming)
+        self.add(hash_, incoming)
+
     def intact(self, hash_: str) -> bool:
         """Whether a part is here with the bytes that its name says; a damaged one is dropped."""
         hashed = hashlib.sha256()

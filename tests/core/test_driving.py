@@ -5,8 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from kos_cluster.core.driving import DRIVES_LIMIT, Kind, Node, Work, choose_driver, decode, encode
+from kos_cluster.core.driving import DRIVES_LIMIT, Kind, Node, Work, choose_driver, decode, encode, holders_of
+from kos_cluster.core.records import Member, Versions
 from kos_cluster.errors import StateError
+
+VERSIONS = Versions("0", 1, "3.11.0", "", "3")
 
 
 def test_a_node_that_keeps_the_work_comes_first():
@@ -27,6 +30,31 @@ def test_a_full_node_takes_no_more_and_without_nodes_the_job_waits():
     assert choose_driver([Node("a", True, DRIVES_LIMIT), Node("b", False, DRIVES_LIMIT - 1)]) == "b"
     assert choose_driver([Node("a", True, DRIVES_LIMIT)]) is None
     assert choose_driver([]) is None
+
+
+def member(name: str, machine: str) -> Member:
+    return Member(name, name, "h", 1, 1, VERSIONS, 1, boot_id=machine)
+
+
+def test_the_second_holder_is_on_another_machine():
+    members = [member("a", "m1"), member("b", "m1"), member("c", "m2")]
+    for number in range(20):
+        first, second, *_ = holders_of(f"{number:064x}", members)
+        assert first.boot_id != second.boot_id
+
+
+def test_holders_are_spread_by_the_hash_and_alike_for_all():
+    members = [member(name, name) for name in "abcd"]
+    firsts = {holders_of(f"{number:064x}", members)[0].id for number in range(50)}
+    assert firsts == set("abcd")
+    assert holders_of("0" * 64, members) == holders_of("0" * 64, members[::-1])
+
+
+def test_who_has_a_part_stays_its_first_holder():
+    members = [member("a", "m1"), member("b", "m1"), member("c", "m2")]
+    assert [m.id for m in holders_of("0" * 64, members, first=members[1])][:2] == ["b", "c"]
+    assert [m.id for m in holders_of("0" * 64, [], first=members[1])] == ["b"]
+    assert holders_of("0" * 64, []) == []
 
 
 def test_a_record_reads_as_it_was_written():

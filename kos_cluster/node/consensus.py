@@ -93,6 +93,7 @@ class Consensus:
         self._asked: dict[int, asyncio.Future[wire.Proposed]] = {}  # of other nodes
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
         self._session = _Session()
+        self._applied_index = 0  # of the last entry of any kind; the state knows that of the last command
         self._snapshot_index = self._applied_bytes = 0  # the last snapshot's, and what was applied since
 
     # ---- life
@@ -188,9 +189,11 @@ class Consensus:
                 self._feed(raft.ReadIndex(id_))
                 verdict = await asyncio.wait_for(answer, min(AGAIN_S, deadline - self._loop.time()))
                 if isinstance(verdict, raft.ReadReady):
-                    while self.state.applied_index < verdict.index and self._loop.time() < deadline:
+                    while self._applied_index < verdict.index and self._loop.time() < deadline:
                         await self.moved(deadline - self._loop.time())
-                    return self.state
+                    if self._applied_index >= verdict.index:
+                        return self.state
+                    break
                 await self.moved(REFUSED_PAUSE_S)
             except TimeoutError:
                 continue
@@ -390,7 +393,7 @@ class Consensus:
             return
         self.trouble = ""
         self.state, self._ordering = ClusterState(), Ordering()
-        self._snapshot_index = self._applied_bytes = 0
+        self._applied_index = self._snapshot_index = self._applied_bytes = 0
         self.start()
         log.info("The disk takes writes again; this node takes part again.")
 
@@ -398,6 +401,7 @@ class Consensus:
 
     def _apply(self, entries: Sequence[raft.Entry]) -> None:
         changes: list[replies.Change] = []
+        self._applied_index = entries[-1].index
         for entry in entries:
             reply: replies.Reply = replies.Done()
             if entry.kind == raft.Kind.COMMAND:
@@ -419,7 +423,8 @@ class Consensus:
 
     def _restore(self, snapshot: raft.Snapshot) -> None:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
-        self._snapshot_index, self._applied_bytes = snapshot.index, 0
+        self._applied_index = self._snapshot_index = snapshot.index
+        self._applied_bytes = 0
         self._lose_all()
         self._stir()
         self._tell_changes(())

@@ -199,6 +199,9 @@ def _add_looking(commands: _Commands) -> None:
 def _add_run(commands: _Commands) -> None:
     run = commands.add("run", "run a command on the cluster, or with --distribute a Python script across it", "run")
     run.add_argument("--distribute", action="store_true", help="run a Python script (or a cell) across the cluster")
+    run.add_argument(
+        "--detach", action="store_true", help="print its id and return: it goes on without this machine ('kos attach')"
+    )
     run.add_argument("--on", default="", metavar="NODE", help="run on this node")
     run.add_argument("--cpus", type=count, default=1, metavar="C", help="cores that it needs (default: 1)")
     run.add_argument("--memory", type=memory, default=0, metavar="M", help="memory that it needs, for example 8G")
@@ -222,7 +225,10 @@ def _add_run(commands: _Commands) -> None:
 
 
 def _add_work(commands: _Commands) -> None:
-    _add_json(commands.add("ps", "list the jobs that run", "ps"))
+    _add_json(commands.add("ps", "list the jobs that run, and detached ones that have ended", "ps"))
+    attach = commands.add("attach", "watch a detached job until it ends, and take its results", "attach")
+    attach.add_argument("id", metavar="ID", help="the job, as 'kos run --detach' printed it")
+    attach.add_argument("--files", metavar="FOLDER", help="bring what its script wrote into this folder")
     cancel = commands.add("cancel", "stop a job or a task everywhere", "cancel")
     _add_id(cancel)
     logs = commands.add("logs", "print the last output of a job or a task", "logs")

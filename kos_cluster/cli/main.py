@@ -39,6 +39,7 @@ MODULES = {
     "doctoring": ("doctor",),
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
+    "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "story"),
     "bench": ("bench", "bench_control"),
     "sim": ("sim",),

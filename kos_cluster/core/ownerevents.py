@@ -33,11 +33,15 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 class Added(msgspec.Struct, frozen=True):
-    """`count` more tasks of a job, numbered on, with payloads of `size_bytes` together."""
+    """`count` more tasks of a job, numbered on, with payloads of `size_bytes` together.
+
+    Those in `settled` have their results from an earlier owner of the job, and are not run.
+    """
 
     job: str
     count: int
     size_bytes: int = 0
+    settled: Runs = []
 
 
 class NodeUp(msgspec.Struct, frozen=True):

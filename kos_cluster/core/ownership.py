@@ -7,6 +7,7 @@ first outcome of a task is committed, later ones are dropped, so a task may run 
 
     task      event                             next
     waiting   dispatched                        sent
+    waiting   settled by an earlier owner       done
     sent      outcome                           done | failed
     sent      lost, may have run, tries left    waiting, next attempt
     sent      lost, may have run, none left     failed
@@ -129,9 +130,12 @@ class Ownership:
         match event:
             case Outcomes():
                 self._outcomes(event, now, effects)
-            case Added(job, count, size_bytes):
+            case Added(job, count, size_bytes, settled):
                 self._jobs[job].add(count, size_bytes)
                 self._queue(self._jobs[job])
+                if settled:
+                    self._jobs[job].skip(settled)
+                    self._idle_check(self._jobs[job], effects)
             case Opened(spec):
                 self._jobs[spec.job] = JobRow(spec, now)
             case StartedRunning(batch):

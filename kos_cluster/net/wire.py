@@ -383,6 +383,46 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     """What the cluster has agreed on, as this node knows it. Reply: ClusterStatus."""
 
 
+class Detach(msgspec.Struct, frozen=True, tag=True):
+    """Drive this job, whose work `holders` keep as the part `bundle`, without its submitter. Reply: bool."""
+
+    id: str
+    name: str
+    spec: bytes  # a `core.driving.Work`
+    bundle: str
+    holders: tuple[str, ...]
+
+
+class DetachedJobs(msgspec.Struct, frozen=True, tag=True):
+    """All detached jobs. Reply: list[DetachedJob]."""
+
+
+class DetachedJobOf(msgspec.Struct, frozen=True, tag=True):
+    """One detached job. Reply: DetachedJob. NoSuchTaskError for an id that the cluster does not know."""
+
+    id: str
+
+
+class DetachedResults(msgspec.Struct, frozen=True, tag=True):
+    """The results of a detached job so far. Reply: list[TaskResult]."""
+
+    id: str
+
+
+class DetachedOutput(msgspec.Struct, frozen=True, tag=True):
+    """What a job's tasks have written from `offset` on, from the node that drives it. Reply: OutputSoFar."""
+
+    id: str
+    epoch: int
+    offset: int
+
+
+class CancelDetached(msgspec.Struct, frozen=True, tag=True):
+    """Cancel a detached job. Reply: bool, whether there is one of this id."""
+
+    id: str
+
+
 Asked = (
     Nodes
     | Jobs
@@ -402,6 +442,12 @@ Asked = (
     | LockRenewed
     | LockReleased
     | Status
+    | Detach
+    | DetachedJobs
+    | DetachedJobOf
+    | DetachedResults
+    | DetachedOutput
+    | CancelDetached
 )
 
 
@@ -429,6 +475,38 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     trouble: str = ""
     sealed_to: list[str] = []
     now_s: float = 0.0
+
+
+class DetachedJob(msgspec.Struct, frozen=True):
+    """A detached job as the cluster's state has it. Times are Unix seconds."""
+
+    id: str
+    name: str
+    user: str
+    state: str  # a `core.replicated.jobs.JobState`
+    kind: str  # a `core.driving.Kind`
+    total: int
+    done: int  # tasks with a result, those that failed included
+    failed: int
+    submitted_s: float
+    driver: str = ""  # the id of the node that drives it, or did last
+    driver_name: str = ""
+    epoch: int = 0
+    exit_code: int | None = None
+    tail: bytes = b""
+    ended_s: float | None = None
+    ended_by: str = ""
+
+
+class OutputSoFar(msgspec.Struct, frozen=True):
+    """`data` begins at `start`, which is later than what was asked for when so much is no longer kept.
+
+    `known` is false at a node that does not drive the job in this epoch, and has not done so lately.
+    """
+
+    known: bool
+    start: int = 0
+    data: bytes = b""
 
 
 class Request(msgspec.Struct, frozen=True, tag="REQUEST"):

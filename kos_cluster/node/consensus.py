@@ -212,7 +212,9 @@ class Consensus:
                 if isinstance(verdict, raft.ReadReady):
                     while self._index < verdict.index and self._loop.time() < deadline:
                         await self.moved(deadline - self._loop.time())
-                    return
+                    if self._index >= verdict.index:
+                        return
+                    break
                 await self.moved(REFUSED_PAUSE_S)
             except TimeoutError:
                 continue
@@ -420,6 +422,7 @@ class Consensus:
 
     def _apply(self, entries: Sequence[raft.Entry]) -> None:
         changes: list[replies.Change] = []
+        self._applied_index = entries[-1].index
         for entry in entries:
             reply: replies.Reply = replies.Done()
             if entry.kind == raft.Kind.COMMAND:

@@ -26,6 +26,7 @@ from kos_cluster.errors import RevokedError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.node.assigning import Assigning
 from kos_cluster.node.certifying import Certifier
 from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.coordinating import Coordinating
@@ -100,7 +101,8 @@ class ControlPlane:
             self.membership.unsuspected,
         )
         self.certifier = Certifier(ground.credentials, self.consensus, self.membership)
-        self._coordinating = Coordinating(member.id, self.consensus, self.membership, self.certifier)
+        self.assigning = Assigning(self.consensus, self.membership)
+        self._coordinating = Coordinating(member.id, self.consensus, self.membership, self.certifier, self.assigning)
 
     # ---- life
 

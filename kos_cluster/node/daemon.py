@@ -36,9 +36,13 @@ from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.controlplane import ControlPlane, Ground
+from kos_cluster.node.copying import Copying
+from kos_cluster.node.detached import DetachedJobs
+from kos_cluster.node.driving import Driving, Place
 from kos_cluster.node.founding import Founding
 from kos_cluster.node.history import History
 from kos_cluster.node.intake import Intake
+from kos_cluster.node.keeping import Kept
 from kos_cluster.node.owners import Owners, OwnerState
 from kos_cluster.node.parts import Parts
 from kos_cluster.node.peers import Peers
@@ -102,13 +106,23 @@ class Daemon:
         shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run
         self._history = History(start.node)
         self._parts = Parts(self._run / "spool" / "parts")
+        self._kept = Kept(start.cluster.node(start.node) / "kept")
         self._owners = Owners(self._owner_ended)
         self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
         self._member = self._make_member()
         self._control = self._make_control()
         self._rotation = Rotation(self._credentials, start.cluster.node(start.node), self._control, self._renewed)
+        self._copying = Copying(
+            self._member.id,
+            lambda: self._credentials,
+            self._control.consensus,
+            self._control.membership,
+            self._kept,
+        )
+        self._driving = self._make_driving()
         self._answers = Answers(
             self._control,
+            DetachedJobs(self._control, self._driving),
             self._owners,
             self._history,
             self._tell,
@@ -134,7 +148,14 @@ class Daemon:
             await asyncio.wait_for(workers.warm.wait(), WARM_TIMEOUT_S)
             self._say_ready()
             workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
-            duties = (self._beat(), self._learn_packages(), self._control.run(), self._rotation.run())
+            duties = (
+                self._beat(),
+                self._learn_packages(),
+                self._control.run(),
+                self._rotation.run(),
+                self._driving.run(),
+                self._copying.run(),
+            )
             try:
                 await self._until_stopped([self._loop.create_task(work) for work in duties])
             except RevokedError:
@@ -145,6 +166,7 @@ class Daemon:
             (self._run / "ready.json").unlink(missing_ok=True)
             if beacon is not None:
                 beacon.close()
+            await self._driving.close()
             await self._control.close()
             workers.close()
             bulk.close()
@@ -202,7 +224,12 @@ class Daemon:
         )
 
     def _make_intake(self) -> Intake:
-        return Intake(self._admitted, self._parts, self._batches, self._control)
+        return Intake(self._admitted, self._parts, self._kept, self._batches, self._control)
+
+    def _make_driving(self) -> Driving:
+        place = Place(self._member.id, self._start.cluster.name, self._run / "spool" / "driving")
+        control = self._control
+        return Driving(place, control.consensus, self._kept, self._copying, control.assigning, self._store)
 
     async def _start_beacon(self) -> Beacon | None:
         if not self._start.beacon:
@@ -257,6 +284,7 @@ class Daemon:
 
     async def _end_work(self) -> None:
         (self._run / "ready.json").unlink(missing_ok=True)  # from now on this node does not run
+        await self._driving.close()
         self._batches.stop()
         await self._given_back()
 

@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Member, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -98,6 +98,10 @@ class Mesh:
 
     def added(self, job: Job, count: int, size_bytes: int) -> None:
         self._post(self._add, job.id, count, size_bytes)
+
+    def resumed(self, job: Job, count: int, size_bytes: int, settled: Runs) -> None:
+        """As `added`, of a job that an earlier owner has driven."""
+        self._post(self._resume, ownership.Added(job.id, count, size_bytes, settled))
 
     def cancel(self, job: Job, index: int | None) -> None:
         self._post(self._feed, ownership.Cancelled(job.id, index))
@@ -377,12 +381,15 @@ class Mesh:
         self._beat_nodes(time.monotonic())
 
     def _add(self, job_id: str, count: int, size_bytes: int) -> None:
-        if job_id not in self._active:
-            job = self._jobs[job_id]
+        self._resume(ownership.Added(job_id, count, size_bytes))
+
+    def _resume(self, added: ownership.Added) -> None:
+        if added.job not in self._active:
+            job = self._jobs[added.job]
             job.since_s = time.monotonic()
-            self._active.add(job_id)
+            self._active.add(added.job)
             self._lend(job.parent, True)
-        self._feed(ownership.Added(job_id, count, size_bytes))
+        self._feed(added)
 
     def _idle(self, job_id: str) -> None:
         """All tasks so far are final."""

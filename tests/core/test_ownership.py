@@ -53,6 +53,24 @@ def done(core: own.Ownership, d: own.Dispatch, now: float = 2.0, elapsed_s: floa
     return core.handle(own.Outcomes(d.batch, d.node, d.runs, frozenset(), elapsed_s, True), now)
 
 
+def test_tasks_with_a_result_of_an_earlier_owner_are_not_run():
+    core = machine(nodes=1, slots=20)
+    core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+    sent = dispatches(core.handle(own.Added("j", 10, settled=[(0, 3), (5, 1), (9, 1)]), 1.0))
+    assert sorted(i for d in sent for i in indices_of(d.runs)) == [3, 4, 6, 7, 8]
+    summary = core.summary("j")
+    assert (summary.total, summary.done, summary.running) == (10, 5, 5)
+    ends = [effect for d in sent for effect in done(core, d)]
+    assert own.JobIdle("j") in ends
+    assert core.summary("j").done == 10
+
+
+def test_a_job_whose_results_are_all_there_is_over_at_once():
+    core = machine()
+    core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+    assert core.handle(own.Added("j", 4, settled=[(0, 4)]), 1.0) == [own.JobIdle("j")]
+
+
 def test_first_tasks_go_alone_to_every_slot():
     sent = dispatches(opened(machine(nodes=2, slots=2), 100))
     assert [count_of(d.runs) for d in sent] == [1, 1, 1, 1]

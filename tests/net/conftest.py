@@ -79,6 +79,15 @@ class NodeStore:
     def result_path(self, peer: Peer, name: str) -> Path | None:
         return self.folder / name
 
+    def keep_wanted(self, peer: Peer, hash_: str, size: int) -> Path | None:
+        return None if (self.folder / f"kept-{hash_}").exists() else self.folder / "incoming-kept"
+
+    def keep_arrived(self, peer: Peer, hash_: str, path: Path) -> None:
+        path.rename(self.folder / f"kept-{hash_}")
+
+    def kept_path(self, peer: Peer, hash_: str) -> Path | None:
+        return self.folder / f"kept-{hash_}"
+
     def coordinator(self) -> tuple[str, int] | None:
         return self.elsewhere
 

@@ -145,6 +145,16 @@ def test_a_proposal_whose_reply_got_lost_is_applied_once(tmp_path: Path, monkeyp
     asyncio.run(scene())
 
 
+def test_a_read_does_not_wait_where_the_last_entry_is_no_command(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with group(tmp_path) as nodes:
+            follower = await nodes.follower()  # the leader's first entry of its term is none
+            async with asyncio.timeout(WITHIN_S / 2):
+                await follower.read(timeout_s=WITHIN_S)
+
+    asyncio.run(scene())
+
+
 def test_a_read_sees_what_was_decided_before_it(tmp_path: Path) -> None:
     async def scene() -> None:
         async with group(tmp_path) as nodes:

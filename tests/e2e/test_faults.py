@@ -259,12 +259,20 @@ def test_a_flood_on_its_ports_does_not_keep_the_coordinator_from_deciding(fleet:
         for number in range(FLOOD_DECISIONS):
             node = NODES[number % len(NODES)]
             lock_when_decided(fleet, node, "flood", f"{number}")
+            fleet.cluster._mesh.ask(lambda: of_largest_size(fleet, first))
             release(fleet, node, "flood", f"{number}")
         assert flood.sent > 2 * FLOOD_CONNECTIONS, "it went on meanwhile"
     finally:
         flood.end()
     until(lambda: fleet.ask(first, wire.Nodes(), wire.SyncData).loads[ready.id][0].dropped_frames > before, "counted")
     assert all(fleet.alive(node) == set(NODES) for node in NODES), "nobody was held to be dead for it"
+
+
+def of_largest_size(fleet: Fleet, node: str) -> None:
+    """A message as large as may be, of a client who may send it, with a part that is not what it is called."""
+    link = fleet.cluster._mesh._attachment.choose(node)
+    message = wire.PutPart("0" * 64)
+    assert link.send(message, bytes(wire.MESSAGE_LIMIT_BYTES - len(wire.encode(message))))
 
 
 FLOOD_THREADS = 6

@@ -1,11 +1,11 @@
 """Where a batch goes: a pure function of what the tasks need and what is known of the nodes. It tells its reasons.
 
 Rules. A node that can never run the task (wrong name, too few slots, too little memory) is told apart from one that
-cannot now; a drained node takes nothing new and finishes what it has. Among those that can, nodes with a free slot come before nodes that would queue, nodes with the needed
-packages before those without; the rest is decided by two random choices (M. Mitzenmacher, "The Power of Two Choices in
-Randomized Load Balancing", IEEE TPDS 12(10), 2001), because the knowledge may be old and owners place independently.
-The node of the job's last batch is a third choice (M. Mitzenmacher, B. Prabhakar, D. Shah, "Load Balancing with
-Memory", FOCS 2002), and preferred among equals: its worker has the function, and its caches are warm.
+cannot now, as a drained one. Among those that can, nodes with a free slot come before nodes that would queue, nodes
+with the needed packages before those without; the rest is decided by two random choices (M. Mitzenmacher, "The Power of
+Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001), because the knowledge may be old and owners place
+independently. The node of the job's last batch is a third choice (M. Mitzenmacher, B. Prabhakar, D. Shah, "Load
+Balancing with Memory", FOCS 2002), and preferred among equals: its worker has the function, and its caches are warm.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     if not children:
         formatter = argparse.HelpFormatter(parser.prog, width=1000)
         actions = [action for action in parser._actions if action.dest not in ("help", "cluster")]
-        formatter.add_usage(None, actions, [], prefix="")
+        formatter.add_usage(parser.usage, actions, [], prefix="")
         usage = formatter.format_help().strip().replace(" ...", " COMMAND...").replace("|", "\\|")
         yield usage.replace("%(prog)s", parser.prog), parser.description or ""
 

@@ -45,9 +45,22 @@ class _ShowVersion(argparse.Action):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises instead of printing and exiting."""
 
+    before_command = False  # what stands after `--` is a command to run, and becomes `argv`
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "add_help": False, "allow_abbrev": False})
         self.add_argument("-h", "--help", action=_ShowHelp, nargs=0, default=argparse.SUPPRESS, help="show this help")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(args or ())
+        if not self.before_command:
+            return super().parse_known_args(words, namespace)
+        end = words.index("--") if "--" in words else len(words)
+        parsed, unknown = super().parse_known_args(words[:end], namespace)
+        parsed.argv = words[end + 1 :]
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"Type '{self.prog} --help'.")
@@ -80,6 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_looking(commands)
     _add_work(commands)
+    _add_lock(commands)
+    _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
     _add_bench(commands)
     _add_sim(commands)
     return parser
@@ -90,7 +105,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parsed, unknown = build_parser().parse_known_args(argv)
     if unknown:
         raise UsageError(f"'{parsed.typed}' does not take {unknown[0]!r}.", f"Type '{parsed.typed} --help'.")
-    if getattr(parsed, "argv", None) and parsed.argv[0] == "--":
+    if getattr(parsed, "argv", None) and parsed.argv[0] == "--" and parsed.action != "lock":
         del parsed.argv[0]
     return parsed
 
@@ -130,11 +145,34 @@ def _add_cluster_commands(commands: _Commands) -> None:
     join.add_argument("--token", metavar="TOKEN", help="the token (default: KOS_TOKEN, else asked for)")
     _add_placement(join)
     commands.add("leave", "leave the cluster for good", "leave")
+    _add_care(commands)
     _add_looking(commands)
     execute = commands.add("exec", "run a shell command on one node", "exec")
     execute.add_argument("node", metavar="NODE", help="the node's name")
     execute.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command")
     _add_run(commands)
+
+
+def _add_care(commands: _Commands) -> None:
+    drain = commands.add("drain", "give a node no more work; what runs there goes on", "drain")
+    drain.add_argument("node", metavar="NODE", help="the node's name or id")
+    drain.add_argument("--undo", action="store_true", help="let it work again")
+    remove = commands.add("remove", "remove a node or a user for good, and refuse their certificates", "remove")
+    remove.add_argument("node", metavar="NODE", help="the name or id of the node, or of the user")
+    remove.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    rotate = commands.add("rotate", "renew certificates without interruption", "rotate")
+    rotate.add_argument("nodes", metavar="NODE", nargs="*", help="which nodes' (default: all, and this machine's own)")
+
+
+def _add_lock(commands: _Commands) -> None:
+    lock = commands.add("lock", "run a command while holding a lock of the whole cluster", "lock")
+    lock.before_command = True
+    lock.usage = "kos lock [--ttl TIME] [--wait TIME | --no-wait] NAME -- COMMAND..."
+    lock.add_argument("name", metavar="NAME", help="the lock's name")
+    lock.add_argument("--ttl", type=duration, default=30.0, metavar="TIME", help="how long it is leased (default: 30s)")
+    waiting = lock.add_mutually_exclusive_group()
+    waiting.add_argument("--wait", type=duration, metavar="TIME", help="wait so long (default: as long as it takes)")
+    waiting.add_argument("--no-wait", action="store_true", help="give up when it is not free")
 
 
 def _add_placement(parser: Parser) -> None:

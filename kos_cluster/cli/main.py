@@ -34,6 +34,9 @@ CRASH_REPORTS_LIMIT = 20
 MODULES = {
     "forming": ("up", "down", "node"),
     "members": ("create", "token", "join", "leave"),
+    "caring": ("drain", "remove", "rotate"),
+    "locking": ("lock",),
+    "doctoring": ("doctor",),
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
     "work": ("ps", "cancel", "logs", "story"),

@@ -58,6 +58,13 @@ class NodeLoad(msgspec.Struct, frozen=True):
     load: Load
 
 
+class NodeDrained(msgspec.Struct, frozen=True):
+    """A node is to be given no more work, or may be again. What it has goes on."""
+
+    id: str
+    drained: bool
+
+
 class NodeDown(msgspec.Struct, frozen=True):
     """A node is lost; what it held may have run."""
 
@@ -166,5 +173,17 @@ class JobIdle(msgspec.Struct, frozen=True):
     job: str
 
 
-Event = Opened | Added | NodeUp | NodeLoad | NodeDown | StartedRunning | Outcomes | BatchLost | BatchRefused | Cancelled
+Event = (
+    Opened
+    | Added
+    | NodeUp
+    | NodeLoad
+    | NodeDrained
+    | NodeDown
+    | StartedRunning
+    | Outcomes
+    | BatchLost
+    | BatchRefused
+    | Cancelled
+)
 Effect = Dispatch | Commit | GiveUp | Dropped | CancelAt | AttemptOver | JobIdle

@@ -42,6 +42,7 @@ from kos_cluster.core.ownerevents import (
     JobIdle,
     JobSpec,
     NodeDown,
+    NodeDrained,
     NodeLoad,
     NodeUp,
     Opened,
@@ -78,6 +79,7 @@ __all__ = [
     "JobIdle",
     "JobSpec",
     "NodeDown",
+    "NodeDrained",
     "NodeLoad",
     "NodeUp",
     "Opened",
@@ -144,6 +146,9 @@ class Ownership:
                 if id_ in self._nodes:
                     view = self._nodes[id_].view
                     view.busy, view.memory_available_bytes = load.running + load.queued, load.memory_available_bytes
+            case NodeDrained(id_, drained):
+                if id_ in self._nodes:
+                    self._nodes[id_].view.drained = drained
             case NodeDown(id_, cause):
                 self._node_down(id_, cause, now, effects)
             case Cancelled(job, index):
@@ -353,6 +358,7 @@ class Ownership:
         view = node.view
         view.name, view.slots, view.memory_bytes = member.name, member.slots, member.memory_bytes
         view.packages, view.unreadable, view.refused_until_s = event.packages, event.unreadable, 0.0
+        view.drained = member.drained
 
     def _node_down(self, id_: str, cause: str, now: float, effects: list[Effect]) -> None:
         node = self._nodes.get(id_)

@@ -65,6 +65,10 @@ class HelloWanted(msgspec.Struct, frozen=True, tag="HELLO_WANTED"):
     """A node to a peer that it does not know (any more): say hello again."""
 
 
+class Expelled(msgspec.Struct, frozen=True, tag="EXPELLED"):
+    """A node to a peer on an open link whose certificate does not hold any more: present one, or be gone."""
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
     """What nodes say to each other about who is alive; see `core.swim`."""
 
@@ -112,6 +116,7 @@ class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
     coordinator: str = ""  # the id of the node that coordinates, as far as the sender knows
     term: int = 0  # of that coordinator; of several answers the one of the latest term holds
     voters: list[str] = []  # the ids of the nodes that decide
+    trouble: str = ""  # why the sender takes no part in the decisions, if it does not
 
 
 class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
@@ -334,6 +339,12 @@ class Renew(msgspec.Struct, frozen=True, tag=True):
     request_pem: bytes
 
 
+class RenewalKept(msgspec.Struct, frozen=True, tag=True):
+    """From its holder: the certificate of this serial is kept, so deny those before it. Reply: bool."""
+
+    serial: int
+
+
 class RenewNode(msgspec.Struct, frozen=True, tag=True):
     """Let the node that is asked renew its own certificate now. Reply: float, when the new one ends (Unix seconds)."""
 
@@ -348,7 +359,7 @@ class LockWanted(msgspec.Struct, frozen=True, tag=True):
 
 
 class LockRenewed(msgspec.Struct, frozen=True, tag=True):
-    """Keep a lock for its time once more. Reply: LockState. LockLostError when it is somebody else's by now."""
+    """Keep a lock for its time once more. Reply: LockState. LockHeldError when it is somebody else's by now."""
 
     name: str
     owner: str
@@ -378,6 +389,7 @@ Asked = (
     | RemoveNode
     | DrainNode
     | Renew
+    | RenewalKept
     | RenewNode
     | LockWanted
     | LockRenewed
@@ -395,13 +407,18 @@ class LockState(msgspec.Struct, frozen=True):
 
 
 class ClusterStatus(msgspec.Struct, frozen=True):
-    """`trouble` says why the node that answers takes no part in the decisions, if it does not."""
+    """`trouble` says why the node that answers takes no part in the decisions, if it does not.
+
+    `sealed_to`: the ids of the nodes that hold a copy of the authority's key. `now_s`: its clock, Unix seconds.
+    """
 
     coordinator: str
     term: int
     voters: list[str]
     learners: list[str]
     trouble: str = ""
+    sealed_to: list[str] = []
+    now_s: float = 0.0
 
 
 class Request(msgspec.Struct, frozen=True, tag="REQUEST"):
@@ -421,6 +438,7 @@ Message = (
     Hello
     | Welcome
     | HelloWanted
+    | Expelled
     | Heartbeat
     | LoadNews
     | Consensus

@@ -29,6 +29,7 @@ COMMAND_OF: dict[type, Command] = {
     wire.RemoveNode: Command.REMOVE_NODE,
     wire.DrainNode: Command.DRAIN_NODE,
     wire.Renew: Command.READ,  # of one's own certificate
+    wire.RenewalKept: Command.READ,  # likewise
     wire.RenewNode: Command.ROTATE,
     wire.LockWanted: Command.SUBMIT,
     wire.LockRenewed: Command.SUBMIT,
@@ -114,6 +115,8 @@ class Answers:
                 return await self._administration.drain(name, drain)
             case wire.Renew(request_pem):
                 return await self._control.certifier.renew(peer, request_pem)
+            case wire.RenewalKept(serial):
+                return await self._administration.renewal_kept(peer, serial)
             case wire.RenewNode():
                 return await self._rotate()
             case wire.LockWanted():

@@ -24,7 +24,7 @@ from kos_cluster.core.batching import TASKS_LIMIT
 from kos_cluster.core.queue import GRACE_S
 from kos_cluster.core.records import Load, Member, are_runs
 from kos_cluster.core.roles import Command, Role, may
-from kos_cluster.errors import StateError
+from kos_cluster.errors import RevokedError, StateError
 from kos_cluster.home import ClusterHome, Ready, private_folder, write_private
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
@@ -120,7 +120,7 @@ class Daemon:
         self._bulk: BulkServer | None = None
 
     async def run(self) -> None:
-        """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError."""
+        """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
         self._server.bind(start.host, start.port)
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
@@ -135,7 +135,11 @@ class Daemon:
             self._say_ready()
             workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
             duties = (self._beat(), self._learn_packages(), self._control.run(), self._rotation.run())
-            await self._until_stopped([self._loop.create_task(work) for work in duties])
+            try:
+                await self._until_stopped([self._loop.create_task(work) for work in duties])
+            except RevokedError:
+                await self._end_work()  # its owners have it done elsewhere; the other nodes do not listen
+                raise
             await self._farewell()
         finally:
             (self._run / "ready.json").unlink(missing_ok=True)
@@ -168,7 +172,13 @@ class Daemon:
             founding=None if start.bootstrap else Founding(start.cluster, start.node, start.profile),
         )
         return ControlPlane(
-            ground, self._member, self._make_peers, self._view_changed, self._owner_gone, self._node_asked
+            ground,
+            self._member,
+            self._make_peers,
+            self._view_changed,
+            self._owner_gone,
+            self._node_asked,
+            self._expelled,
         )
 
     def _make_peers(self, control: ControlPlane) -> Peers:
@@ -225,7 +235,7 @@ class Daemon:
         """What is installed here, for placement; found in a thread because it reads much of the disk."""
         self._packages = await asyncio.to_thread(machine.packages)
         for owner in self._owners:
-            self._send(owner, wire.Welcome(self._member, self._packages))
+            self._send(owner, wire.Welcome(self._control.member, self._packages))
         await self._stop.wait()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
@@ -242,10 +252,13 @@ class Daemon:
 
     async def _farewell(self) -> None:
         """Give work back, tell the other nodes, and let that go out."""
+        await self._end_work()
+        await self._control.farewell()
+
+    async def _end_work(self) -> None:
         (self._run / "ready.json").unlink(missing_ok=True)  # from now on this node does not run
         self._batches.stop()
         await self._given_back()
-        await self._control.farewell()
 
     async def _given_back(self) -> None:
         """Wait until all work was stopped and its owners were told: who hears first that this node is gone counts what
@@ -269,6 +282,7 @@ class Daemon:
                 next_sample = now + SAMPLE_S
                 self._owners.expire(now)
                 self._control.peers.tick(now)
+                self._control.check_belongs()
                 self._sample()
                 self._control.measured(self._load)
             await asyncio.sleep(TICK_S if self._batches.busy else SAMPLE_S)
@@ -321,7 +335,7 @@ class Daemon:
         handle(origin, message, payload)
 
     def _on_hello(self, origin: Origin, message: wire.Hello, _: memoryview) -> None:
-        welcome = wire.Welcome(self._member, self._packages)
+        welcome = wire.Welcome(self._control.member, self._packages)
         if origin.peer.role is not Role.NODE and not self._owners.hello(
             origin.peer, origin.route, message, time.monotonic(), on_this_machine=machine.is_own_address(origin.host)
         ):
@@ -428,6 +442,15 @@ class Daemon:
         self._batches.owner_ended(owner)
         if owner.was_local:
             self._control.owner_has_ended(wire.OwnerEnded(*owner.owner))
+
+    def _expelled(self, serial: int, id_: str) -> None:
+        """A certificate is denied: its holder is told nothing more, and what it had running ends."""
+        for owner in self._owners:
+            if owner.peer.id == id_:
+                self._server.send(owner.route, wire.Expelled())
+                self._owners.end(owner)
+        if self._bulk is not None:
+            self._bulk.cut(serial)
 
     def _view_changed(self) -> None:
         for owner in self._owners:

@@ -19,6 +19,7 @@ class Asking:
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._waiting: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._asked: dict[int, str] = {}  # the id of the node that each was sent to
         self._next = 1
 
     async def one(self, question: wire.Asked, node: str = "", timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
@@ -27,6 +28,7 @@ class Asking:
         number, self._next = self._next, self._next + 1
         answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
+        self._asked[number] = link.peer.id if link.peer is not None else ""
         try:
             link.send(wire.Request(number, question))
             reply = await asyncio.wait_for(answer, timeout_s)
@@ -37,6 +39,7 @@ class Asking:
             ) from None
         finally:
             self._waiting.pop(number, None)
+            del self._asked[number]
         if reply.error is not None:
             name, message, hint = reply.error
             raise getattr(errors, name, KosError)(message, hint)
@@ -61,6 +64,12 @@ class Asking:
         if (refused and len(refused) == len(refusals) + len(told)) or (refusals and not told):
             raise (refused or refusals)[0]
         return told
+
+    def gone(self, node: str) -> None:
+        """A node is lost, by its id: it answers nothing more."""
+        for number, answer in self._waiting.items():
+            if self._asked[number] == node and not answer.done():
+                answer.set_exception(UnreachableError("The node that was asked is lost.", "Try again."))
 
     def answered(self, reply: wire.Reply) -> None:
         waiting = self._waiting.pop(reply.id, None)

@@ -138,6 +138,14 @@ class Attachment:
         self._lives.pop(id_, None)
         self._listener.node_down(id_, why)
 
+    def renewed(self, credentials: Credentials) -> None:
+        """Present another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+        for link in self._links.values():
+            link.renewed(credentials)
+            if isinstance(link.failure, AuthError):
+                link.hurry()
+
     def close(self) -> None:
         for link in self._links.values():
             link.close()
@@ -232,7 +240,7 @@ class Attachment:
         self.by_node[member.id] = link
         self.packages[member.name] = message.packages
         merge(self.members, [member])
-        self._listener.node_up(member, message.packages)
+        self._listener.node_up(self.members[member.id], message.packages)
 
     def _sync(self, link: NodeLink, message: wire.SyncData) -> None:
         if message.coordinator and message.term >= self._term:

@@ -31,12 +31,14 @@ from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.locking import DECISION_TIMEOUT_S, TTL_S, Lock
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.stories import merged
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
+REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
 STREAMED_LIMIT_BYTES = 1 << 18  # of a function whose job is kept open for further submits
 _JOB_ID_BYTES = 5
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -159,7 +161,8 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Each node as `kos cluster nodes --json` shows it."""
-        return node_rows(newest(self._mesh.request_all(wire.Nodes(), wire.SyncData).values()))
+        told = self._mesh.request_all(wire.Nodes(), wire.SyncData)
+        return node_rows(newest(told.values()), {name: data.trouble for name, data in told.items()})
 
     def status(self) -> dict[str, Any]:
         """The cluster at a glance: alive nodes, slots, coordinator, this identity, and what a loss would mean."""
@@ -195,6 +198,41 @@ class Cluster:
     def mint_token(self, role: str, ttl_s: float) -> str:
         """A join token, for one use. Needs the role admin."""
         return self._mesh.request(wire.MintToken(role, ttl_s), str, timeout_s=DECISION_TIMEOUT_S)
+
+    def lock(self, name: str, *, ttl: float = TTL_S, wait: float | None = None) -> Lock:
+        """A named lock of the whole cluster, as a context manager with `.token` and `.held`; see `tasks.locking`.
+
+        `ttl`: seconds for which it stays taken when this process is gone; it is renewed in time. `wait`: seconds to
+        wait for it; 0: not at all, None: as long as it takes. Raises LockHeldError when it is not free in that time,
+        and on leaving when the lease was lost.
+        """
+        if not isinstance(name, str):
+            raise UsageError(f"A lock's name is a string, not a {type(name).__name__}.", "Give it one.")
+        for what, seconds in (("ttl", ttl), ("wait", wait or 0.0)):
+            if not isinstance(seconds, int | float):
+                raise UsageError(f"{what}={seconds!r} is not a number of seconds.", "Write for example ttl=30.")
+        return Lock(self._mesh, name, float(ttl), None if wait is None else float(wait))
+
+    def drain_node(self, name: str, *, undo: bool = False) -> None:
+        """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""
+        self._mesh.request(wire.DrainNode(name, not undo), bool, timeout_s=DECISION_TIMEOUT_S)
+
+    def remove(self, name: str) -> list[str]:
+        """Remove a node or client for good; the names removed, with those that came with it. Needs the role admin."""
+        other = next((row["id"] for row in self.nodes() if row["state"] == "alive" and name not in row.values()), "")
+        return self._mesh.request(wire.RemoveNode(name), list[str], node=other, timeout_s=REMOVAL_TIMEOUT_S)
+
+    def renew_node(self, name: str) -> float:
+        """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""
+        return self._mesh.request(wire.RenewNode(), float, node=name, timeout_s=REMOVAL_TIMEOUT_S)
+
+    def renew(self) -> float:
+        """Renew this machine's client certificate; when the new one ends (Unix seconds)."""
+        return self._mesh.renew()
+
+    def agreements(self) -> dict[str, wire.ClusterStatus]:
+        """What each node knows of what the cluster has agreed on, by node name."""
+        return self._mesh.request_all(wire.Status(), wire.ClusterStatus)
 
     def stop_node(self, name: str) -> None:
         """Stop a node's daemon. Needs the role admin."""

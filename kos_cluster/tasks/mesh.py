@@ -44,6 +44,7 @@ from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S
+from kos_cluster.tasks.renewal import Renewal
 from kos_cluster.tasks.returns import Payloads, Returns
 
 BEAT_S = 1.0
@@ -148,6 +149,11 @@ class Mesh:
         running = asyncio.run_coroutine_threadsafe(self._asking.one(question, node, timeout_s), self._loop)
         return msgspec.msgpack.decode(running.result(), type=kind)
 
+    def renew(self) -> float:
+        """Have this machine's client certificate renewed; when it ends then (Unix seconds). Raises KosError."""
+        self._check_open()
+        return asyncio.run_coroutine_threadsafe(self._renewal.renew(), self._loop).result()
+
     def request_all(self, question: wire.Asked, kind: type[T]) -> dict[str, T]:
         """Ask every node that is up; those that do not answer in time are left out. By node name."""
         self._check_open()
@@ -186,15 +192,17 @@ class Mesh:
         greeting = hello(secrets.token_hex(8), self.pid)
         self._attachment = Attachment(self.home, self.file, self.credentials, greeting, self)
         self._asking = Asking(self._attachment)
+        self._renewal = Renewal(self.credentials, self.home.client, self._asking, self._renewed)
         try:
             await self._attachment.attach()
             self._ready.set_result(None)
-            beating = self._loop.create_task(self._beat(), name="beat")
+            duties = [self._loop.create_task(work) for work in (self._beat(), self._renewal.run())]
             stopping = self._loop.create_task(self._stop.wait())
-            done, _ = await asyncio.wait([beating, stopping], return_when=asyncio.FIRST_COMPLETED)
-            beating.cancel()
-            if beating in done:
-                beating.result()  # raises what ended it
+            done, _ = await asyncio.wait([*duties, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for duty in duties:
+                duty.cancel()
+                if duty in done:
+                    duty.result()  # raises what ended it
             self._attachment.tell_all(wire.Goodbye())
         finally:
             self._attachment.close()
@@ -240,6 +248,7 @@ class Mesh:
         self._feed(ownership.NodeUp(member, frozenset(packages), unreadable))
 
     def node_down(self, id_: str, why: str) -> None:
+        self._asking.gone(id_)
         self._feed(ownership.NodeDown(id_, why))
 
     def node_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
@@ -265,6 +274,8 @@ class Mesh:
             case wire.SyncData():
                 for id_, (load, _) in message.loads.items():
                     self._feed(ownership.NodeLoad(id_, load))
+                for member in self._attachment.members.values() if message.members else ():
+                    self._feed(ownership.NodeDrained(member.id, member.drained))
             case wire.CancelWanted(job, index, _):
                 self._feed(ownership.Cancelled(job, index))
             case wire.Reply():
@@ -419,6 +430,12 @@ class Mesh:
         except Exception:
             sys.stderr.write("kos: showing a task's output failed:\n")
             traceback.print_exc()
+
+    def _renewed(self, credentials: Credentials) -> None:
+        """Show another certificate, of the same keys, from now on."""
+        self.credentials = credentials
+        for part in (self._attachment, self._outgoing, self._returns):
+            part.renewed(credentials)
 
     # ---- time
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -357,3 +358,26 @@ def test_what_a_stopping_node_gives_back_does_not_go_there_again():
     assert not dispatches(core.handle(own.BatchRefused(again.batch, "the node is stopping", stopping=True), 11.0))
     assert not dispatches(core.tick(19.0))
     assert dispatches(core.handle(own.NodeUp(member(0)), 20.0))
+
+
+def test_a_drained_node_gets_no_more_work_and_finishes_what_it_has():
+    core = machine(nodes=2, slots=1)
+    first = dispatches(opened(core, 6))
+    assert sorted(d.node for d in first) == ["id0", "id1"]
+    at = {d.node: d for d in first}
+    assert core.handle(own.NodeDrained("id0", True), 1.5) == []  # what runs there goes on
+    assert {d.node for d in dispatches(done(core, at["id0"], elapsed_s=1.0))} == set()
+    assert core.story("j", at["id0"].runs[0][0]).state is TaskState.DONE  # type: ignore[union-attr]
+    (second,) = dispatches(done(core, at["id1"], elapsed_s=1.0))
+    assert second.node == "id1"
+    assert "node0: it is drained" in core.why("j")
+    (back,) = dispatches(core.handle(own.NodeDrained("id0", False), 3.0))
+    assert back.node == "id0"
+
+
+def test_a_node_that_is_welcomed_as_drained_gets_no_work():
+    core = machine(nodes=0)
+    core.handle(own.NodeUp(msgspec.structs.replace(member(0), drained=True)), 0.0)
+    assert dispatches(opened(core, 3)) == []
+    assert core.why("j") == ("node0: it is drained",)
+    assert len(dispatches(core.handle(own.NodeUp(member(0)), 2.0))) == 2

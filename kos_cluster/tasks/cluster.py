@@ -31,7 +31,7 @@ from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
-from kos_cluster.tasks.locking import DECISION_TIMEOUT_S, TTL_S, Lock
+from kos_cluster.tasks.locking import TTL_S, Lock
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import PLAIN, Options, split_options

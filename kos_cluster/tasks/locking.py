@@ -20,13 +20,13 @@ from typing import Protocol, TypeVar
 
 from kos_cluster.errors import KosError, LockHeldError, StateError, UnreachableError, UsageError
 from kos_cluster.net import wire
+from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 
 TTL_S = 30.0  # of a lock for which nothing else is said
 RENEWALS_A_LEASE = 3
 FAILOVER_S = 20.0  # for which an answer is looked for when nodes fail or cannot decide
-DECISION_TIMEOUT_S = 11.0  # for one answer beyond the wait for the lock: longer than the cluster takes to say no
 RENEWAL_TIMEOUT_S = 5.0  # for one answer, before another node is asked
 RELEASE_TIMEOUT_S = 5.0
 PAUSE_S = 0.1  # between two tries

@@ -175,6 +175,8 @@ def test_all_nodes_are_stopped_and_started_one_after_the_other(fleet: Fleet, mac
 def test_all_nodes_lose_their_power_at_once_and_come_back_from_their_disks(fleet: Fleet, machine: Any) -> None:
     token = fleet.cluster.mint_token("client", 600.0)
     held = lock(fleet, fleet.coordinator(), "power", "a")
+    fleet.cluster.drain_node("n2")
+    until(lambda: drained(fleet) == {"n2"}, "it says so")
     ids = {name: fleet.id(name) for name in NODES}
     term = fleet.status("n1").term
     fleet.kill(*NODES)
@@ -185,8 +187,15 @@ def test_all_nodes_lose_their_power_at_once_and_come_back_from_their_disks(fleet
     assert lock(fleet, "n2", "power", "a") == held
     with pytest.raises(errors.LockHeldError):
         lock(fleet, "n3", "power", "b")
+    until(lambda: drained(fleet) == {"n2"}, "it says so again")
+    fleet.cluster.drain_node("n2", undo=True)
+    until(lambda: not drained(fleet), "it takes work again")
     release(fleet, "n1", "power", "a")
     joins(fleet, machine, token)
+
+
+def drained(fleet: Fleet) -> set[str]:
+    return {row["name"] for row in fleet.cluster.nodes() if row["drained"]}
 
 
 def joins(fleet: Fleet, machine: Any, token: str) -> None:

@@ -173,9 +173,7 @@ def _add_lock(commands: _Commands) -> None:
     lock.before_command = True
     lock.usage = "kos lock [--ttl TIME] [--wait TIME | --no-wait] NAME -- COMMAND..."
     lock.add_argument("name", metavar="NAME", help="the lock's name")
-    lock.add_argument(
-        "--ttl", type=duration, default=30.0, metavar="TIME", help="how long it outlives us (default: 30s)"
-    )
+    lock.add_argument("--ttl", type=duration, default=30.0, metavar="TIME", help="how long it is leased (default: 30s)")
     waiting = lock.add_mutually_exclusive_group()
     waiting.add_argument("--wait", type=duration, metavar="TIME", help="wait so long (default: as long as it takes)")
     waiting.add_argument("--no-wait", action="store_true", help="give up when it is not free")

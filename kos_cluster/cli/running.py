@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kos_cluster.cli.console import Console
 from kos_cluster.core.records import MemberState
-from kos_cluster.errors import NoSuchNodeError, UnreachableError, UsageError
+from kos_cluster.errors import NoSuchNodeError, PlacementError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from kos_cluster import Cluster
@@ -106,13 +106,18 @@ def _check(parsed: argparse.Namespace) -> None:
 
 
 def _check_node(cluster: Cluster, name: str) -> None:
-    """Raises NoSuchNodeError, or UnreachableError for one that is dead or has left, before anything is sent."""
+    """Raises NoSuchNodeError, UnreachableError for one that is dead or has left, PlacementError for a drained one,
+    before anything is sent."""
     nodes = sorted(cluster.nodes(), key=lambda node: node["state"] != MemberState.LEFT) if name else []
     states = {node["name"]: node["state"] for node in nodes}  # of two of one name, that which has not left
     if name and name not in states:
         raise NoSuchNodeError(f"No node {name!r} is in cluster {cluster.name!r}.", f"Its nodes: {', '.join(states)}.")
     if states.get(name) in (MemberState.DEAD, MemberState.LEFT):
         raise UnreachableError(f"Node {name} is {states[name]}.", "Type 'kos nodes' for those that are alive.")
+    if any(node["drained"] for node in nodes if node["name"] == name and node["state"] != MemberState.LEFT):
+        raise PlacementError(
+            f"Node {name} is drained, so it takes no more work.", f"Type 'kos cluster drain --undo {name}' first."
+        )
 
 
 def _streamed(console: Console, work: Callable[[TerminalSink], int]) -> int:

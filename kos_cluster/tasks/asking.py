@@ -18,6 +18,7 @@ class Asking:
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._waiting: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._asked: dict[int, str] = {}  # question -> the id of the node that it went to
         self._next = 1
 
     async def one(self, question: wire.Asked, node: str = "", timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
@@ -26,6 +27,7 @@ class Asking:
         number, self._next = self._next, self._next + 1
         answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
+        self._asked[number] = link.peer.id if link.peer else ""
         try:
             link.send(wire.Request(number, question))
             reply = await asyncio.wait_for(answer, timeout_s)
@@ -36,6 +38,7 @@ class Asking:
             ) from None
         finally:
             self._waiting.pop(number, None)
+            self._asked.pop(number, None)
         if reply.error is not None:
             name, message, hint = reply.error
             raise getattr(errors, name, KosError)(message, hint)
@@ -65,3 +68,12 @@ class Asking:
         waiting = self._waiting.pop(reply.id, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(reply)
+
+    def lost(self, id_: str, why: str) -> None:
+        """A node is down: it will not answer any more."""
+        for number, node in self._asked.items():
+            waiting = self._waiting.get(number)
+            if node == id_ and waiting is not None and not waiting.done():
+                waiting.set_exception(
+                    UnreachableError(f"The node that was asked is lost: {why}.", "Ask again: another node answers.")
+                )

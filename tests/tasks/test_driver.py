@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from kos_cluster.core.records import Runs, indices_of
@@ -128,7 +127,7 @@ def test_results_go_to_files_when_the_state_has_no_room_for_them(tmp_path: Path)
 def test_the_state_is_never_given_more_than_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "COLLECTED_LIMIT_BYTES", 1)  # each result by itself
     link, _ = drive(tmp_path, lambda i: value(bytes(30_000)), count=4)
-    kept = [msgspec.msgpack.decode(payload, type=dict[int, bytes]) for message, payload in link.said if not message.file]
+    kept = [bundle.unpack_outcomes(payload) for message, payload in link.said if not message.file]
     assert 0 < sum(len(data) for outcomes in kept for data in outcomes.values()) <= module.INLINE_LIMIT_BYTES
     assert sorted(link.outcomes()) == [0, 1, 2, 3]
 

@@ -66,11 +66,14 @@ class Asking:
             raise (refused or refusals)[0]
         return told
 
-    def gone(self, node: str) -> None:
-        """A node is lost, by its id: it answers nothing more."""
-        for number, answer in self._waiting.items():
-            if self._asked[number] == node and not answer.done():
-                answer.set_exception(UnreachableError("The node that was asked is lost.", "Try again."))
+    def lost(self, id_: str, why: str) -> None:
+        """A node is down: it will not answer any more."""
+        for number, node in self._asked.items():
+            waiting = self._waiting.get(number)
+            if node == id_ and waiting is not None and not waiting.done():
+                waiting.set_exception(
+                    UnreachableError(f"The node that was asked is lost: {why}.", "Ask again: another node answers.")
+                )
 
     def answered(self, reply: wire.Reply) -> None:
         waiting = self._waiting.pop(reply.id, None)

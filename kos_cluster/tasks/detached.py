@@ -14,7 +14,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -38,6 +38,7 @@ PATIENCE_S = 30.0  # for a cluster that does not answer while one waits
 AGREED_TIMEOUT_S = 15.0  # longer than a proposal takes at most
 ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
+T = TypeVar("T")
 Write = Callable[[bytes], None]
 Report = Callable[[str], None]
 
@@ -61,7 +62,7 @@ class DetachedJob:
     def wait(self, timeout: float | None = None) -> wire.DetachedJob:
         """Wait until it has ended. Raises TimeoutError. An interrupt ends the waiting, not the job."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (record := self._patiently()).state not in ENDED:
+        while (record := self.state()).state not in ENDED:
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"Job {self.id} has not ended after {timeout} s.")
             time.sleep(POLL_S)
@@ -71,7 +72,7 @@ class DetachedJob:
         """Pass its output on, from the last that is kept, until it has ended. `report` is told what changes."""
         reader = _Reader(self._mesh, self.id, write, report)
         while True:
-            record = self._patiently()
+            record = self.state()
             reader.read(record)
             if record.state in ENDED:
                 return record
@@ -85,7 +86,7 @@ class DetachedJob:
     def outcomes(self) -> Iterator[Outcome]:
         """The outcome of each task, in order. Raises TaskLostError at one that there is none of."""
         record = self.state()
-        found = self._mesh.request(wire.DetachedResults(self.id), list[TaskResult], timeout_s=AGREED_TIMEOUT_S)
+        found = _patiently(self._mesh, wire.DetachedResults(self.id), list[TaskResult])
         results = {result.task: result for result in found}
         fetched: dict[str, dict[int, bytes]] = {}
         for task in range(record.total):
@@ -110,18 +111,7 @@ class DetachedJob:
     # ---- inside
 
     def _ask(self) -> wire.DetachedJob:
-        return self._mesh.request(wire.DetachedJobOf(self.id), wire.DetachedJob, timeout_s=AGREED_TIMEOUT_S)
-
-    def _patiently(self) -> wire.DetachedJob:
-        """Its record, from whichever node answers. Raises UnreachableError when none does for `PATIENCE_S`."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return self.state()
-            except UnreachableError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(POLL_S)
+        return _patiently(self._mesh, wire.DetachedJobOf(self.id), wire.DetachedJob)
 
     def _fetch(self, result: TaskResult) -> bytes:
         members = {member.id: member for member in _members(self._mesh)}
@@ -219,6 +209,18 @@ def _put(mesh: Mesh, hash_: str, data: bytes) -> tuple[str, ...]:
     return tuple(holders)
 
 
+def _patiently(mesh: Mesh, question: wire.Asked, kind: type[T]) -> T:
+    """The answer of whichever node gives one. Raises UnreachableError when none does for `PATIENCE_S`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return mesh.request(question, kind)
+        except UnreachableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+
+
 def _members(mesh: Mesh) -> list[Member]:
     return mesh.request(wire.Nodes(), wire.SyncData).members or []
 
@@ -243,7 +245,7 @@ def summary(record: wire.DetachedJob, running: JobSummary | None) -> JobSummary:
 def tail(mesh: Mesh, id_: str) -> list[tuple[str, bytes]]:
     """The last output of a detached job that is kept when no node remembers its tasks; nothing for other ids."""
     try:
-        record = mesh.request(wire.DetachedJobOf(id_), wire.DetachedJob, timeout_s=AGREED_TIMEOUT_S)
+        record = _patiently(mesh, wire.DetachedJobOf(id_), wire.DetachedJob)
     except NoSuchTaskError:
         return []
     return [(id_, record.tail)]

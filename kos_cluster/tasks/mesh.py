@@ -252,7 +252,7 @@ class Mesh:
         self._feed(ownership.NodeUp(member, frozenset(packages), unreadable))
 
     def node_down(self, id_: str, why: str) -> None:
-        self._asking.gone(id_)
+        self._asking.lost(id_, why)
         self._feed(ownership.NodeDown(id_, why))
 
     def node_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:

@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -36,7 +35,7 @@ def typed(*words: str) -> tuple[int, str, str]:
 
 
 class Trio:
-    """Three machines with a node each, a connection from one of them, and further machines whose users only submit."""
+    """Three machines with a node each, a connection from one of them, and two whose users have none."""
 
     def __init__(self, make: Callable[..., Any], until: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
         self._make = make
@@ -44,9 +43,10 @@ class Trio:
         self.nodes = {"desk": self.lab.founder}
         patch.setenv("KOS_HOME", str(self.desk.home))
         joining = [self._join("node", "--listen", f"127.0.0.1:{free_port()}", "--name", name) for name in ("r1", "r2")]
-        for name, (machine, typed) in zip(("r1", "r2"), joining, strict=True):
+        joining += [self._join("client"), self._join("observer")]
+        for _, typed in joining:
             assert typed.communicate(timeout=60) and typed.returncode == 0
-            self.nodes[name] = machine
+        self.nodes["r1"], self.nodes["r2"], self.client, self.observer = [machine for machine, _ in joining]
         self.cluster = kos.connect("lab")
         until(lambda: self.alive() == 3, "three nodes are alive")
         until(lambda: len(self.cluster.status()["voters"]) == 3, "three nodes vote")
@@ -60,12 +60,6 @@ class Trio:
         _, token, _ = typed("cluster", "token", "--role", role)
         return machine, machine.start("cluster", "join", "lab", self.lab.address, "--token", token.strip(), *words)
 
-    def client(self, role: str = "client") -> Any:
-        """A machine without a node."""
-        machine, typed = self._join(role)
-        assert typed.communicate(timeout=60) and typed.returncode == 0
-        return machine
-
     def alive(self) -> int:
         return sum(node["state"] == "alive" for node in self.cluster.nodes())
 
@@ -78,7 +72,7 @@ class Trio:
 
     def end(self) -> None:
         self.cluster.close()
-        for machine in self.nodes.values():
+        for machine in (*self.nodes.values(), self.observer):
             machine.end()
 
 
@@ -90,95 +84,99 @@ def trio(machine_of: Callable[..., Any], until: Callable[..., Any]) -> Iterator[
         trio.end()
 
 
-def detached(machine: Any, *words: str) -> str:
-    return str(machine.ok("run", "--detach", *words)).strip()
+MAP = """
+import sys
+import time
+import kos_cluster as kos
+
+def work(i, runs=sys.argv[1], go=sys.argv[2]):
+    import os, time
+    fd = os.open(runs, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, f"{i}\\n".encode())
+    print("at", i, flush=True)
+    while i >= TASKS // 2 and not os.path.exists(go):
+        time.sleep(0.05)
+    return bytes([i]) * RESULT_BYTES
+
+print(kos.connect().detach(work, range(TASKS)).id, flush=True)
+time.sleep(600)
+"""
+SCRIPT = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from helper import triple
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor() as pool:
+        print(sys.argv[1], list(pool.map(triple, range(4))))
+    open("written.txt", "w").write("by the script")
+    sys.exit(3)
+"""
 
 
-def test_a_map_outlives_its_submitter_and_its_driver(trio: Trio, until: Callable[..., Any], tmp_path: Path) -> None:
-    submitter = trio.client()
-    runs, go = tmp_path / "runs", tmp_path / "go"
-    path = submitter.work / "submit.py"
-    path.write_text(
-        textwrap.dedent(
-            f"""
-            import time
-            import kos_cluster as kos
+class Submitted(NamedTuple):
+    """What a user has left behind whose machine is gone: jobs, and where the tasks of the map leave their traces."""
 
-            def work(i):
-                import os, time
-                fd = os.open({str(runs)!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.write(fd, f"{{i}}\\n".encode())
-                print("at", i, flush=True)
-                while i >= {TASKS // 2} and not os.path.exists({str(go)!r}):
-                    time.sleep(0.05)
-                return bytes([i]) * {RESULT_BYTES}
+    map: str
+    script: str
+    runs: Path
+    go: Path  # the second half of the map waits for it
 
-            print(kos.connect().detach(work, range({TASKS})).id, flush=True)
-            time.sleep(600)
-            """
-        )
-    )
-    submitting = submitter.popen([sys.executable, str(path)])
-    id_ = submitting.stdout.readline().strip()
-    submitting.kill()
-    submitting.communicate()
-    submitter.end()  # its disk is gone as well
-    until(lambda: trio.job(id_).driver, "a node drives it")
-    until(lambda: trio.cluster.attach(id_).state().done >= 3, "some results are committed")
-    driver = trio.job(id_).driver
+
+@pytest.fixture(scope="module")
+def submitted(trio: Trio, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    folder, work = tmp_path_factory.mktemp("traces"), trio.client.work
+    (work / "helper.py").write_text("def triple(x):\n    return 3 * x\n")
+    (work / "script.py").write_text(SCRIPT)
+    (work / "map.py").write_text(MAP.replace("TASKS", str(TASKS)).replace("RESULT_BYTES", str(RESULT_BYTES)))
+    script = str(trio.client.ok("run", "--detach", "--distribute", "script.py", "with")).strip()
+    program = trio.client.popen([sys.executable, "map.py", str(folder / "runs"), str(folder / "go")])
+    map_ = program.stdout.readline().strip()
+    program.kill()
+    program.communicate()
+    trio.client.end()  # with its disk
+    return Submitted(map_, script, folder / "runs", folder / "go")
+
+
+def test_a_script_runs_without_its_submitter_and_brings_its_files_to_whoever_asks(
+    trio: Trio, submitted: Submitted, tmp_path: Path
+) -> None:
+    done = trio.nodes["r1"].kos("attach", submitted.script)
+    assert (done.returncode, done.stdout) == (3, "with [0, 3, 6, 9]\n")
+    assert f"'kos attach {submitted.script} --files FOLDER'" in done.stderr
+    assert typed("attach", submitted.script, "--files", str(tmp_path))[:2] == (3, done.stdout)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"written.txt": "by the script"}
+    assert (trio.job(submitted.script).state, trio.job(submitted.script).name) == ("failed", "script.py")
+    assert typed("logs", submitted.script)[:2] == (0, done.stdout)
+
+
+def test_a_map_outlives_its_submitter_and_its_driver(
+    trio: Trio, submitted: Submitted, until: Callable[..., Any]
+) -> None:
+    job = trio.cluster.attach(submitted.map)
+    until(lambda: job.state().done >= 3, "some results are committed")
+    driver = job.state().driver_name
     watcher = next(name for name in trio.nodes if name != driver)
-    attached = trio.nodes[watcher].start("attach", id_)
+    attached = trio.nodes[watcher].start("attach", job.id)
     assert attached.stdout.readline().startswith("at ")  # it has attached
-    committed = {r.task for r in trio.cluster._mesh.request(wire.DetachedResults(id_), list[TaskResult])}
+    committed = {r.task for r in trio.cluster._mesh.request(wire.DetachedResults(job.id), list[TaskResult])}
     assert 3 <= len(committed) < TASKS
     trio.kill(driver)
-    until(lambda: trio.cluster.attach(id_).state().epoch == 2, "another node drives it", 30)
-    go.touch()
+    until(lambda: job.state().epoch == 2, "another node drives it", 30)
+    submitted.go.touch()
     out, err = attached.communicate(timeout=60)
     assert attached.returncode == 0, err
-    assert f"drives job {id_} on" in err
+    assert f"drives job {job.id} on" in err
     assert out.count(repr(bytes([7]) * RESULT_BYTES)) == 1  # the results stand after the output
-    record = trio.cluster.attach(id_).state()
+    record = job.state()
     assert (record.state, record.done, record.failed, record.epoch) == ("done", TASKS, 0, 2)
     assert record.driver_name != driver
-    counted = Counter(map(int, runs.read_text().split()))
+    counted = Counter(map(int, submitted.runs.read_text().split()))
     assert set(counted) == set(range(TASKS))
     assert {task: counted[task] for task in committed} == dict.fromkeys(committed, 1)
-    assert trio.cluster.attach(id_).results() == [bytes([i]) * RESULT_BYTES for i in range(TASKS)]
+    assert job.results() == [bytes([i]) * RESULT_BYTES for i in range(TASKS)]
     trio.nodes[driver].ok("up")
     until(lambda: trio.alive() == 3, "three nodes are alive again")
-
-
-def test_a_script_runs_without_its_submitter_and_brings_its_files_to_whoever_asks(trio: Trio) -> None:
-    submitter = trio.client()
-    (submitter.work / "helper.py").write_text("def triple(x):\n    return 3 * x\n")
-    (submitter.work / "script.py").write_text(
-        textwrap.dedent(
-            """
-            import sys
-            from concurrent.futures import ProcessPoolExecutor
-            from helper import triple
-
-            if __name__ == "__main__":
-                with ProcessPoolExecutor() as pool:
-                    print(sys.argv[1], list(pool.map(triple, range(4))))
-                open("written.txt", "w").write("by the script")
-                sys.exit(3)
-            """
-        )
-    )
-    id_ = detached(submitter, "--distribute", "script.py", "with")
-    submitter.end()
-    other = trio.nodes["r1"]
-    done = other.kos("attach", id_)
-    assert (done.returncode, done.stdout) == (3, "with [0, 3, 6, 9]\n")
-    assert f"'kos attach {id_} --files FOLDER'" in done.stderr
-    folder = other.work / "files"
-    folder.mkdir()
-    assert typed("attach", id_, "--files", str(folder))[:2] == (3, done.stdout)
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {"written.txt": "by the script"}
-    assert (trio.job(id_).state, trio.job(id_).name) == ("failed", "script.py")
-    assert typed("logs", id_)[:2] == (0, done.stdout)
 
 
 def test_an_interrupt_ends_the_watching_and_not_the_job(trio: Trio, until: Callable[..., Any], tmp_path: Path) -> None:
@@ -248,8 +246,6 @@ def test_what_cannot_be_is_said(words: tuple[str, ...], code: int, sentence: str
 def test_an_observer_sees_a_job_and_takes_no_results(trio: Trio) -> None:
     id_ = typed("run", "--detach", "echo", "seen")[1].strip()
     assert typed("attach", id_)[:2] == (0, "seen\n")
-    observer = trio.client("observer")
-    done = observer.kos("attach", id_)
+    done = trio.observer.kos("attach", id_)
     assert (done.returncode, done.stdout) == (6, "seen\n")
     assert "may not take results" in done.stderr
-    observer.end()

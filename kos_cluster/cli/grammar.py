@@ -280,6 +280,15 @@ def _add_sim(commands: _Commands) -> None:
     sim.add_argument("--processes", type=count, default=1, metavar="P", help="how many run the seeds (default: 1)")
     sim.add_argument("--trace", action="store_true", help="print everything that happens, not only what matters")
     sim.add_argument("--mutants", action="store_true", help="plant known defects, and show how soon each is caught")
+    sim.add_argument("--membership", action="store_true", help="measure membership: rounds, bytes, detection, stalls")
+    sim.add_argument(
+        "--hours",
+        dest="stall_hours",
+        type=_hours,
+        default=4.0,
+        metavar="H",
+        help="with --membership: virtual hours in which nodes stall, of each profile (default: 4)",
+    )
 
 
 def _ttl(text: str) -> float:
@@ -316,6 +325,10 @@ def _nodes(text: str) -> int:
 
 def _minutes(text: str) -> float:
     return duration(f"{text}m")
+
+
+def _hours(text: str) -> float:
+    return duration(f"{text}h") / 3600
 
 
 def _faults(text: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`kos sim`: run the machines of the control plane in a simulated cluster that fails.
 
-Exit codes: 0 when every invariant held (with `--mutants`: every defect was caught), `EXIT_VIOLATION` when not.
+Exit codes: 0 when every invariant held (with `--mutants`: every defect was caught; with `--membership`: every aim was
+reached), `EXIT_VIOLATION` when not.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ FAILURES_SHOWN = 10
 
 
 def sim_(parsed: argparse.Namespace, console: Console) -> int:
-    """Run one seed and tell its story, or many and sum them up, or the mutants."""
+    """Run one seed and tell its story, or many and sum them up, or the mutants, or measure membership."""
     if parsed.trace and (parsed.mutants or parsed.seeds > 1):
         raise UsageError("A trace is of one seed.", "Leave out --trace, or --seeds and --mutants.")
     if parsed.mutants:
         return _mutants(parsed, console)
     seed = random.randrange(FRESH_SEED_LIMIT) if parsed.seed is None else parsed.seed
+    if parsed.membership:
+        from kos_cluster.cli.simmembership import show
+
+        return 0 if show(seed, parsed.stall_hours, console) else EXIT_VIOLATION
     options = Options(parsed.nodes, parsed.seconds)
     if parsed.faults is not None:
         options = Options(parsed.nodes, parsed.seconds, parsed.faults)

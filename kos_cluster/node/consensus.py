@@ -190,14 +190,18 @@ class Consensus:
         """Ask that another voter coordinate; it shows in `leader`."""
         self._feed(raft.Transfer(self._number(), to))
 
-    async def read(self) -> ClusterState:
+    async def read(self, timeout_s: float = PROPOSE_TIMEOUT_S) -> ClusterState:
         """The state with everything in it that was decided before this call. Raises UnreachableError.
 
         Those who ask in the same turn of the loop share one read of the machine.
         """
         if self._next_read is None:
             self._next_read = self._loop.create_task(self._read(), name="read")
-        await asyncio.shield(self._next_read)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._next_read)
+        except TimeoutError:
+            raise self._undecided() from None
         return self.state
 
     async def _read(self) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from kos_cluster.cli import simmembership
 from kos_cluster.cli.grammar import parse
 from kos_cluster.cli.main import run
 from kos_cluster.core.raft.elections import Elections
-from kos_cluster.sim import mutants
+from kos_cluster.sim import membership, mutants
 from kos_cluster.sim.mutants import MUTANTS
 from kos_cluster.sim.patching import patched
 from kos_cluster.sim.report import replay
@@ -92,3 +93,32 @@ def test_mutants_are_a_table(monkeypatch: pytest.MonkeyPatch):
     )
     code, out, _ = kos("sim --mutants")
     assert code == 1 and "2 of 3 defects were caught" in out
+
+
+def small(seed: int, stall_hours: float, measure: Any = membership.measure) -> membership.Report:
+    """What is measured, of a few nodes."""
+    return measure(seed, sizes=(10, 20), updates=1, crashes=2, stall_hours=stall_hours)
+
+
+def test_membership_is_measured_beside_its_aims(monkeypatch: pytest.MonkeyPatch):
+    measured = small(1, 0.01)
+    monkeypatch.setattr(membership, "measure", small)
+    code, out, _ = kos("sim --membership --seed 1 --hours 0.01")
+    assert code == 0
+    assert f"{measured.detection[0].p50_s:.2f} s" in out and f"{measured.spread[1].ratio:.2f}" in out
+    assert out.endswith("seed 1: every aim was reached\n")
+    assert kos("sim --membership --seed 1 --hours 0.01")[1] == out
+
+
+def test_an_aim_of_membership_that_is_missed_is_told(monkeypatch: pytest.MonkeyPatch):
+    found = small(1, 0.01)
+    spread = [membership.Spread(30, 16.0, 10.0, 1.6, 900.0, 80.0), membership.Spread(100, 9.0, 9.0, 1.0, 900.0, 120.0)]
+    slow = membership.Detection("lan", 8, 2, 5.5, 6.0, 6.0)
+    stalls = membership.Stalls("fast", 4.0, 10, 2, 5, 1.0, 2.0)
+    worse = membership.Report(1, spread, [slow], [stalls])
+    assert not list(simmembership.failures(found))
+    assert [text.split(" ")[0] for text in simmembership.failures(worse)] == ["an", "a", "a", "2"]
+    monkeypatch.setattr(membership, "measure", lambda seed, stall_hours: worse)
+    code, out, _ = kos("sim --membership")
+    assert code == 1
+    assert "NOT reached: 2 healthy nodes were declared dead, fast" in out and "4 aims missed" in out

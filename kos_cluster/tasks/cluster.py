@@ -249,9 +249,9 @@ class Cluster:
         """Renew this machine's client certificate; when the new one ends (Unix seconds)."""
         return self._mesh.renew()
 
-    def agreements(self) -> dict[str, wire.ClusterStatus]:
-        """What each node knows of what the cluster has agreed on, by node name."""
-        return self._mesh.request_all(wire.Status(), wire.ClusterStatus)
+    def agreement(self, node: str) -> wire.ClusterStatus:
+        """What a node knows of what the cluster has agreed on, and its clock."""
+        return self._mesh.request(wire.Status(), wire.ClusterStatus, node=node)
 
     def stop_node(self, name: str) -> None:
         """Stop a node's daemon. Needs the role admin."""

@@ -67,7 +67,10 @@ def node_rows(data: SyncData, troubles: Mapping[str, str] | None = None) -> list
             "cpu_percent": load.cpu_percent,
             "memory_percent": load.memory_percent,
             "version": member.versions.kos,
+            "wire": member.versions.wire,
             "python": member.versions.python,
+            "numpy": member.versions.numpy,
+            "cloudpickle": member.versions.cloudpickle,
             "dropped_frames": load.dropped_frames,
             "load_age_s": round(age_s, 2),
         }

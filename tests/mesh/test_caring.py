@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +169,23 @@ def test_a_client_renews_by_itself_when_it_is_time_and_others_follow(
 
 
 # ---- removing
+
+
+def test_with_a_voter_dead_the_quorum_is_kept_and_the_dead_one_can_be_drained_but_not_rotated(three: Mesh) -> None:
+    three.cluster.drain_node("node3")
+    os.kill(three.pid("node3"), signal.SIGKILL)
+    until(lambda: row(three, "node3")["state"] == "dead", "it is dead")
+    with pytest.raises(UnreachableError, match=r"Node node3 \(dead\) cannot be reached"):
+        three.cluster.renew_node("node3")
+    with pytest.raises(StateError) as caught:  # with both gone one voter of three would be left
+        three.cluster.remove("node2")
+    assert "node2 cannot be removed. Of 2 voters 2 would have to agree, but only 1 would be reachable." in str(
+        caught.value
+    )
+    three.cluster.drain_node("node3", undo=True)
+    three.heal()
+    until(lambda: _links_of(three) == 3, "all are linked")
+    assert not row(three, "node3")["drained"]
 
 
 def test_what_cannot_be_removed_is_a_sentence(three: Mesh) -> None:

@@ -83,14 +83,13 @@ class StartedRunning(msgspec.Struct, frozen=True):
 
 
 class Outcomes(msgspec.Struct, frozen=True):
-    """Tasks of a batch that ended by themselves; those in `failed` raised."""
+    """Tasks of a batch that ended by themselves; those in `failed` raised. The parts of a batch come in any order."""
 
     batch: int
     node: str
     runs: Runs
     failed: frozenset[int]
     elapsed_s: float
-    last: bool
 
 
 class BatchLost(msgspec.Struct, frozen=True):

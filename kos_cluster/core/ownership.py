@@ -257,9 +257,7 @@ class Ownership:
         if fresh:
             self._commit(job, fresh, event.failed, batch)
             effects.append(Commit(job.spec.job, fresh))
-        if event.last and batch.left:
-            self._give_back(batch, now)
-        elif not batch.left:
+        if not batch.left:  # what has not come yet is on its way, or is sent again
             self._end(batch, "", now)
         self._idle_check(job, effects)
 

@@ -316,7 +316,7 @@ class Mesh:
     def _accept(self, node: str, message: wire.Result, payloads: Payloads) -> None:
         """Take outcomes in; those that the core commits settle their tasks."""
         failed = frozenset(message.failed)
-        event = ownership.Outcomes(message.batch, node, message.runs, failed, message.elapsed_s, message.last)
+        event = ownership.Outcomes(message.batch, node, message.runs, failed, message.elapsed_s)
         effects = self._core.handle(event, self._now())
         for effect in effects:
             if isinstance(effect, ownership.Commit):

@@ -28,6 +28,7 @@ from tests.e2e.conftest import Machine, _until
 from tests.e2e.test_cluster import free_port
 
 NAME = "lab"
+LEASE_S = 600.0  # of locks: longer than any test
 ASK_S = 2.0  # for a node to say where it stands
 
 T = TypeVar("T")

@@ -62,7 +62,7 @@ class Copying:
             await asyncio.sleep(MEND_EVERY_S)
             try:
                 await self.mend()
-            except KosError as error:
+            except (KosError, OSError) as error:
                 log.warning("A copy could not be made: %s", error)
 
     def named(self) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -27,6 +27,8 @@ ASKED = (
     wire.CancelDetached,
 )
 
+READ_TIMEOUT_S = 3.0  # less than a client waits for an answer
+
 
 class DetachedJobs:
     """Used in the daemon's loop."""
@@ -65,14 +67,14 @@ class DetachedJobs:
         """Raises NoSuchTaskError."""
         job = self._consensus.state.jobs.get(id_)
         if job is None:
-            job = (await self._consensus.read()).jobs.get(id_)
+            job = (await self._consensus.read(READ_TIMEOUT_S)).jobs.get(id_)
         if job is None:
             raise NoSuchTaskError(f"The cluster knows no detached job {id_[:64]!r}.", "See 'kos ps'.")
         return job
 
     async def _results(self, id_: str) -> list[TaskResult]:
         await self._find(id_)
-        job = (await self._consensus.read()).jobs.get(id_)
+        job = (await self._consensus.read(READ_TIMEOUT_S)).jobs.get(id_)
         return [job.results[task] for task in sorted(job.results)] if job is not None else []
 
     def _output(self, id_: str, epoch: int, offset: int) -> wire.OutputSoFar:

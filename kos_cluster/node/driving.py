@@ -88,7 +88,7 @@ class Driving:
             now = time.monotonic()
             if now >= self._next_tidy_s and self._consensus.leader is not None:
                 self._next_tidy_s = now + TIDY_S
-                self._kept.tidy(self._copying.named(), now)
+                self._tidy(now)
             await self._consensus.moved(LOOK_S)
 
     async def close(self) -> None:
@@ -104,12 +104,18 @@ class Driving:
 
     # ---- inside
 
+    def _tidy(self, now: float) -> None:
+        try:
+            self._kept.tidy(self._copying.named(), now)
+        except OSError as error:
+            log.warning("What no job needs any more could not be removed: %s", error)
+
     def _look(self) -> None:
         jobs = self._consensus.state.jobs.snapshot()
         mine = {job.id: job for job in jobs if job.state is JobState.DRIVEN and job.driver == self._place.node}
         for id_, drive in list(self._drives.items()):
             job = mine.get(id_)
-            if job is not None and job.epoch == drive.epoch:
+            if job is not None and job.epoch == drive.epoch and not drive.broke_off:
                 continue
             if drive.task.done():
                 del self._drives[id_]
@@ -121,7 +127,8 @@ class Driving:
                 self._begin(job)
 
     def _begin(self, job: Job) -> None:
-        output = self._outputs[job.id] = Output(job.epoch)
+        output = self.output(job.id, job.epoch) or Output(job.epoch)
+        self._outputs[job.id] = output
         self._outputs.move_to_end(job.id)
         while len(self._outputs) > OUTPUTS_LIMIT:
             self._outputs.popitem(last=False)
@@ -271,6 +278,11 @@ class _Drive:
     epoch: int
     task: asyncio.Task[None]
     stopping: bool = False
+
+    @property
+    def broke_off(self) -> bool:
+        """Whether it could not even be passed on; it is begun again then."""
+        return self.task.done() and not self.task.cancelled() and self.task.exception() is not None
 
 
 class _Over(Exception):

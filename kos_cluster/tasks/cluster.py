@@ -193,7 +193,7 @@ class Cluster:
             for job in jobs:
                 if job.job not in known or job.done + job.failed >= known[job.job].done + known[job.job].failed:
                     known[job.job] = job
-        for record in self._mesh.request(wire.DetachedJobs(), list[wire.DetachedJob]):
+        for record in detached.records(self._mesh):
             known[record.id] = detached.summary(record, known.get(record.id))
         return sorted(known.values(), key=lambda job: job.since_s)
 

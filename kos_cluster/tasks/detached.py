@@ -225,6 +225,20 @@ def _members(mesh: Mesh) -> list[Member]:
     return mesh.request(wire.Nodes(), wire.SyncData).members or []
 
 
+def records(mesh: Mesh) -> list[wire.DetachedJob]:
+    """All detached jobs; of each what the node tells that is furthest on."""
+    newest: dict[str, wire.DetachedJob] = {}
+    for told in mesh.request_all(wire.DetachedJobs(), list[wire.DetachedJob]).values():
+        for record in told:
+            if record.id not in newest or _progress(record) > _progress(newest[record.id]):
+                newest[record.id] = record
+    return list(newest.values())
+
+
+def _progress(record: wire.DetachedJob) -> tuple[bool, int, int]:
+    return record.ended_s is not None, record.epoch, record.done
+
+
 def summary(record: wire.DetachedJob, running: JobSummary | None) -> JobSummary:
     """A job's line in a listing: what is agreed, and what its driver tells of it while there is one."""
     known = JobSummary(
@@ -245,7 +259,7 @@ def summary(record: wire.DetachedJob, running: JobSummary | None) -> JobSummary:
 def tail(mesh: Mesh, id_: str) -> list[tuple[str, bytes]]:
     """The last output of a detached job that is kept when no node remembers its tasks; nothing for other ids."""
     try:
-        record = _patiently(mesh, wire.DetachedJobOf(id_), wire.DetachedJob)
+        record = mesh.request(wire.DetachedJobOf(id_), wire.DetachedJob)
     except NoSuchTaskError:
         return []
     return [(id_, record.tail)]

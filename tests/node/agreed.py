@@ -44,7 +44,7 @@ class Agreement:
             raise getattr(errors, reply.error)(reply.message, reply.hint)
         return reply
 
-    async def read(self) -> ClusterState:
+    async def read(self, timeout_s: float) -> ClusterState:
         return self.state
 
     async def moved(self, timeout_s: float) -> None:

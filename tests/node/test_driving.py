@@ -14,6 +14,7 @@ from kos_cluster.core.driving import EPOCHS_LIMIT, Kind
 from kos_cluster.core.records import indices_of
 from kos_cluster.core.replicated.commands import AssignDriver, CancelJob, CommitResults, FinishJob, TaskResult
 from kos_cluster.core.replicated.jobs import JobState
+from kos_cluster.errors import LimitError
 from kos_cluster.net import driven
 from kos_cluster.node import drives
 from kos_cluster.node import driving as module
@@ -284,6 +285,26 @@ def test_a_job_whose_drivers_end_again_and_again_fails(play: Play) -> None:
         await stage.assign()
         await stage.until(lambda: stage.agreement.job().state is JobState.FAILED)
         assert stage.agreement.job().tail == b"kos: 16 drivers of job j have ended before it did.\n"
+
+    play(scene)
+
+
+def test_a_drive_that_could_not_even_be_passed_on_is_begun_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(stage: Stage) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise LimitError("It cannot be chosen.")
+
+        stage.script = [[(driven.Wrote(), b"kept")]]
+        await stage.agreement.submit()
+        await stage.assign()
+        with monkeypatch.context() as patch:
+            patch.setattr(Assigning, "choose", fail)
+            await stage.until(lambda: stage.ended)
+            await stage.until(lambda: stage.driving._drives["j"].broke_off)
+        await stage.until(lambda: stage.agreement.job().epoch == 2)
+        output = stage.driving.output("j", 1)
+        assert output is not None
+        assert output.tail(10) == b"kept"
 
     play(scene)
 

@@ -6,13 +6,17 @@ import argparse
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from kos_cluster.errors import KosError, StateError, UsageError
+from kos_cluster.services import sweeping
 from kos_cluster.services.bench.control import detection, failover, fleet, joining, main, rates, rest
 from kos_cluster.services.bench.control.figures import (
     AIMS,
@@ -28,6 +32,7 @@ from kos_cluster.services.bench.control.figures import (
 )
 
 TINY_S = 0.2
+WAIT_S = 60.0
 
 
 def report(*figures: Figure) -> Report:
@@ -149,6 +154,19 @@ def test_a_fleet_that_breaks_leaves_nothing(temporary: Path):
 
 
 # ---- the command
+
+
+def test_an_end_by_sigterm_leaves_nothing(temporary: Path) -> None:
+    words = ["-m", "kos_cluster.cli.main", "bench", "control", "--only", "rest", "--nodes", "2", "--minutes", "60"]
+    bench = subprocess.Popen([sys.executable, *words], env=os.environ | {"TMPDIR": str(temporary)})
+    deadline = time.monotonic() + WAIT_S
+    while len(list(temporary.glob("kb-*/home/clusters/local/run/*/ready.json"))) < 2:
+        assert time.monotonic() < deadline and bench.poll() is None
+        time.sleep(0.05)
+    bench.terminate()
+    assert bench.wait(WAIT_S) == 130
+    assert not list(temporary.iterdir())
+    assert not sweeping.belonging([temporary])
 
 
 def arguments(**given: object) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -30,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """
     target = target_of(args.json)
     measures = {name: measure for name, measure in _measures(args).items() if name in args.only}
-    report = uvloop.run(_measured(measures))
+    try:
+        report = uvloop.run(_measured(measures))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
     print(rendered(report))
     if target is not None:
         target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
@@ -56,6 +60,9 @@ async def _detections(kills: int) -> list[Figure]:
 
 
 async def _measured(measures: dict[str, Measure]) -> Report:
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)  # so that no daemon stays
     about, versions = machine.machine(), machine.versions()
     figures: list[Figure] = []
     failures: list[str] = []

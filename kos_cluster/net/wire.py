@@ -5,6 +5,11 @@ frame is `K`, the wire version, the header's length as four bytes (little-endian
 struct tagged with its kind. A payload of less than `INLINE_BYTES` follows in the same frame, as each frame costs its
 own encryption and its own turn of ZeroMQ; a larger one is a second frame, which is sent without being copied.
 
+Versions. From one version to the next, kinds and fields are only added, each new field with a default that means "the
+sender is older and did not say", and a receiver ignores fields that it does not know. So neighbours understand each
+other, which is what an upgrade node by node needs; a kind that is not known yet is dropped and counted. Who joins must
+speak the cluster's version.
+
 Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing here relies on a message arriving:
 an owner repeats what it holds to be outstanding in `OwnerBeat`; the node answers what it does not know, stops what the
 owner does not name, and sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
@@ -26,7 +31,8 @@ from kos_cluster.core.replicated.commands import Proposal
 from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
+OLDEST_WIRE_VERSION = 1  # that is understood, so that nodes can be upgraded one by one
 BULK_BYTES = 1 << 20  # payloads of this size and more go over the bulk port
 MESSAGE_LIMIT_BYTES = 16 << 20  # of one message on a control socket
 INLINE_BYTES = 64 << 10  # smaller payloads stand in the header's frame
@@ -480,8 +486,10 @@ def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:
     view = memoryview(frame)
     if len(view) < _PREFIX_BYTES or view[0] != _MAGIC[0]:
         raise ProtocolError("A frame arrived that is not KOS's wire format.")
-    if view[1] != WIRE_VERSION:
-        raise ProtocolError(f"A peer speaks wire version {view[1]}, this side {WIRE_VERSION}.")
+    if not OLDEST_WIRE_VERSION <= view[1] <= WIRE_VERSION + 1:
+        raise ProtocolError(
+            f"A peer speaks wire version {view[1]}, this side {OLDEST_WIRE_VERSION} to {WIRE_VERSION + 1}."
+        )
     end = _PREFIX_BYTES + int.from_bytes(view[2:_PREFIX_BYTES], "little")
     if end > len(view):
         raise ProtocolError("A truncated message arrived.")

@@ -93,7 +93,7 @@ class Consensus:
         self._asked: dict[int, asyncio.Future[wire.Proposed]] = {}  # of other nodes
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
         self._session = _Session()
-        self._applied_bytes = 0  # since the last snapshot
+        self._snapshot_index = self._applied_bytes = 0  # the last snapshot's, and what was applied since
 
     # ---- life
 
@@ -389,7 +389,8 @@ class Consensus:
             self._loop.call_later(RETRY_DISK_S, self._try_again)
             return
         self.trouble = ""
-        self.state, self._ordering, self._applied_bytes = ClusterState(), Ordering(), 0
+        self.state, self._ordering = ClusterState(), Ordering()
+        self._snapshot_index = self._applied_bytes = 0
         self.start()
         log.info("The disk takes writes again; this node takes part again.")
 
@@ -414,22 +415,22 @@ class Consensus:
         self._stir()
         if changes:
             self._tell_changes(tuple(changes))
-        self._compact()
+        self._compact(entries[-1].index)
 
     def _restore(self, snapshot: raft.Snapshot) -> None:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
-        self._applied_bytes = 0
+        self._snapshot_index, self._applied_bytes = snapshot.index, 0
         self._lose_all()
         self._stir()
         self._tell_changes(())
 
-    def _compact(self) -> None:
+    def _compact(self, applied: int) -> None:
+        """Take a snapshot when the log has grown, of just what is applied now; the machine gets it after this step."""
         if self._raft is None:
             return
-        applied = self._raft.applied
-        if applied - self._raft.first_index >= COMPACT_ENTRIES or self._applied_bytes >= COMPACT_BYTES:
-            self._applied_bytes = 0
-            self._loop.call_soon(lambda: self._feed(raft.Compact(applied, self.state.snapshot())))
+        if applied - self._snapshot_index >= COMPACT_ENTRIES or self._applied_bytes >= COMPACT_BYTES:
+            self._snapshot_index, self._applied_bytes = applied, 0
+            self._loop.call_soon(self._feed, raft.Compact(applied, self.state.snapshot()))
 
     def _lose(self, index: int) -> None:
         """What stood at this place must be offered again; should it be applied all the same, its session knows it."""

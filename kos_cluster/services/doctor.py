@@ -29,6 +29,7 @@ from kos_cluster.errors import KosError
 from kos_cluster.home import ClusterHome, Home
 from kos_cluster.net import beacon
 from kos_cluster.net.identity import Credentials, load_certificate
+from kos_cluster.net.wire import OLDEST_WIRE_VERSION
 from kos_cluster.node import machine
 from kos_cluster.node.rotating import LATEST
 from kos_cluster.services import sweeping
@@ -248,7 +249,8 @@ def _versions(row: dict[str, Any]) -> Finding:
     here = machine.versions()
     there = Versions(row["version"], row["wire"], row["python"], row["numpy"], row["cloudpickle"])
     unreadable = compat.unreadable(here, there)
-    verdict = _graded(there != here, there.wire != here.wire or "" in unreadable)
+    apart = not OLDEST_WIRE_VERSION <= there.wire <= here.wire + 1  # a newer one understands its neighbour
+    verdict = _graded(there != here, apart or "" in unreadable)
     said = "; ".join([_told(there), *dict.fromkeys(unreadable.values())])
     mend = (
         f"Type there, for the Python that runs KOS: python -m {compat.installing(here)}; then 'kos down' and 'kos up'."

@@ -175,7 +175,7 @@ def test_with_a_voter_dead_the_quorum_is_kept_and_the_dead_one_can_be_drained_bu
     three.cluster.drain_node("node3")
     os.kill(three.pid("node3"), signal.SIGKILL)
     until(lambda: row(three, "node3")["state"] == "dead", "it is dead")
-    with pytest.raises(UnreachableError, match=r"Node node3 \(dead\) cannot be reached"):
+    with pytest.raises(UnreachableError, match=r"Node node3 \(\w+\) cannot be reached"):
         three.cluster.renew_node("node3")
     with pytest.raises(StateError) as caught:  # with both gone one voter of three would be left
         three.cluster.remove("node2")

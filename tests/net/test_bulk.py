@@ -25,7 +25,7 @@ from kos_cluster.errors import (
     UsageError,
 )
 from kos_cluster.net import bulk as bulk_module
-from kos_cluster.net import tls
+from kos_cluster.net import tls, transfers
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import BulkServer, get_kept, get_result, present, put_part
 from kos_cluster.net.identity import Credentials
@@ -136,6 +136,20 @@ def test_a_revoked_or_expired_certificate_is_refused(bulk, authority, store, por
     until(lambda: keys_of_yesterday.peer.expired(time.time()))
     with pytest.raises(AuthError, match="EXPIRED"):
         present(HOST, port, keys_of_yesterday)
+
+
+def test_the_open_transfers_of_who_is_revoked_are_cut_and_no_others(bulk, authority, port, client) -> None:
+    other = authority.local("c2", "other", Role.CLIENT)
+    sessions = {who: transfers._Session(HOST, port, who, tls.ALPN_BULK) for who in (client, other)}
+    until(lambda: {client.peer.serial, other.peer.serial} <= set(bulk._open.values()))
+    bulk.cut(client.peer.serial)
+    sessions[client].stream.settimeout(WAIT_S)
+    with contextlib.suppress(OSError):  # cut off rather than ended
+        assert sessions[client].stream.recv(1) == b""
+    until(lambda: client.peer.serial not in bulk._open.values())
+    assert other.peer.serial in bulk._open.values()
+    for session in sessions.values():
+        session.stream.close()
 
 
 def test_a_part_and_a_result_travel_whole(bulk, store, client, port) -> None:

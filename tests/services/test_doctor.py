@@ -33,14 +33,15 @@ def authority() -> CertificateAuthority:
 
 
 @pytest.fixture
-def cluster(authority: CertificateAuthority, tmp_path: Path) -> ClusterHome:
+def cluster(authority: CertificateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterHome:
     """A cluster of one node, desk, that does not run."""
+    monkeypatch.setenv("KOS_HOME", str(tmp_path))
     cluster = ClusterHome(Home(tmp_path), "lab")
     authority.local("c1", "ada@desk", Role.CLIENT).save(cluster.client)
     authority.local("n1", "desk", Role.NODE).save(cluster.node("desk"))
     (port,) = free_pairs(1)
     write_start(cluster, "desk", NodeStart("127.0.0.1", port, beacon=False))
-    cluster.write(ClusterFile("lab", authority.sha256, False, [f"127.0.0.1:{port}"], ["desk"]))
+    cluster.write(ClusterFile("lab", authority.sha256, True, [f"127.0.0.1:{port}"], ["desk"]))
     return cluster
 
 

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1  # with work on the node
 SAMPLE_S = 1.0  # between two looks at the machine's load
 WARM_TIMEOUT_S = 20.0
-FAREWELL_S = 0.2  # for what was given back to reach its owners
+FAREWELL_LIMIT_S = 1.5  # for owners to say that they have what was given back
 FAREWELL_POLL_S = 0.02
 PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
 # What only nodes say, and only to nodes.
@@ -69,6 +69,7 @@ NODES_SAY = (
     wire.Reply,
 )
 PRELOADED = ("numpy",)  # imported in the fork server when it is idle, if installed
+PRELOAD_AFTER_S = 1.0  # after the start
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,10 @@ class Daemon:
             await self._join()
             await asyncio.wait_for(workers.warm.wait(), WARM_TIMEOUT_S)
             self._say_ready()
-            workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
             duties = (
                 self._beat(),
                 self._learn_packages(),
+                self._preload(workers),
                 self._control.run(),
                 self._rotation.run(),
                 self._driving.run(),
@@ -265,6 +266,12 @@ class Daemon:
             self._send(owner, wire.Welcome(self._control.member, self._packages))
         await self._stop.wait()
 
+    async def _preload(self, workers: Workers) -> None:
+        """Import what many tasks need; not at once, as the first task would have to wait for it."""
+        await asyncio.sleep(PRELOAD_AFTER_S)
+        workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
+        await self._stop.wait()
+
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
         """Wait for the order to stop; a background task that dies ends the daemon, saying why."""
         stopping = self._loop.create_task(self._stop.wait())
@@ -291,11 +298,10 @@ class Daemon:
     async def _given_back(self) -> None:
         """Wait until all work was stopped and its owners were told: who hears first that this node is gone counts what
         it had here as lost."""
-        deadline = time.monotonic() + GRACE_S + FAREWELL_S
-        while self._batches.busy and time.monotonic() < deadline:
+        deadline = time.monotonic() + GRACE_S + FAREWELL_LIMIT_S
+        while (self._batches.busy or any(owner.outbox for owner in self._owners)) and time.monotonic() < deadline:
             self._batches.tick(time.monotonic())
             await asyncio.sleep(FAREWELL_POLL_S)
-        await asyncio.sleep(FAREWELL_S)
 
     # ---- time
 

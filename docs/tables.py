@@ -73,7 +73,7 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         formatter = argparse.HelpFormatter(parser.prog, width=1000)
         left_out = ("help", "cluster", *(action.dest for action in children))
         actions = [action for action in parser._actions if action.dest not in left_out]
-        formatter.add_usage(None, actions, [], prefix="")
+        formatter.add_usage(parser.usage, actions, [], prefix="")
         usage = formatter.format_help().strip().replace(" ...", " COMMAND...").replace("|", "\\|")
         yield usage.replace("%(prog)s", parser.prog), parser.description or ""
 

@@ -58,6 +58,10 @@ class AuthError(KosError):
     exit_code = 6
 
 
+class RevokedError(AuthError):
+    """The certificate is denied: its holder was removed from the cluster, or goes on with a newer one."""
+
+
 class JoinError(KosError):
     """A join was refused: token, cluster name, certificate authority or version."""
 

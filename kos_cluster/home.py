@@ -8,7 +8,7 @@
             ca.pem, ca.key          where the cluster was founded: its authority, the key wrapped
             client/                 the user's own credentials: cert.pem, key.pem, ca.pem, curve.json
             nodes/NODE/             a node's credentials in the same form, how it is started, and its durable state:
-                                    state.sqlite, raft.sqlite
+                                    state.sqlite, raft.sqlite, kept/ (parts of detached jobs)
             run/NODE/               what lives as long as the daemon: `ready.json`, `spool/`; and `log`
 
 Rules: this module only names and reads paths; it starts nothing. Folders are made 0700 and never widened.

@@ -47,9 +47,22 @@ class _ShowVersion(argparse.Action):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises instead of printing and exiting."""
 
+    before_command = False  # what stands after `--` is a command to run, and becomes `argv`
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "add_help": False, "allow_abbrev": False})
         self.add_argument("-h", "--help", action=_ShowHelp, nargs=0, default=argparse.SUPPRESS, help="show this help")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(args or ())
+        if not self.before_command:
+            return super().parse_known_args(words, namespace)
+        end = words.index("--") if "--" in words else len(words)
+        parsed, unknown = super().parse_known_args(words[:end], namespace)
+        parsed.argv = words[end + 1 :]
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"Type '{self.prog} --help'.")
@@ -82,6 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_looking(commands)
     _add_work(commands)
+    _add_lock(commands)
+    _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
     _add_bench(commands)
     _add_sim(commands)
     return parser
@@ -92,7 +107,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parsed, unknown = build_parser().parse_known_args(argv)
     if unknown:
         raise UsageError(f"'{parsed.typed}' does not take {unknown[0]!r}.", f"Type '{parsed.typed} --help'.")
-    if getattr(parsed, "argv", None) and parsed.argv[0] == "--":
+    if getattr(parsed, "argv", None) and parsed.argv[0] == "--" and parsed.action != "lock":
         del parsed.argv[0]
     return parsed
 
@@ -134,11 +149,34 @@ def _add_cluster_commands(commands: _Commands) -> None:
     join.add_argument("--token", metavar="TOKEN", help="the token (default: KOS_TOKEN, else asked for)")
     _add_placement(join)
     commands.add("leave", "leave the cluster for good", "leave")
+    _add_care(commands)
     _add_looking(commands)
     execute = commands.add("exec", "run a shell command on one node", "exec")
     execute.add_argument("node", metavar="NODE", help="the node's name")
     execute.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command")
     _add_run(commands)
+
+
+def _add_care(commands: _Commands) -> None:
+    drain = commands.add("drain", "give a node no more work; what runs there goes on", "drain")
+    drain.add_argument("node", metavar="NODE", help="the node's name or id")
+    drain.add_argument("--undo", action="store_true", help="let it work again")
+    remove = commands.add("remove", "remove a node or a user for good, and refuse their certificates", "remove")
+    remove.add_argument("node", metavar="NODE", help="the name or id of the node, or of the user")
+    remove.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    rotate = commands.add("rotate", "renew certificates without interruption", "rotate")
+    rotate.add_argument("nodes", metavar="NODE", nargs="*", help="which nodes' (default: all, and this machine's own)")
+
+
+def _add_lock(commands: _Commands) -> None:
+    lock = commands.add("lock", "run a command while holding a lock of the whole cluster", "lock")
+    lock.before_command = True
+    lock.usage = "kos lock [--ttl TIME] [--wait TIME | --no-wait] NAME -- COMMAND..."
+    lock.add_argument("name", metavar="NAME", help="the lock's name")
+    lock.add_argument("--ttl", type=duration, default=30.0, metavar="TIME", help="how long it is leased (default: 30s)")
+    waiting = lock.add_mutually_exclusive_group()
+    waiting.add_argument("--wait", type=duration, metavar="TIME", help="wait so long (default: as long as it takes)")
+    waiting.add_argument("--no-wait", action="store_true", help="give up when it is not free")
 
 
 def _add_placement(parser: Parser) -> None:
@@ -159,6 +197,9 @@ def _add_looking(commands: _Commands) -> None:
 def _add_run(commands: _Commands) -> None:
     run = commands.add("run", "run a command on the cluster, or with --distribute a Python script across it", "run")
     run.add_argument("--distribute", action="store_true", help="run a Python script (or a cell) across the cluster")
+    run.add_argument(
+        "--detach", action="store_true", help="print its id and return: it goes on without this machine ('kos attach')"
+    )
     run.add_argument("--on", default="", metavar="NODE", help="run on this node")
     run.add_argument("--cpus", type=count, default=1, metavar="C", help="cores that it needs (default: 1)")
     run.add_argument("--memory", type=memory, default=0, metavar="M", help="memory that it needs, for example 8G")
@@ -182,7 +223,10 @@ def _add_run(commands: _Commands) -> None:
 
 
 def _add_work(commands: _Commands) -> None:
-    _add_json(commands.add("ps", "list the jobs that run", "ps"))
+    _add_json(commands.add("ps", "list the jobs that run, and detached ones that have ended", "ps"))
+    attach = commands.add("attach", "watch a detached job until it ends, and take its results", "attach")
+    attach.add_argument("id", metavar="ID", help="the job, as 'kos run --detach' printed it")
+    attach.add_argument("--files", metavar="FOLDER", help="bring what its script wrote into this folder")
     cancel = commands.add("cancel", "stop a job or a task everywhere", "cancel")
     _add_id(cancel)
     logs = commands.add("logs", "print the last output of a job or a task", "logs")

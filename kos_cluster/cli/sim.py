@@ -11,6 +11,7 @@ import random
 
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column
+from kos_cluster.errors import UsageError
 from kos_cluster.sim.report import failure, is_notable, replay, story, summary
 from kos_cluster.sim.run import Options, Result, run_many, run_seed
 from kos_cluster.sim.trace import Trace
@@ -23,6 +24,8 @@ FAILURES_SHOWN = 10
 
 def sim_(parsed: argparse.Namespace, console: Console) -> int:
     """Run one seed and tell its story, or many and sum them up, or the mutants, or measure membership."""
+    if parsed.trace and (parsed.mutants or parsed.seeds > 1):
+        raise UsageError("A trace is of one seed.", "Leave out --trace, or --seeds and --mutants.")
     if parsed.mutants:
         return _mutants(parsed, console)
     seed = random.randrange(FRESH_SEED_LIMIT) if parsed.seed is None else parsed.seed

@@ -178,3 +178,6 @@ class JobSummary(msgspec.Struct, frozen=True):
     nodes: tuple[str, ...] = ()
     parent: str = ""  # the task that submitted it, or empty
     reruns: int = 0  # tasks that were sent again because an attempt was lost
+    state: str = ""  # of a detached job: a `core.replicated.jobs.JobState`
+    driver: str = ""  # the name of the node that drives it, or did last
+    epoch: int = 0  # the number of drivers that it has had

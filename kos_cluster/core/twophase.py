@@ -148,7 +148,8 @@ class Coordinator:
                 effects += [Send(name, Decided(txn, False)) for name in round_.participants]
         for txn, transaction in open_.items():
             round_ = self._rounds.setdefault(txn, _Round(tuple(transaction.participants)))
-            if now >= round_.again_s or transaction.committed != round_.committed:
+            early = round_.again_s - AGAIN_S <= now < round_.again_s  # else due, or the wall clock was set back
+            if not early or transaction.committed != round_.committed:
                 round_.again_s, round_.committed = now + AGAIN_S, transaction.committed
                 effects += self._carry_on(transaction, round_, now)
         return effects

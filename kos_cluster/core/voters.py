@@ -98,6 +98,18 @@ def change_refused(voters: Collection[str], alive: Collection[str], *, add: str 
     return f"Of {_voters(len(after))} {needed} would have to agree, but only {reachable} would be reachable."
 
 
+def undecided_sentence(voters: int, reachable: int) -> str:
+    """Why nothing was decided in time."""
+    if not voters:
+        return "The cluster could not decide in time: this node does not know yet who votes."
+    needed = majority(voters)
+    if reachable < needed:
+        have = f"and only {reachable} can be reached" if reachable else "and none can be reached"
+    else:
+        have = f"{reachable} can be reached, and they did not within the time"
+    return f"The cluster could not decide: {needed} of its {_voters(voters)} must agree, {have}."
+
+
 def loss_sentence(voters: int, alive: int, nodes: int) -> str:
     """What the loss of a node would mean, for `kos cluster status`."""
     needed, spare = majority(voters), alive - majority(voters)

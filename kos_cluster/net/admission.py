@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kos_cluster.errors import AuthError, LimitError
+from kos_cluster.errors import AuthError, LimitError, RevokedError
 from kos_cluster.net.identity import Peer
 
 PEERS_LIMIT = 16384
@@ -32,7 +32,7 @@ class Admitted:
         """Let a peer whose certificate was verified open links. Raises AuthError when it is revoked or expired."""
         with self._lock:
             if peer.serial in self._revoked:
-                raise AuthError(f"The certificate of {peer.name} is revoked.", "Join again with a new token.")
+                raise RevokedError(f"The certificate of {peer.name} is revoked.", "Join again with a new token.")
             if peer.expired(self._clock()):
                 raise AuthError(f"The certificate of {peer.name} has expired.", "Join again with a new token.")
             self._peers[peer.curve_public] = peer

@@ -107,13 +107,18 @@ class Credentials:
         return keys.certified(cert_pem, self.ca_pem, self.peer.cluster)
 
     def save(self, folder: Path) -> None:
-        """Write cert.pem, key.pem, ca.pem and curve.json, each 0600, into a 0700 folder."""
-        private_folder(folder)
+        """Write cert.pem, key.pem, ca.pem and curve.json, each 0600, into a 0700 folder. Raises StateError."""
         curve = _CurveFile(self.curve_public.decode(), self.curve_secret.decode())
-        write_private(folder / "ca.pem", self.ca_pem)
-        write_private(folder / "key.pem", self.key_pem)
-        write_private(folder / "curve.json", msgspec.json.encode(curve))
-        write_private(folder / "cert.pem", self.cert_pem)
+        try:
+            private_folder(folder)
+            write_private(folder / "ca.pem", self.ca_pem)
+            write_private(folder / "key.pem", self.key_pem)
+            write_private(folder / "curve.json", msgspec.json.encode(curve))
+            write_private(folder / "cert.pem", self.cert_pem)
+        except OSError as error:
+            raise StateError(
+                f"Credentials could not be written to {folder} ({error.strerror}).", "Make room, or see who owns it."
+            ) from None
 
     @classmethod
     def load(cls, folder: Path) -> Credentials:

@@ -65,6 +65,10 @@ class HelloWanted(msgspec.Struct, frozen=True, tag="HELLO_WANTED"):
     """A node to a peer that it does not know (any more): say hello again."""
 
 
+class Expelled(msgspec.Struct, frozen=True, tag="EXPELLED"):
+    """A node to a peer on an open link whose certificate does not hold any more: present one, or be gone."""
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
     """What nodes say to each other about who is alive; see `core.swim`."""
 
@@ -112,6 +116,7 @@ class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
     coordinator: str = ""  # the id of the node that coordinates, as far as the sender knows
     term: int = 0  # of that coordinator; of several answers the one of the latest term holds
     voters: list[str] = []  # the ids of the nodes that decide
+    trouble: str = ""  # why the sender takes no part in the decisions, if it does not
 
 
 class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
@@ -334,6 +339,12 @@ class Renew(msgspec.Struct, frozen=True, tag=True):
     request_pem: bytes
 
 
+class RenewalKept(msgspec.Struct, frozen=True, tag=True):
+    """From its holder: the certificate of this serial is kept, so deny those before it. Reply: bool."""
+
+    serial: int
+
+
 class RenewNode(msgspec.Struct, frozen=True, tag=True):
     """Let the node that is asked renew its own certificate now. Reply: float, when the new one ends (Unix seconds)."""
 
@@ -354,7 +365,7 @@ class LockAsked(msgspec.Struct, frozen=True, tag=True):
 
 
 class LockRenewed(msgspec.Struct, frozen=True, tag=True):
-    """Keep a lock for its time once more. Reply: LockState. LockLostError when it is somebody else's by now."""
+    """Keep a lock for its time once more. Reply: LockState. LockHeldError when it is somebody else's by now."""
 
     name: str
     owner: str
@@ -372,6 +383,46 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     """What the cluster has agreed on, as this node knows it. Reply: ClusterStatus."""
 
 
+class Detach(msgspec.Struct, frozen=True, tag=True):
+    """Drive this job, whose work `holders` keep as the part `bundle`, without its submitter. Reply: bool."""
+
+    id: str
+    name: str
+    spec: bytes  # a `core.driving.Work`
+    bundle: str
+    holders: tuple[str, ...]
+
+
+class DetachedJobs(msgspec.Struct, frozen=True, tag=True):
+    """All detached jobs. Reply: list[DetachedJob]."""
+
+
+class DetachedJobOf(msgspec.Struct, frozen=True, tag=True):
+    """One detached job. Reply: DetachedJob. NoSuchTaskError for an id that the cluster does not know."""
+
+    id: str
+
+
+class DetachedResults(msgspec.Struct, frozen=True, tag=True):
+    """The results of a detached job so far. Reply: list[TaskResult]."""
+
+    id: str
+
+
+class DetachedOutput(msgspec.Struct, frozen=True, tag=True):
+    """What a job's tasks have written from `offset` on, from the node that drives it. Reply: OutputSoFar."""
+
+    id: str
+    epoch: int
+    offset: int
+
+
+class CancelDetached(msgspec.Struct, frozen=True, tag=True):
+    """Cancel a detached job. Reply: bool, whether there is one of this id."""
+
+    id: str
+
+
 Asked = (
     Nodes
     | Jobs
@@ -384,12 +435,19 @@ Asked = (
     | RemoveNode
     | DrainNode
     | Renew
+    | RenewalKept
     | RenewNode
     | LockWanted
     | LockAsked
     | LockRenewed
     | LockReleased
     | Status
+    | Detach
+    | DetachedJobs
+    | DetachedJobOf
+    | DetachedResults
+    | DetachedOutput
+    | CancelDetached
 )
 
 
@@ -405,13 +463,50 @@ class LockState(msgspec.Struct, frozen=True):
 
 
 class ClusterStatus(msgspec.Struct, frozen=True):
-    """`trouble` says why the node that answers takes no part in the decisions, if it does not."""
+    """`trouble` says why the node that answers takes no part in the decisions, if it does not.
+
+    `sealed_to`: the ids of the nodes that hold a copy of the authority's key. `now_s`: its clock, Unix seconds.
+    """
 
     coordinator: str
     term: int
     voters: list[str]
     learners: list[str]
     trouble: str = ""
+    sealed_to: list[str] = []
+    now_s: float = 0.0
+
+
+class DetachedJob(msgspec.Struct, frozen=True):
+    """A detached job as the cluster's state has it. Times are Unix seconds."""
+
+    id: str
+    name: str
+    user: str
+    state: str  # a `core.replicated.jobs.JobState`
+    kind: str  # a `core.driving.Kind`
+    total: int
+    done: int  # tasks with a result, those that failed included
+    failed: int
+    submitted_s: float
+    driver: str = ""  # the id of the node that drives it, or did last
+    driver_name: str = ""
+    epoch: int = 0
+    exit_code: int | None = None
+    tail: bytes = b""
+    ended_s: float | None = None
+    ended_by: str = ""
+
+
+class OutputSoFar(msgspec.Struct, frozen=True):
+    """`data` begins at `start`, which is later than what was asked for when so much is no longer kept.
+
+    `known` is false at a node that does not drive the job in this epoch, and has not done so lately.
+    """
+
+    known: bool
+    start: int = 0
+    data: bytes = b""
 
 
 class Request(msgspec.Struct, frozen=True, tag="REQUEST"):
@@ -431,6 +526,7 @@ Message = (
     Hello
     | Welcome
     | HelloWanted
+    | Expelled
     | Heartbeat
     | LoadNews
     | Consensus

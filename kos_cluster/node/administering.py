@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from kos_cluster import errors
 from kos_cluster.core import raft
@@ -48,11 +49,7 @@ class Administration:
         others = [i for i in staying if i.role is Role.NODE]
         if not others:
             return False
-        if not any(i.role is Role.ADMIN for i in staying):
-            raise StateError(
-                "The cluster's only admin is on this machine; without one nobody could be let in any more.",
-                "Make another first: 'kos cluster token --role admin', for a user on a machine that stays.",
-            )
+        _check_admin_stays(staying, "on this machine")
         if peer.id == own_id:
             alive = self._control.membership.alive()
             if not any(other.id in alive for other in others):
@@ -71,16 +68,19 @@ class Administration:
     async def remove(self, peer: Peer, name: str) -> list[str]:
         """Deny a node or client; its sessions end everywhere. Raises NoSuchNodeError, StateError."""
         identity = self._identity(name)
+        identities = self._consensus.state.identities.identities()
+        _check_admin_stays([i for i in identities if identity.id not in (i.id, i.came_with)], _where(identity))
         voters = self._consensus.membership.voters
         if identity.id in voters:
             alive = {m.id for m in self._control.membership.members() if m.state in ALIVE}
             refusal = change_refused(voters, alive, remove=identity.id)
             if refusal:
                 raise StateError(
-                    f"{identity.name} cannot be removed: {refusal}",
-                    "Start other nodes first, so that enough voters can be reached ('kos cluster status').",
+                    f"{identity.name} cannot be removed. {refusal}",
+                    "Start other nodes first, so that enough voters can be reached; or type 'kos cluster leave' there, "
+                    "which lets another node vote in its place.",
                 )
-        gone = [i.name for i in self._consensus.state.identities.identities() if identity.id in (i.id, i.came_with)]
+        gone = [i.name for i in identities if identity.id in (i.id, i.came_with)]
         await self._removed(identity.id, f"removed by {peer.name}")
         return gone
 
@@ -117,6 +117,11 @@ class Administration:
         if member is None:
             raise self._no_such(name)
         await self._consensus.propose(drained(member.id, drain))
+        return True
+
+    async def renewal_kept(self, peer: Peer, serial: int) -> bool:
+        """The holder of a renewed certificate has it on its disk. Raises AuthError when it is not its own."""
+        await self._consensus.propose(commands.ConfirmCertificate(peer.id, serial))
         return True
 
     async def _make_dispensable(self, own_id: str) -> None:
@@ -196,6 +201,19 @@ class Administration:
     async def release(self, peer: Peer, wanted: wire.LockReleased) -> bool:
         await self._consensus.propose(commands.ReleaseLock(wanted.name, _owner(peer, wanted.owner)))
         return True
+
+
+def _check_admin_stays(staying: Sequence[Identity], where: str) -> None:
+    """Raises StateError when nobody could let others in any more."""
+    if not any(identity.role is Role.ADMIN for identity in staying):
+        raise StateError(
+            f"The cluster's only admin is {where}; without one nobody could be let in any more.",
+            "Make another first: 'kos cluster token --role admin', for a user on a machine that stays.",
+        )
+
+
+def _where(identity: Identity) -> str:
+    return identity.name if identity.role is Role.ADMIN else f"on {identity.name}"
 
 
 def _owner(peer: Peer, owner: str) -> str:

@@ -14,6 +14,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.node.administering import Administration
 from kos_cluster.node.controlplane import ControlPlane
+from kos_cluster.node.detached import ASKED, DetachedJobs
 from kos_cluster.node.history import History
 from kos_cluster.node.owners import Owners, OwnerState
 
@@ -29,15 +30,25 @@ COMMAND_OF: dict[type, Command] = {
     wire.RemoveNode: Command.REMOVE_NODE,
     wire.DrainNode: Command.DRAIN_NODE,
     wire.Renew: Command.READ,  # of one's own certificate
+    wire.RenewalKept: Command.READ,  # likewise
     wire.RenewNode: Command.ROTATE,
     wire.LockWanted: Command.SUBMIT,
     wire.LockAsked: Command.READ,
     wire.LockRenewed: Command.SUBMIT,
     wire.LockReleased: Command.SUBMIT,
     wire.Status: Command.READ,
+    wire.Detach: Command.SUBMIT,
+    wire.DetachedJobs: Command.READ,
+    wire.DetachedJobOf: Command.READ,
+    wire.DetachedResults: Command.SUBMIT,
+    wire.DetachedOutput: Command.READ,
+    wire.CancelDetached: Command.SUBMIT,
 }
 WORDS_OF: dict[type, str] = {
     wire.CancelWork: "cancel work",
+    wire.CancelDetached: "cancel work",
+    wire.Detach: "run work",
+    wire.DetachedResults: "take results",
     wire.MintToken: "make join tokens",
     wire.StopNode: "stop nodes",
 }  # the rest is reading, which every role may do
@@ -49,6 +60,7 @@ class Answers:
     def __init__(
         self,
         control: ControlPlane,
+        detached: DetachedJobs,
         owners: Owners,
         history: History,
         tell_owner: Callable[[OwnerState, wire.Message], None],
@@ -58,6 +70,7 @@ class Answers:
     ) -> None:
         self._control = control
         self._administration = Administration(control)
+        self._detached = detached
         self._rotate = rotate
         self._owners = owners
         self._history = history
@@ -104,6 +117,8 @@ class Answers:
 
     async def _agreed(self, peer: Peer, ask: wire.Asked) -> Any:
         """What the cluster has to agree on."""
+        if isinstance(ask, ASKED):
+            return await self._detached.answer(peer, ask)
         match ask:
             case wire.MintToken(role, ttl_s):
                 return await self._control.certifier.mint(role, ttl_s)
@@ -115,6 +130,8 @@ class Answers:
                 return await self._administration.drain(name, drain)
             case wire.Renew(request_pem):
                 return await self._control.certifier.renew(peer, request_pem)
+            case wire.RenewalKept(serial):
+                return await self._administration.renewal_kept(peer, serial)
             case wire.RenewNode():
                 return await self._rotate()
             case wire.LockWanted():

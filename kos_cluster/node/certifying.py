@@ -75,7 +75,7 @@ class Certifier:
         warnings = checked_versions(request.versions, machine.versions())
         authority = self._open()
         redeem = self._redemption(request)
-        self._consensus.state.redemptions.check(redeem.token_id, redeem.secret_sha256, time.time())
+        self._consensus.state.redemptions.check(redeem.token_id, redeem.secret_sha256, self._consensus.clock_s)
         admission = await self._consensus.propose(redeem)
         if not isinstance(admission, replies.Admission):
             raise StateError(f"The join was answered by {type(admission).__name__}.", "Try again.")

@@ -22,7 +22,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,9 @@ from kos_cluster.core import raft
 from kos_cluster.core.ordering import Action, Ordering, Write
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.sessions import SESSION_S
+from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.core.replicated.state import ClusterState
+from kos_cluster.core.voters import undecided_sentence
 from kos_cluster.errors import KosError, LimitError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.node.alarm import Alarm
@@ -72,6 +74,7 @@ class Consensus:
         send: Callable[[str, wire.Message], object],
         changed: Callable[[tuple[replies.Change, ...]], None],
         led: Callable[[], None],
+        reachable: Callable[[], Collection[str]],
     ) -> None:
         self.state = ClusterState()
         self.trouble = ""  # why this node takes no part, if it does not
@@ -82,6 +85,7 @@ class Consensus:
         self._send = send
         self._tell_changes = changed
         self._tell_led = led
+        self._reachable = reachable
         self._loop = asyncio.get_running_loop()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="raft-disk")
         self._ordering = Ordering()
@@ -97,6 +101,7 @@ class Consensus:
         self._session = _Session()
         self._index = 0  # of the last entry applied; not all are commands, so `state` may be behind
         self._snapshot_index = self._applied_bytes = 0  # the last snapshot's, and what was applied since
+        self._stamp = Stamp()
 
     # ---- life
 
@@ -117,6 +122,11 @@ class Consensus:
             self._log.close()
 
     # ---- what is known
+
+    @property
+    def clock_s(self) -> float:
+        """The replicated clock as it is now (Unix seconds): it goes on between two commands."""
+        return self._stamp.now_s(time.time(), self._loop.time())
 
     @property
     def leader(self) -> str | None:
@@ -206,7 +216,9 @@ class Consensus:
                 if isinstance(verdict, raft.ReadReady):
                     while self._index < verdict.index and self._loop.time() < deadline:
                         await self.moved(deadline - self._loop.time())
-                    return
+                    if self._index >= verdict.index:
+                        return
+                    break
                 await self.moved(REFUSED_PAUSE_S)
             except TimeoutError:
                 continue
@@ -242,7 +254,8 @@ class Consensus:
 
     async def _offer(self, proposal: commands.Proposal, deadline: float) -> replies.Reply | None:
         """Put it into this node's own log; None when it must be offered again, perhaps elsewhere."""
-        entry = commands.encode(msgspec.structs.replace(proposal, now_s=time.time()))
+        now_s = self._stamp.now_s(time.time(), self._loop.time())
+        entry = commands.encode(msgspec.structs.replace(proposal, now_s=now_s))
         placed = self._place(lambda id_: raft.Propose(id_, entry))
         if isinstance(placed, raft.Refused):
             await self.moved(REFUSED_PAUSE_S)
@@ -277,12 +290,12 @@ class Consensus:
         return proposed.reply
 
     def _undecided(self) -> UnreachableError:
-        voters = len(self.membership.voters)
         if self.trouble:
             return UnreachableError(self.trouble, "Mend that; 'kos doctor' looks at it.")
+        voters = self.membership.voters
+        reachable = len({self._node, *self._reachable()} & set(voters))
         return UnreachableError(
-            f"The cluster could not decide in time: more than half of its {voters or 'unknown number of'} voters "
-            "must answer.",
+            undecided_sentence(len(voters), reachable),
             "Type 'kos cluster status' to see who is alive, then try again.",
         )
 
@@ -413,6 +426,7 @@ class Consensus:
 
     def _apply(self, entries: Sequence[raft.Entry]) -> None:
         changes: list[replies.Change] = []
+        self._applied_index = entries[-1].index
         for entry in entries:
             reply: replies.Reply = replies.Done()
             if entry.kind == raft.Kind.COMMAND:
@@ -428,6 +442,7 @@ class Consensus:
             placed = self._placed.pop(entry.index, None)
             if placed is not None:
                 _settle(placed.answer, reply if placed.term == entry.term else None)
+        self._stamp.applied(self.state.clock_s, self._loop.time())
         self._stir()
         if changes:
             self._tell_changes(tuple(changes))
@@ -437,6 +452,7 @@ class Consensus:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
         self._index = self._snapshot_index = snapshot.index
         self._applied_bytes = 0
+        self._stamp.applied(self.state.clock_s, self._loop.time())
         self._lose_all()
         self._stir()
         self._tell_changes(())

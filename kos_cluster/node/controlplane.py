@@ -22,10 +22,11 @@ import msgspec
 from kos_cluster.core import raft, swim
 from kos_cluster.core.records import Load, Member, MemberState
 from kos_cluster.core.replicated import commands, replies
-from kos_cluster.errors import UnreachableError
+from kos_cluster.errors import RevokedError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.node.assigning import Assigning
 from kos_cluster.node.certifying import Certifier
 from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.coordinating import Coordinating
@@ -59,7 +60,8 @@ class Ground:
 
 
 class ControlPlane:
-    """One node's. Used in the daemon's loop. `changed` is called after each new view."""
+    """One node's. Used in the daemon's loop. `changed` is called after each new view, `expelled` with the serial and
+    the holder's id for each certificate that is denied with nothing in its place."""
 
     def __init__(
         self,
@@ -69,12 +71,14 @@ class ControlPlane:
         changed: Callable[[], None],
         owner_ended: Callable[[wire.OwnerEnded], None],
         asked: Callable[[Peer, wire.Request], None],
+        expelled: Callable[[int, str], None],
     ) -> None:
         self._ground = ground
         self._member = member
         self._changed = changed
         self._owner_ended = owner_ended
         self._asked = asked
+        self._expelled = expelled
         self._view = time.time_ns()
         peers = self.peers = make_peers(self)
         self._vouching = Vouching(ground.credentials, ground.admitted.revoked)
@@ -94,9 +98,11 @@ class ControlPlane:
             lambda id_, message: peers.send(id_, message),  # lost ones are sent again by whoever needs an answer
             self._decided,
             self._moved,
+            self.membership.unsuspected,
         )
         self.certifier = Certifier(ground.credentials, self.consensus, self.membership)
-        self._coordinating = Coordinating(member.id, self.consensus, self.membership, self.certifier)
+        self.assigning = Assigning(self.consensus, self.membership)
+        self._coordinating = Coordinating(member.id, self.consensus, self.membership, self.certifier, self.assigning)
 
     # ---- life
 
@@ -106,11 +112,15 @@ class ControlPlane:
         self.membership.start(self._ground.bootstrap)
 
     async def joined(self) -> bool:
-        """Wait until another node has answered, or, at the founder, until the cluster is founded; False if too late."""
+        """Wait until another node has answered, or, at the founder, until the cluster is founded; False if too late.
+
+        Raises RevokedError when this node was removed.
+        """
         deadline = time.monotonic() + JOINED_TIMEOUT_S
         if self._ground.founding is not None and not self.consensus.state.cluster:
             await self._ground.founding.carry_out(self.consensus)
         while self._ground.bootstrap and not self.membership.alive():
+            self.check_belongs()
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.01)
@@ -119,6 +129,15 @@ class ControlPlane:
     async def run(self) -> None:
         """The coordinator's duties, while this node leads. Does not return."""
         await self._coordinating.run()
+
+    def check_belongs(self) -> None:
+        """Raises RevokedError when the other nodes do not take this one to be of the cluster any more."""
+        if self.peers.turned_away(time.monotonic()) is not None:
+            name, cluster = self._member.name, self._ground.credentials.peer.cluster
+            raise RevokedError(
+                f"This node, {name}, was removed from cluster {cluster!r}: the others refuse its certificate.",
+                f"Type 'kos cluster leave --cluster {cluster}' here; to come back, join again with a new token.",
+            )
 
     async def farewell(self) -> None:
         """This node stops: let another coordinate, and tell the others."""
@@ -168,7 +187,13 @@ class ControlPlane:
             coordinator=self.consensus.leader or "",
             term=self.consensus.term,
             voters=list(self.consensus.membership.voters),
+            trouble=self.consensus.trouble,
         )
+
+    @property
+    def member(self) -> Member:
+        """This node's own record, as it is now."""
+        return self.membership.members()[0]
 
     def coordinator(self) -> Member | None:
         """The member that coordinates, when it is known."""
@@ -182,6 +207,8 @@ class ControlPlane:
             voters=list(membership.voters),
             learners=list(membership.learners),
             trouble=self.consensus.trouble,
+            sealed_to=sorted(self.certifier.sealed_to()),
+            now_s=time.time(),
         )
 
     def named(self, name: str) -> Member | None:
@@ -243,6 +270,10 @@ class ControlPlane:
         cluster = self._ground.credentials.peer.cluster
         successor = next((_peer_of(certificate, cluster) for certificate in newest), None)
         self._ground.admitted.revoke(serial, successor)
+        if successor is not None:
+            self.peers.succeeded(successor)
+        else:
+            self._expelled(serial, entry.id)
         member = self.membership.member(entry.id)
         if identity is None and member is not None:
             self.membership.removed(entry.id)

@@ -1,4 +1,4 @@
-"""The coordinator's duties: who belongs to the group, who votes, who holds the authority's key, and that time goes on.
+"""The coordinator's duties: who belongs to the group, votes, holds the authority's key, drives detached jobs; and time.
 
 Theory of operation. While this node leads it looks at the cluster each `LOOK_S`, and when something was decided, and
 does one step: a node that was admitted and is alive begins to learn; one that is to be removed goes; voters are chosen
@@ -22,6 +22,7 @@ from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.roles import Role
 from kos_cluster.core.voters import Blocked, Candidate, Demote, HandOver, Promote, choose_voters
 from kos_cluster.errors import KosError
+from kos_cluster.node.assigning import Assigning
 from kos_cluster.node.certifying import Certifier
 from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.draining import forgotten, is_drained, to_remove
@@ -36,7 +37,10 @@ SILENT_S = 3.0  # a node that has not answered the coordinator for so long is no
 class Coordinating:
     """Used in the daemon's loop. `run` never returns; it acts only while this node leads."""
 
-    def __init__(self, node: str, consensus: Consensus, membership: Membership, certifier: Certifier) -> None:
+    def __init__(
+        self, node: str, consensus: Consensus, membership: Membership, certifier: Certifier, assigning: Assigning
+    ) -> None:
+        self._assigning = assigning
         self._node = node
         self._consensus = consensus
         self._membership = membership
@@ -66,7 +70,7 @@ class Coordinating:
     async def _step(self) -> bool:
         """One step, if any is due; whether it was made."""
         await self._keep_time()
-        if await self._remove():
+        if await self._remove() or await self._assigning.step():
             return True
         change = self._next_member() or await self._next_voter()
         if change is None:
@@ -170,7 +174,7 @@ class Coordinating:
 
     async def _keep_time(self) -> None:
         """Let the replicated clock go on when something ends by it."""
-        if time.time() >= self._consensus.state.due_s:
+        if self._consensus.clock_s >= self._consensus.state.due_s:
             await self._consensus.propose(commands.Tick())
 
 

@@ -24,7 +24,7 @@ from kos_cluster.core.batching import TASKS_LIMIT
 from kos_cluster.core.queue import GRACE_S
 from kos_cluster.core.records import Load, Member, are_runs
 from kos_cluster.core.roles import Command, Role, may
-from kos_cluster.errors import StateError
+from kos_cluster.errors import RevokedError, StateError
 from kos_cluster.home import ClusterHome, Ready, private_folder, write_private
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
@@ -36,9 +36,13 @@ from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.controlplane import ControlPlane, Ground
+from kos_cluster.node.copying import Copying
+from kos_cluster.node.detached import DetachedJobs
+from kos_cluster.node.driving import Driving, Place
 from kos_cluster.node.founding import Founding
 from kos_cluster.node.history import History
 from kos_cluster.node.intake import Intake
+from kos_cluster.node.keeping import Kept
 from kos_cluster.node.owners import Owners, OwnerState
 from kos_cluster.node.parts import Parts
 from kos_cluster.node.peers import Peers
@@ -51,7 +55,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1  # with work on the node
 SAMPLE_S = 1.0  # between two looks at the machine's load
 WARM_TIMEOUT_S = 20.0
-FAREWELL_S = 0.2  # for what was given back to reach its owners
+FAREWELL_LIMIT_S = 1.5  # for owners to say that they have what was given back
 FAREWELL_POLL_S = 0.02
 PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
 # What only nodes say, and only to nodes.
@@ -103,13 +107,23 @@ class Daemon:
         shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run
         self._history = History(start.node)
         self._parts = Parts(self._run / "spool" / "parts")
+        self._kept = Kept(start.cluster.node(start.node) / "kept")
         self._owners = Owners(self._owner_ended)
         self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
         self._member = self._make_member()
         self._control = self._make_control()
         self._rotation = Rotation(self._credentials, start.cluster.node(start.node), self._control, self._renewed)
+        self._copying = Copying(
+            self._member.id,
+            lambda: self._credentials,
+            self._control.consensus,
+            self._control.membership,
+            self._kept,
+        )
+        self._driving = self._make_driving()
         self._answers = Answers(
             self._control,
+            DetachedJobs(self._control, self._driving),
             self._owners,
             self._history,
             self._tell,
@@ -121,7 +135,7 @@ class Daemon:
         self._bulk: BulkServer | None = None
 
     async def run(self) -> None:
-        """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError."""
+        """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
         self._server.bind(start.host, start.port)
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
@@ -140,13 +154,20 @@ class Daemon:
                 self._preload(workers),
                 self._control.run(),
                 self._rotation.run(),
+                self._driving.run(),
+                self._copying.run(),
             )
-            await self._until_stopped([self._loop.create_task(work) for work in duties])
+            try:
+                await self._until_stopped([self._loop.create_task(work) for work in duties])
+            except RevokedError:
+                await self._end_work()  # its owners have it done elsewhere; the other nodes do not listen
+                raise
             await self._farewell()
         finally:
             (self._run / "ready.json").unlink(missing_ok=True)
             if beacon is not None:
                 beacon.close()
+            await self._driving.close()
             await self._control.close()
             workers.close()
             bulk.close()
@@ -174,7 +195,13 @@ class Daemon:
             founding=None if start.bootstrap else Founding(start.cluster, start.node, start.profile),
         )
         return ControlPlane(
-            ground, self._member, self._make_peers, self._view_changed, self._owner_gone, self._node_asked
+            ground,
+            self._member,
+            self._make_peers,
+            self._view_changed,
+            self._owner_gone,
+            self._node_asked,
+            self._expelled,
         )
 
     def _make_peers(self, control: ControlPlane) -> Peers:
@@ -198,7 +225,12 @@ class Daemon:
         )
 
     def _make_intake(self) -> Intake:
-        return Intake(self._admitted, self._parts, self._batches, self._control)
+        return Intake(self._admitted, self._parts, self._kept, self._batches, self._control)
+
+    def _make_driving(self) -> Driving:
+        place = Place(self._member.id, self._start.cluster.name, self._run / "spool" / "driving")
+        control = self._control
+        return Driving(place, control.consensus, self._kept, self._copying, control.assigning, self._store)
 
     async def _start_beacon(self) -> Beacon | None:
         if not self._start.beacon:
@@ -231,7 +263,7 @@ class Daemon:
         """What is installed here, for placement; found in a thread because it reads much of the disk."""
         self._packages = await asyncio.to_thread(machine.packages)
         for owner in self._owners:
-            self._send(owner, wire.Welcome(self._member, self._packages))
+            self._send(owner, wire.Welcome(self._control.member, self._packages))
         await self._stop.wait()
 
     async def _preload(self, workers: Workers) -> None:
@@ -254,19 +286,22 @@ class Daemon:
 
     async def _farewell(self) -> None:
         """Give work back, tell the other nodes, and let that go out."""
+        await self._end_work()
+        await self._control.farewell()
+
+    async def _end_work(self) -> None:
         (self._run / "ready.json").unlink(missing_ok=True)  # from now on this node does not run
+        await self._driving.close()
         self._batches.stop()
         await self._given_back()
-        await self._control.farewell()
 
     async def _given_back(self) -> None:
         """Wait until all work was stopped and its owners were told: who hears first that this node is gone counts what
         it had here as lost."""
-        deadline = time.monotonic() + GRACE_S + FAREWELL_S
-        while self._batches.busy and time.monotonic() < deadline:
+        deadline = time.monotonic() + GRACE_S + FAREWELL_LIMIT_S
+        while (self._batches.busy or any(owner.outbox for owner in self._owners)) and time.monotonic() < deadline:
             self._batches.tick(time.monotonic())
             await asyncio.sleep(FAREWELL_POLL_S)
-        await asyncio.sleep(FAREWELL_S)
 
     # ---- time
 
@@ -281,6 +316,7 @@ class Daemon:
                 next_sample = now + SAMPLE_S
                 self._owners.expire(now)
                 self._control.peers.tick(now)
+                self._control.check_belongs()
                 self._sample()
                 self._control.measured(self._load)
             await asyncio.sleep(TICK_S if self._batches.busy else SAMPLE_S)
@@ -333,7 +369,7 @@ class Daemon:
         handle(origin, message, payload)
 
     def _on_hello(self, origin: Origin, message: wire.Hello, _: memoryview) -> None:
-        welcome = wire.Welcome(self._member, self._packages)
+        welcome = wire.Welcome(self._control.member, self._packages)
         if origin.peer.role is not Role.NODE and not self._owners.hello(
             origin.peer, origin.route, message, time.monotonic(), on_this_machine=machine.is_own_address(origin.host)
         ):
@@ -440,6 +476,15 @@ class Daemon:
         self._batches.owner_ended(owner)
         if owner.was_local:
             self._control.owner_has_ended(wire.OwnerEnded(*owner.owner))
+
+    def _expelled(self, serial: int, id_: str) -> None:
+        """A certificate is denied: its holder is told nothing more, and what it had running ends."""
+        for owner in self._owners:
+            if owner.peer.id == id_:
+                self._server.send(owner.route, wire.Expelled())
+                self._owners.end(owner)
+        if self._bulk is not None:
+            self._bulk.cut(serial)
 
     def _view_changed(self) -> None:
         for owner in self._owners:

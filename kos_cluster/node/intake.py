@@ -1,4 +1,4 @@
-"""What a node does for peers on its bulk port: takes certificates, parts and joiners, hands out large results.
+"""What a node does for peers on its bulk port: takes certificates, parts and joiners, hands out what it holds.
 
 Rules. These calls come from the threads of the TLS server; anything that touches the daemon's state is done in its
 loop, and waited for, at most `LOOP_TIMEOUT_S`.
@@ -18,6 +18,7 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.controlplane import ControlPlane
+from kos_cluster.node.keeping import Kept
 from kos_cluster.node.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,14 @@ class Intake:
         self,
         admitted: Admitted,
         parts: Parts,
+        kept: Kept,
         batches: Batches,
         control: ControlPlane,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._admitted = admitted
         self._parts = parts
+        self._kept = kept
         self._batches = batches
         self._control = control
 
@@ -61,6 +64,17 @@ class Intake:
 
     def result_path(self, peer: Peer, name: str) -> Path | None:
         return self._in_loop(lambda: self._batches.result_path(peer.id, name))
+
+    def keep_wanted(self, peer: Peer, hash_: str, size: int) -> Path | None:
+        if self._kept.intact(hash_):  # in this thread, for it may be large
+            return None
+        return self._in_loop(lambda: self._kept.incoming(size))
+
+    def keep_arrived(self, peer: Peer, hash_: str, path: Path) -> None:
+        self._kept.add(hash_, path)  # in this thread, for the disk takes its time
+
+    def kept_path(self, peer: Peer, hash_: str) -> Path | None:
+        return self._in_loop(lambda: self._kept.path(hash_) if hash_ in self._kept else None)
 
     def coordinator(self) -> tuple[str, int] | None:
         member = self._in_loop(self._control.coordinator)

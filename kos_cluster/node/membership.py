@@ -82,6 +82,10 @@ class Membership:
         """The ids of the other members that are alive, or only suspected."""
         return [m.id for m in self._swim.members()[1:] if m.state in ALIVE]
 
+    def unsuspected(self) -> list[str]:
+        """The ids of the other members that are alive as far as anybody knows."""
+        return [m.id for m in self._swim.members()[1:] if m.state is MemberState.ALIVE]
+
     def loads(self) -> dict[str, tuple[Load, float]]:
         return self._loads.loads(self._loop.time())
 

@@ -6,7 +6,9 @@ What is sent while an own link comes up waits for it, a little; all else that ca
 (gossip, Raft) live with that.
 
 Rules. Who speaks is the identity that the link has proved. A link whose node proves to be another than the one that it
-was opened for is closed. A link that nobody wants is closed `IDLE_S` later; links that are up stay.
+was opened for is closed. A link that nobody wants is closed `IDLE_S` later; links that are up stay. This node holds
+itself to be removed when another refuses its certificate as revoked and none has spoken with it for `TURNED_AWAY_S`:
+one that is wrong, or ahead of the others, cannot stop it alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Protocol
 
 from kos_cluster.core.records import Member
 from kos_cluster.core.roles import Role
+from kos_cluster.errors import RevokedError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.nodelink import NodeLink
@@ -32,6 +35,7 @@ WAITING_LIMIT = 64  # messages that wait for one link to come up
 WAITING_S = 2.0  # for so long they are worth sending
 IDLE_S = 30.0
 LAST_WORD_S = 1.0  # for which a link to a node that was removed stays
+TURNED_AWAY_S = 2.0
 LINKS_LIMIT = 1100  # links that this node has opened; beyond it no further ones are
 
 
@@ -75,12 +79,15 @@ class Peers:
         self._addresses: dict[str, str] = {}  # id -> address
         self._asked: dict[int, asyncio.Future[wire.Reply]] = {}
         self._next = 1
+        self._heard_s = time.monotonic()  # when any node has spoken with us last
+        self._revoked: RevokedError | None = None  # how one has refused us since
 
     # ---- what is known of the others
 
     def came(self, origin: Origin) -> None:
         """A node has said something over its own link."""
         self._routes[origin.peer.id] = origin.route
+        self._heard()
 
     def learn(self, member: Member) -> None:
         """Where a member can be reached."""
@@ -108,6 +115,19 @@ class Peers:
         self._credentials = credentials
         for way in self._ways.values():
             way.link.renewed(credentials)
+
+    def succeeded(self, peer: Peer) -> None:
+        """Another node has another certificate now, of the same keys."""
+        way = self._ways.get(self._addresses.get(peer.id, ""))
+        if way is not None:
+            way.link.succeeded(peer)
+
+    def turned_away(self, now: float) -> RevokedError | None:
+        """How another node has refused this one, when it is held to be removed from the cluster."""
+        return self._revoked if now - self._heard_s > TURNED_AWAY_S else None
+
+    def _heard(self) -> None:
+        self._heard_s, self._revoked = time.monotonic(), None
 
     # ---- sending
 
@@ -180,6 +200,8 @@ class Peers:
         if way is None or way.link is not link:
             return
         way.waiting.clear()
+        if isinstance(link.failure, RevokedError) and link.shown == self._credentials.peer.serial:
+            self._revoked = link.failure
         id_ = way.id or (link.peer.id if link.peer is not None else "")
         if id_:
             self._listener.node_unreachable(id_)
@@ -193,6 +215,7 @@ class Peers:
             log.warning("%s is %s, not the node that was looked for.", link.address, peer)
             self._close(link.address)
             return
+        self._heard()
         if isinstance(message, wire.Welcome):
             way.id = peer.id
             self._addresses.setdefault(peer.id, link.address)

@@ -22,7 +22,7 @@ from enum import StrEnum
 from kos_cluster.core.raft.events import Persist
 from kos_cluster.core.raft.values import Entry, HardState, Restored, Snapshot
 
-SYNC_LEAST_S = 0.0003
+SYNC_LEAST_S = 0.0003  # of a write on any disk
 SYNC_MOST_S = 0.004  # of a healthy disk
 
 

@@ -45,7 +45,7 @@ LASTS_LEAST_S, LASTS_MEAN_S, LASTS_MOST_S = 0.2, 2.5, 30.0
 PACES = (0.5, 1.0, 3.0)  # a schedule has many short faults, or few long ones
 WRITES_MOST = 12  # up to so many writes a doomed host still makes
 DOOM_LATEST_S = 1.0  # a doomed host that does not write so much dies by then
-JUMP_MOST_S = 120.0
+JUMP_MOST_S = 120.0  # of a wall clock, forward or back
 CRASHES = tuple(Crash)
 
 

@@ -61,7 +61,9 @@ class Host:
         self._random = random
         self._free_at_s = 0.0
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque(maxlen=INBOX_LIMIT)
-        self._planned = False  # working off the inbox stands in the agenda
+        self._plans = self._planned = (
+            0  # the number under which working off the inbox stands in the agenda; 0: it does not
+        )
         self._wake_at_s: dict[str, float] = {}
 
     @property
@@ -83,7 +85,7 @@ class Host:
         self.up = False
         self.boots += 1
         self._inbox.clear()
-        self._planned = False
+        self._planned = 0
         self._wake_at_s.clear()
         for program in self.programs.values():
             program.stop(crash)
@@ -95,6 +97,8 @@ class Host:
         """No longer slow, no longer paused."""
         self.lag_s = 0.0
         self._free_at_s = min(self._free_at_s, self._agenda.now_s)
+        self._planned = 0  # what stands in the agenda is for the end of the pause
+        self._plan_work(self.boots)
 
     def run(self, boot: int, work: Callable[..., object], *values: Any) -> None:
         """Do this now, or as soon as what came before is done; never in another life than `boot`."""
@@ -108,13 +112,14 @@ class Host:
 
     def _plan_work(self, boot: int) -> None:
         if self._inbox and not self._planned:
-            self._planned = True
-            self._agenda.at(self._free_at_s, self._work_off, boot)
+            self._plans += 1
+            self._planned = self._plans
+            self._agenda.at(self._free_at_s, self._work_off, boot, self._planned)
 
-    def _work_off(self, boot: int) -> None:
-        if boot != self.boots:
+    def _work_off(self, boot: int, planned: int) -> None:
+        if boot != self.boots or planned != self._planned:
             return
-        self._planned = False
+        self._planned = 0
         if self._free_at_s <= self._agenda.now_s:  # else it was paused meanwhile
             self._do(*self._inbox.popleft())
         if boot == self.boots:

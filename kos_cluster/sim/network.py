@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from random import Random
 
-DELAY_LEAST_S = 0.0002
+DELAY_LEAST_S = 0.0002  # of any message
 DELAY_MOST_S = 0.002  # of a healthy link
 STRAY_MOST_S = 4.0  # how long a stray copy may linger
 

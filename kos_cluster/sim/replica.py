@@ -4,7 +4,8 @@ Theory of operation. This is the simulated counterpart of what the daemon does a
 the machine, its effects go through the same `core.ordering` that the daemon uses, and what comes out is carried out. A
 write takes a while; then it is kept by the disk, reported to the ordering, and the machine is told. A planned crash
 (`doom`) strikes at one write, at one of the four points that `sim.disk` names. A machine that halts ends its host's
-life, and a supervisor starts it again after `SUPERVISOR_S`.
+life, and a supervisor starts it again after `SUPERVISOR_S`. An old node speaks the wire version before; a restart
+upgrades it, so a world may begin in the middle of a rolling upgrade.
 
 Rules: the rules of Raft are told everything here and nowhere else: what a machine was given, what it returned, what
 was sent, what became durable, what was applied.
@@ -16,10 +17,13 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from kos_cluster.core.ordering import Ordering, Write
-from kos_cluster.core.raft import events
+from kos_cluster.core.raft import events, messages
 from kos_cluster.core.raft.machine import Raft
 from kos_cluster.core.raft.values import Restored
+from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.sim.disk import SYNC_LEAST_S, Crash, Disk
 from kos_cluster.sim.host import Host
 
@@ -27,8 +31,15 @@ if TYPE_CHECKING:
     from kos_cluster.sim.world import World
 
 GROUP = "sim"
-SUPERVISOR_S = 1.0
+SUPERVISOR_S = 1.0  # after which a node that halted is started again
 COMPACT_LEAST, COMPACT_MOST = 20, 120  # applied entries after which a replica makes a snapshot
+
+
+def as_of_version_1(message: Any) -> Any:
+    """A message as a node of the wire version before sends it, or reads it."""
+    if isinstance(message, messages.AppendResponse):
+        return msgspec.structs.replace(message, version=1, hint_index=0, hint_term=0)
+    return msgspec.structs.replace(message, version=1)
 
 
 class Doom:
@@ -43,8 +54,9 @@ class Replica:
 
     name = "raft"
 
-    def __init__(self, host: Host, world: World, restored: Restored, random: Random) -> None:
+    def __init__(self, host: Host, world: World, restored: Restored, random: Random, old: bool) -> None:
         self.host = host
+        self._old = old  # it speaks and understands the wire version before, until it is started anew
         self.disk = Disk(restored)
         self.raft: Raft | None = None
         self.applied = world.new_state()
@@ -54,6 +66,7 @@ class Replica:
         self._random = random
         self._compact_every = random.randint(COMPACT_LEAST, COMPACT_MOST)
         self._ordering = Ordering()
+        self._stamp = Stamp()
         self._compacted = 0  # the index of the last snapshot
         self._do: dict[type, Callable[[Any], None]] = {
             Write: self._write,
@@ -78,6 +91,7 @@ class Replica:
     def start(self) -> None:
         restored = self.disk.load()
         self._ordering = Ordering()
+        self._stamp = Stamp()
         self.applied = self._world.new_state()
         self._compacted = 0
         seed = self._random.getrandbits(64)
@@ -87,12 +101,14 @@ class Replica:
 
     def stop(self, crash: Crash) -> None:
         self.raft = None
+        self._old = False
         self.doom = None
         self.disk.lose(crash, self._random.random())
         self._world.workload.host_down(self.host.name)
 
     def take(self, sender: str, message: Any) -> None:
         if self.raft is not None:
+            message = as_of_version_1(message) if self._old else message
             self._world.rules.received(self, sender, message)
             self.handle(events.Received(sender, message))
 
@@ -100,6 +116,11 @@ class Replica:
         if self.raft is not None:
             self._carry(self.raft.tick(self.host.now))
             self._world.rules.ticked(self)
+
+    def stamp_s(self) -> float:
+        """The time to put on a command that is proposed here."""
+        wall_s = self.host.clock.wall_s(self._world.agenda.now_s)
+        return self._stamp.now_s(wall_s, self.host.now)
 
     def handle(self, event: events.Event) -> None:
         """Give an event to the machine and carry out what it answers."""
@@ -123,7 +144,8 @@ class Replica:
 
     def _send(self, send: events.Send) -> None:
         self._world.rules.sent(self, send)
-        self._world.send(self.host, send.to, self.name, send.message)
+        message = as_of_version_1(send.message) if self._old else send.message
+        self._world.send(self.host, send.to, self.name, message)
 
     def _write(self, write: Write) -> None:
         """A write begins. The disk keeps it a little later, and a little later still the host hears of it."""
@@ -185,7 +207,7 @@ class Replica:
             reply = self.applied.apply(entry)
             self._world.rules.applied(self, entry, reply)
             self._world.workload.applied(self, entry, reply)
-        assert self.raft is not None
+        self._stamp.applied(self.applied.state.clock_s, self.host.now)
         index = effect.entries[-1].index
         if index - self._compacted >= self._compact_every:
             # after what is being carried out, as the daemon does it: the machine is not entered twice
@@ -203,6 +225,7 @@ class Replica:
         snapshot = effect.snapshot
         self._world.rules.restored(self, snapshot)
         self.applied.restore(snapshot.index, snapshot.data)
+        self._stamp.applied(self.applied.state.clock_s, self.host.now)
         self._compacted = snapshot.index
         self._world.note(self.host.name, "restored", snapshot.index)
 

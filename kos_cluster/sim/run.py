@@ -14,6 +14,7 @@ from random import Random
 
 import msgspec
 
+from kos_cluster.core.raft.config import VOTERS_LIMIT
 from kos_cluster.sim.disk import Crash
 from kos_cluster.sim.faults import KINDS, Fault, draw, plan
 from kos_cluster.sim.invariants import Violation
@@ -61,9 +62,14 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def shape_of(seed: int, options: Options) -> Shape:
-    """Half of the worlds begin with all nodes as voters, the others with three and some that may join."""
-    voters = 3 if options.nodes > 3 and Random(f"{seed}/shape").random() < 0.5 else 0
-    return Shape(options.nodes, voters, calm=not options.kinds, membership=options.membership)
+    """Half of the worlds begin with all nodes as voters, the others with three and some that may join; half of them in
+    the middle of an upgrade.
+    """
+    random = Random(f"{seed}/shape")
+    everybody = 0 if options.nodes <= VOTERS_LIMIT else VOTERS_LIMIT
+    voters = 3 if options.nodes > 3 and random.random() < 0.5 else everybody
+    old = random.choice((0, 0, 1, 2))
+    return Shape(options.nodes, voters, old, calm=not options.kinds, membership=options.membership)
 
 
 def schedule_of(seed: int, options: Options) -> tuple[Fault, ...]:

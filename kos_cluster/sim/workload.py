@@ -11,6 +11,8 @@ in the log several times.
     a read               is not answered from before what anybody knew to be committed when it was asked
     a fenced resource    admits no token after a higher one, and each token from one owner
 
+Some drive a detached job (see `drivers`) or begin transactions (see `transactions`).
+
 Rules: clients live outside of the hosts, so they never crash; they see nothing that a client of the daemon would not
 see.
 """
@@ -26,6 +28,8 @@ from kos_cluster.core.raft import events
 from kos_cluster.core.raft.values import Entry, Role
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import StateError
+from kos_cluster.sim import transactions
+from kos_cluster.sim.drivers import JOB, Driver, Judge
 from kos_cluster.sim.invariants import Violation
 from kos_cluster.sim.linearizability import Operation
 from kos_cluster.sim.sequential import CompareAndSet, Read, Write
@@ -37,9 +41,11 @@ if TYPE_CHECKING:
 CLIENTS = 4
 SETTINGS = ("a", "b", "c")
 LOCK = "lock"
-LEASE_S = 1.0
+PARTICIPANTS = 3  # of a transaction
+TRANSACTION_S = 2.0  # after which an undecided one is aborted
+LEASE_S = 1.0  # of the lock
 ANSWER_S = 1.2  # after which a client asks again
-THINK_MOST_S = 0.5
+THINK_MOST_S = 0.5  # between two requests of a client
 WORK_MOST_S = 2.5  # how long a holder goes on with the resource: past its lease
 
 
@@ -65,6 +71,7 @@ class Client:
         self.serial = 0
         self.seen: dict[str, str | None] = dict.fromkeys(SETTINGS)
         self.leader: str | None = None
+        self.driver = Driver(name)
 
 
 class Resource:
@@ -104,7 +111,10 @@ class Workload:
         self._judged = 0  # the last entry whose outcome was looked at; that others have the same is a rule of Raft's
         self._first: dict[tuple[int, int], tuple[int, replies.Reply]] = {}
         self.resource = Resource()
+        self._job = Judge()
+        self.transactions = transactions.Judge(world.transactors)
         self.clients = [Client(f"c{number}") for number in range(CLIENTS)]
+        self.leases = 0  # how many leases of the lock were given
         self.answered = self.retried = self.reads = self.let_in = self.kept_out = 0
         self._under_way: dict[str, Call] = {}
         self._history: dict[str, list[Operation]] = {name: [] for name in SETTINGS}
@@ -112,6 +122,11 @@ class Workload:
     def begin(self) -> None:
         for client in self.clients:
             self._world.agenda.after(self._random.random(), self._next, client)
+
+    def new_id(self) -> int:
+        """Of a request to any node."""
+        self._next_id += 1
+        return self._next_id
 
     # ---- what clients do
 
@@ -131,10 +146,15 @@ class Workload:
         command: commands.Command
         if draw < 0.5:
             command = commands.SetSetting(name, value)
-        elif draw < 0.8:
+        elif draw < 0.7:
             command = commands.SwapSetting(name, client.seen[name], value)
-        else:
+        elif draw < 0.8:
             command = commands.AcquireLock(LOCK, value, client.name, LEASE_S)
+        elif draw < 0.88:
+            names = self._random.sample(self._world.names, min(PARTICIPANTS, len(self._world.names)))
+            command = commands.BeginTransaction(dict.fromkeys(names, value.encode()), TRANSACTION_S)
+        else:
+            command = client.driver.next(self._random, value)
         return Call(client, command, client.serial, now_s)
 
     def _start(self, call: Call) -> None:
@@ -147,21 +167,21 @@ class Workload:
         client = call.client
         name = client.leader if client.leader in self._world.replicas and self._random.random() < 0.8 else None
         host = self._world.hosts[name or self._random.choice(names)]
-        self._next_id += 1
-        self._asked[self._next_id] = call
+        id_ = self.new_id()
+        self._asked[id_] = call
         event: events.Event
         if call.command is None:
             call.floor = self._world.rules.frontier
-            event = events.ReadIndex(self._next_id)
+            event = events.ReadIndex(id_)
         else:
-            event = events.Propose(self._next_id, self._entry(host.clock.wall_s(self._world.agenda.now_s), call))
+            event = events.Propose(id_, self._entry(self._world.replicas[host.name].stamp_s(), call))
         host.run(host.boots, self._world.replicas[host.name].handle, event)
-        self._world.agenda.after(ANSWER_S, self._overdue, self._next_id, call, call.attempts)
+        self._world.agenda.after(ANSWER_S, self._overdue, id_, call, call.attempts)
 
-    def _entry(self, wall_s: float, call: Call) -> bytes:
+    def _entry(self, stamp_s: float, call: Call) -> bytes:
         assert call.command is not None
         session = call.client.session if call.serial else 0
-        return commands.encode(commands.Proposal(wall_s, call.command, session, call.serial, call.serial))
+        return commands.encode(commands.Proposal(stamp_s, call.command, session, call.serial, call.serial))
 
     def _overdue(self, id_: int, call: Call, attempt: int) -> None:
         self._asked.pop(id_, None)
@@ -212,6 +232,9 @@ class Workload:
             for name in SETTINGS:
                 value = call.client.seen[name] = replica.applied.state.settings.get(name)
                 self._record(call, name, Read(), value)
+            job = replica.applied.state.jobs.get(JOB)
+            if job is not None:
+                call.client.driver.seen = max(call.client.driver.seen, job.epoch)
             self._finish(call)
 
     def applied(self, replica: Replica, entry: Entry, outcome: replies.Outcome | None) -> None:
@@ -219,7 +242,7 @@ class Workload:
         name = replica.host.name
         if outcome is not None and entry.index > self._judged:
             self._judged = entry.index
-            self._once(entry, outcome)
+            self._judge(entry, outcome)
         awaited = self._awaited.pop((name, entry.index), None)
         if awaited is not None:
             call, term = awaited
@@ -240,9 +263,13 @@ class Workload:
         for key in [key for key in self._awaited if key[0] == name]:
             del self._awaited[key]
 
-    def _once(self, entry: Entry, outcome: replies.Outcome) -> None:
+    def _judge(self, entry: Entry, outcome: replies.Outcome) -> None:
         """A proposal that is in the log twice has one effect: its later entries give the first reply, repeated."""
         proposal = commands.decode(entry.data)
+        self.transactions.see(proposal.command, outcome)
+        self.leases += isinstance(outcome.reply, replies.LockGranted) and not outcome.repeated
+        if not outcome.repeated:
+            self._job.see(proposal.command, outcome.reply)
         if not proposal.session:
             return
         key = (proposal.session, proposal.serial)
@@ -258,6 +285,8 @@ class Workload:
 
     def _replied(self, call: Call, reply: replies.Reply) -> None:
         client = call.client
+        assert call.command is not None
+        client.driver.replied(call.command, reply)
         if isinstance(call.command, commands.SetSetting | commands.SwapSetting):
             self._record(call, call.command.name, _input(call.command), isinstance(reply, replies.Done))
         match reply:
@@ -301,19 +330,17 @@ class Workload:
             for _ in range(1 + twice):
                 change = self._some_change(replica)
                 if change is not None:
-                    self._next_id += 1
                     host = replica.host
                     self._world.note(host.name, "change", change)
-                    host.run(host.boots, replica.handle, events.ChangeConfig(self._next_id, change))
+                    host.run(host.boots, replica.handle, events.ChangeConfig(self.new_id(), change))
 
     def transfer(self) -> None:
         """Ask every leader to hand over its office."""
         for replica in self._leaders():
             if replica.raft is not None:
                 to = self._random.choice(replica.raft.membership.voters)
-                self._next_id += 1
                 self._world.note(replica.host.name, "transfer", to)
-                replica.host.run(replica.host.boots, replica.handle, events.Transfer(self._next_id, to))
+                replica.host.run(replica.host.boots, replica.handle, events.Transfer(self.new_id(), to))
 
     def _leaders(self) -> list[Replica]:
         return [r for r in self._world.replicas.values() if r.raft is not None and r.raft.role is Role.LEADER]

@@ -26,11 +26,13 @@ from kos_cluster.sim.network import Network
 from kos_cluster.sim.replica import Replica
 from kos_cluster.sim.swimrules import SwimRules
 from kos_cluster.sim.trace import Trace
+from kos_cluster.sim.transactions import Transactor
 from kos_cluster.sim.workload import Workload
 
-NODES_LIMIT = 50
-HEALED_LIMIT_S = 60.0  # within this time after healing there is progress everywhere, or something is wrong
-LOOK_EVERY_S = 0.5
+NODES_LIMIT = 50  # hosts in a world
+HEALED_LIMIT_S = 45.0  # within this time after healing there is progress everywhere, or something is wrong
+BUSY_LIMIT = 600  # actions of a host in a virtual second; 50 are usual
+LOOK_EVERY_S = 0.5  # whether all have caught up after healing
 NAMES = tuple(f"n{number}" for number in range(1, NODES_LIMIT + 1))
 
 
@@ -39,6 +41,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     nodes: int = 5
     voters: int = 0
+    old: int = 0  # the first so many speak the wire version before, until they are started anew
     calm: bool = False  # nothing is going to fail in it, so nobody may be held dead
     membership: bool = True  # whether hosts run SWIM beside Raft
 
@@ -54,6 +57,7 @@ class World:
         self.hosts: dict[str, Host] = {}
         self.replicas: dict[str, Replica] = {}
         self.memberships: dict[str, Membership] = {}
+        self.transactors: dict[str, Transactor] = {}
         self.rules = RaftRules(self.replicas)
         self.swim_rules = SwimRules(shape.calm)
         self.healed = False
@@ -63,8 +67,11 @@ class World:
         for name in self.names:
             host = self.hosts[name] = Host(name, self.agenda, Random(f"{seed}/{name}"))
             restored = founding(founders) if name in founders else Restored()
-            replica = self.replicas[name] = Replica(host, self, restored, Random(f"{seed}/{name}/raft"))
+            old = name in self.names[: shape.old]
+            replica = self.replicas[name] = Replica(host, self, restored, Random(f"{seed}/{name}/raft"), old)
             host.programs[replica.name] = replica
+            transactor = self.transactors[name] = Transactor(host, self, Random(f"{seed}/{name}/txn"))
+            host.programs[transactor.name] = transactor
             if shape.membership:
                 membership = self.memberships[name] = Membership(host, self, Random(f"{seed}/{name}/swim"))
                 host.programs[membership.name] = membership
@@ -82,11 +89,14 @@ class World:
         self.workload.begin()
 
     def run(self, until_s: float) -> None:
-        """Let time pass."""
+        """Let time pass. Violation when a machine has so much to do that time hardly passes."""
         step = self.agenda.step
+        limit = int((until_s - self.agenda.now_s + 1.0) * len(self.names) * BUSY_LIMIT)
         count = 0
         while step(until_s):
             count += 1
+            if count > limit:
+                raise Violation("busy", f"{limit} actions by {self.agenda.now_s:.1f} s, and no end")
         self.actions += count
 
     # ---- what hosts ask of it
@@ -136,17 +146,29 @@ class World:
     # ---- what must come after healing
 
     def progress(self) -> float:
-        """Let the healed world go on until what is proposed now is applied by all members, and all hosts hold all to
-        be alive. Returns after how many seconds; Violation when they are more than `HEALED_LIMIT_S`.
+        """Let the healed world go on until it has caught up. Returns after how many seconds.
+
+        Then what is proposed now is applied by all members, what was in doubt is decided, the lock has a new holder,
+        and all hosts hold all to be alive. Violation when that takes more than `HEALED_LIMIT_S`.
         """
         began_s, reached = self.agenda.now_s, self.rules.frontier + 1
+        doubts, leases = self.workload.transactions.in_doubt(), self.workload.leases
         missing = ""
         while self.agenda.now_s < began_s + HEALED_LIMIT_S:
             self.run(self.agenda.now_s + LOOK_EVERY_S)
-            missing = self._behind(reached) or self.swim_rules.apart(self.memberships)
+            missing = (
+                self._behind(reached)
+                or self._bound(doubts)
+                or self.swim_rules.apart(self.memberships)
+                or ("the lock has not changed hands" if self.workload.leases == leases else "")
+            )
             if not missing:
                 return self.agenda.now_s - began_s
         raise Violation("progress", f"{HEALED_LIMIT_S:g} s after healing, {missing}")
+
+    def _bound(self, doubts: set[tuple[str, int]]) -> str:
+        still = sorted(doubts & self.workload.transactions.in_doubt())
+        return f"{still[0][0]} is still in doubt about transaction {still[0][1]}" if still else ""
 
     def _behind(self, index: int) -> str:
         """Which member has not applied an entry yet; empty when all have."""

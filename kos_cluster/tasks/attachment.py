@@ -3,7 +3,8 @@
 Theory of operation. A client knows some addresses: of this machine's nodes and of the cluster file. It links to
 these, learns the members from whoever welcomes it first, and links to every member. Each node tells its own view,
 which means something only together with that node; of what several tell of a member the newest record holds. A node
-that stops answering, was started anew, or is dead by the cluster's view, is told to be down.
+that stops answering, or was started anew, is told to be down; so is one that is dead by the cluster's view, unless it
+answers us: when a split network heals, either side holds the other to be dead for a moment.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ CONNECT_TIMEOUT_S = 5.0
 BOOTSTRAP_LIMIT = 64  # addresses that a machine keeps
 ALL_NODES_TIMEOUT_S = 2.0  # for the links to the members beyond the first
 POLL_S = 0.005
+ANSWERS_S = 3.0  # a node heard of so lately is not dead, whatever is said of it
 
 
 class Listener(Protocol):
@@ -118,6 +120,16 @@ class Attachment:
             if link.up and link.peer is not None and link.peer.id not in self.by_node:
                 link.greet()
 
+    def give_up_dead(self) -> None:
+        """Hold those to be lost that the cluster holds to be dead and that do not answer us either, or have left."""
+        for id_, link in list(self.by_node.items()):
+            member = self.members[id_]
+            if member.state in (MemberState.ALIVE, MemberState.SUSPECT) or self._lives.get(id_) != member.started_ns:
+                continue
+            answers = link.up and time.monotonic() - link.heard_s < ANSWERS_S
+            if member.state is MemberState.LEFT or not answers:
+                self.down(id_, f"the cluster holds it to be {member.state}")
+
     def down(self, id_: str, why: str) -> None:
         """Hold a node to be lost until it is welcomed again."""
         link = self.by_node.pop(id_, None)
@@ -125,6 +137,14 @@ class Attachment:
             link.given.clear()
         self._lives.pop(id_, None)
         self._listener.node_down(id_, why)
+
+    def renewed(self, credentials: Credentials) -> None:
+        """Present another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+        for link in self._links.values():
+            link.renewed(credentials)
+            if isinstance(link.failure, AuthError):
+                link.hurry()
 
     def close(self) -> None:
         for link in self._links.values():
@@ -220,7 +240,7 @@ class Attachment:
         self.by_node[member.id] = link
         self.packages[member.name] = message.packages
         merge(self.members, [member])
-        self._listener.node_up(member, message.packages)
+        self._listener.node_up(self.members[member.id], message.packages)
 
     def _sync(self, link: NodeLink, message: wire.SyncData) -> None:
         if message.coordinator and message.term >= self._term:
@@ -235,8 +255,7 @@ class Attachment:
                 self._link_to(member.host, member.port)
                 if member.id not in self.by_node:
                     self._links[member.address].hurry()
-            elif member.id in self.by_node and self._lives.get(member.id) == member.started_ns:
-                self.down(member.id, f"the cluster holds it to be {member.state}")
+        self.give_up_dead()
 
 
 def hello(instance: str, pid: int) -> wire.Hello:

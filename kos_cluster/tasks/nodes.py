@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -42,8 +42,11 @@ def _precedence(member: Member) -> int:
     return precedence(member.incarnation, member.state)
 
 
-def node_rows(data: SyncData) -> list[dict[str, Any]]:
-    """One dict a node; the keys are those of `kos cluster nodes --json`. `pid` only for nodes on this machine."""
+def node_rows(data: SyncData, troubles: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """One dict a node; the keys are those of `kos cluster nodes --json`. `pid` only for nodes on this machine.
+
+    `troubles`: why nodes, by their names, take no part in the decisions.
+    """
     rows = []
     for member in sorted(data.members or [], key=lambda m: m.name):
         load, age_s = data.loads.get(member.id, (Load(), 0.0))
@@ -57,13 +60,17 @@ def node_rows(data: SyncData) -> list[dict[str, Any]]:
             "coordinator": member.id == data.coordinator,
             "voter": member.id in data.voters,
             "drained": member.drained,
+            "trouble": (troubles or {}).get(member.name, "") if alive else "",
             "slots": member.slots,
             "running": load.running if alive else 0,
             "queued": load.queued if alive else 0,
             "cpu_percent": load.cpu_percent,
             "memory_percent": load.memory_percent,
             "version": member.versions.kos,
+            "wire": member.versions.wire,
             "python": member.versions.python,
+            "numpy": member.versions.numpy,
+            "cloudpickle": member.versions.cloudpickle,
             "dropped_frames": load.dropped_frames,
             "load_age_s": round(age_s, 2),
         }
@@ -88,5 +95,7 @@ def status_of(name: str, peer: Peer, rows: list[dict[str, Any]]) -> dict[str, An
         "identity": peer.name,
         "role": peer.role.value,
         "voters": [row["name"] for row in voters],
+        "drained": [row["name"] for row in known if row["drained"]],
+        "trouble": {row["name"]: row["trouble"] for row in known if row["trouble"]},
         "loss": loss_sentence(len(voters), sum(row["state"] == "alive" for row in voters), len(known)),
     }

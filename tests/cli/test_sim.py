@@ -40,6 +40,11 @@ def test_a_trace_shows_everything():
     assert "Heartbeat" in kos("sim --seed 7 --minutes 0.05 --faults none --trace")[1]
 
 
+def test_a_trace_of_many_seeds_is_refused():
+    code, out, err = kos("sim --seeds 2 --trace")
+    assert (code, out) == (2, "") and "A trace is of one seed." in err
+
+
 def test_a_fresh_seed_is_printed_and_replays():
     code, out, _ = kos("sim --minutes 0.05")
     seed = out.split("seed ", 1)[1].split(":", 1)[0]

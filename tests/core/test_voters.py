@@ -18,6 +18,7 @@ from kos_cluster.core.voters import (
     choose_voters,
     loss_sentence,
     majority,
+    undecided_sentence,
     voters_wanted,
 )
 
@@ -173,3 +174,10 @@ def test_random_clusters_settle_without_ever_losing_agreement():
 )
 def test_what_a_loss_would_mean(voters: int, alive: int, nodes: int, says: str):
     assert says in loss_sentence(voters, alive, nodes)
+
+
+def test_why_nothing_was_decided_is_said_with_the_numbers() -> None:
+    assert "2 of its 3 voters must agree, and only 1 can be reached" in undecided_sentence(3, 1)
+    assert "3 of its 5 voters must agree, and none can be reached" in undecided_sentence(5, 0)
+    assert "2 of its 3 voters must agree, 2 can be reached, and they did not" in undecided_sentence(3, 2)
+    assert "does not know yet who votes" in undecided_sentence(0, 0)

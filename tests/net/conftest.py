@@ -31,6 +31,10 @@ class Alone:
         self.state = ClusterState()
         self.leader = node.peer.id
 
+    @property
+    def clock_s(self) -> float:
+        return max(time.time(), self.state.clock_s)
+
     async def propose(self, command: commands.Command) -> replies.Reply:
         entry = commands.encode(commands.Proposal(time.time(), command))
         reply = self.state.apply(self.state.applied_index + 1, entry).reply
@@ -74,6 +78,15 @@ class NodeStore:
 
     def result_path(self, peer: Peer, name: str) -> Path | None:
         return self.folder / name
+
+    def keep_wanted(self, peer: Peer, hash_: str, size: int) -> Path | None:
+        return None if (self.folder / f"kept-{hash_}").exists() else self.folder / "incoming-kept"
+
+    def keep_arrived(self, peer: Peer, hash_: str, path: Path) -> None:
+        path.rename(self.folder / f"kept-{hash_}")
+
+    def kept_path(self, peer: Peer, hash_: str) -> Path | None:
+        return self.folder / f"kept-{hash_}"
 
     def coordinator(self) -> tuple[str, int] | None:
         return self.elsewhere

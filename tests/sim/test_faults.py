@@ -110,6 +110,23 @@ def test_an_operator_moves_the_leader():
     pytest.fail("no transfer made another node the leader")
 
 
+def test_an_old_node_speaks_the_version_before_until_it_is_started_anew():
+    said: dict[int, list[str]] = {1: [], 2: []}
+
+    def listen(note: tuple[float, str, str, tuple[object, ...]], text: str) -> None:
+        at_s, _, what, values = note
+        if what == "got" and values[0] == "n1" and "round=" in text:
+            said[1 if at_s < 2.5 else 2].append(text)
+
+    world = World(3, Shape(3, old=1), Trace(listen))
+    plan(world, [Fault(2.0, "crash", 0.5, (0,), 0.9)])
+    world.begin()
+    world.run(8.0)
+    assert said[1] and all("version=1" in text for text in said[1])
+    assert said[2] and all("version=2" in text for text in said[2])
+    assert world.crashes == 1
+
+
 def test_healing_ends_all_faults():
     world = World(3, Shape(3), Trace())
     plan(world, [Fault(1.0, kind, 30.0, (0,), 0.8) for kind in (*BITES, "pause", "crash")])

@@ -17,17 +17,14 @@ SOON = {
     "apply-not-durable": "durable before said",
     "no-pre-vote": "elections",
     "pre-votes-as-votes": "elections",
-    "votes-twice": "election safety",
     "votes-for-any-log": "leader completeness",
     "old-leader-heard": "",
-    "answers-across-terms": "commit",
     "counts-own-unwritten": "commit",
     "counts-learners": "commit",
     "heartbeats-commit": "",
     "append-cuts": "",
     "append-unchecked": "",
     "two-voter-changes": "voter changes",
-    "early-voter-change": "voter changes",
     "snapshot-forgets-voters": "voter changes",
     "snapshot-forgets-sessions": "state-machine safety",
     "no-check-quorum": "check-quorum",
@@ -35,11 +32,16 @@ SOON = {
     "dedup-forgotten": "session dedup",
     "swap-unchecked": "linearizable history",
     "commit-goes-back": "monotony",
+    "commit-lacks-votes": "atomic commitment",
+    "abort-while-open": "atomic commitment",
+    "reservation-forgotten": "atomic commitment",
+    "stale-epoch": "epochs",
+    "second-result": "epochs",
     "lease-without-fencing": "fencing",
     "token-given-twice": "fencing",
     "swim-old-incarnation": "precedence",
 }
-SOON_SEEDS = 60
+SOON_SEEDS = 100
 
 
 @pytest.mark.parametrize("name", SOON)

@@ -154,6 +154,20 @@ def test_a_paused_host_finds_everything_in_its_inbox_later_in_order():
     assert done == [("a", 3.0), ("b", 3.0), ("c", 3.0)]
 
 
+def test_a_host_that_is_resumed_works_its_inbox_off_at_once_and_once():
+    agenda = Agenda()
+    host, done = Host("n1", agenda, Random(1)), []
+    host.restart()
+    host.pause(30.0)
+    host.run(host.boots, lambda: done.append(agenda.now_s))
+    while agenda.step(2.0):
+        pass
+    host.resume()
+    while agenda.step(40.0):
+        pass
+    assert done == [2.0]
+
+
 def test_a_slow_host_takes_a_while_for_each_thing():
     agenda = Agenda()
     host, done = Host("n1", agenda, Random(1)), []

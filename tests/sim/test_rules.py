@@ -9,6 +9,7 @@ import pytest
 
 from kos_cluster.core import swim
 from kos_cluster.core.raft import following
+from kos_cluster.core.raft.elections import Elections
 from kos_cluster.core.records import Member, MemberState, Versions
 from kos_cluster.sim.invariants import Violation
 from kos_cluster.sim.patching import patched
@@ -100,10 +101,13 @@ def test_an_exception_of_a_machine_is_a_finding_with_its_place():
 
 
 def test_a_cluster_that_never_elects_is_a_violation():
-    from kos_cluster.core.raft.elections import Elections
-
     with patched([(Elections, "tick", lambda self: self._state.restart_timer())]):
         assert run_seed(1, QUIET).rule == "progress"
+
+
+def test_a_machine_that_is_always_due_is_a_violation():
+    with patched([(Elections, "tick", lambda self: None)]):
+        assert run_seed(1, QUIET).rule == "busy"
 
 
 def test_a_resource_judges_what_its_fence_let_in():

@@ -60,12 +60,16 @@ class JobEnd(enum.StrEnum):
 
 
 class TaskResult(msgspec.Struct, frozen=True):
-    """One task's result: its bytes, or the SHA-256 under which `holders` keep them. Exactly one of the two."""
+    """One task's result: its bytes, or the SHA-256 under which `holders` keep them. Exactly one of the two.
+
+    `exit_code` is that of a program, or tells that the task returned (0) or failed (1).
+    """
 
     task: int
     inline: bytes | None = None
     sha256: str = ""
     holders: tuple[str, ...] = ()
+    exit_code: int = 0
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -139,6 +139,12 @@ class TransactionChanged(msgspec.Struct, frozen=True, tag=True):
     decision: Decision
 
 
+class SettingChanged(msgspec.Struct, frozen=True, tag=True):
+    """A setting was set, to what it was perhaps; or removed."""
+
+    name: str
+
+
 class JobChanged(msgspec.Struct, frozen=True, tag=True):
     """A job's state, driver or results changed; look it up. It may be gone."""
 
@@ -149,7 +155,9 @@ class SealsChanged(msgspec.Struct, frozen=True, tag=True):
     """The sealed copies of the authority's key are others now."""
 
 
-Change = CertificatesDenied | LockPassedOn | LeaseEnded | TransactionChanged | JobChanged | SealsChanged
+Change = (
+    CertificatesDenied | LockPassedOn | LeaseEnded | TransactionChanged | SettingChanged | JobChanged | SealsChanged
+)
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -165,10 +165,10 @@ class ClusterState:
                 return r.SessionOpened(index), []
             case c.SetSetting(name, value):
                 self.settings.set(name, value)
-                return r.Done(), []
+                return r.Done(), [r.SettingChanged(name)]
             case c.SwapSetting(name, expected, value):
                 self.settings.swap(name, expected, value)
-                return r.Done(), []
+                return r.Done(), [r.SettingChanged(name)]
             case c.AcquireLock():
                 return self.locks.acquire(command, self.clock_s), []
             case c.RenewLock():

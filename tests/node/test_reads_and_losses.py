@@ -40,7 +40,15 @@ class Group:
         def led() -> None:
             self.views[name] += 1
 
-        return Consensus(name, GROUP, lambda: RaftLog(folder / name, GROUP), send, lambda changes: None, led)
+        return Consensus(
+            name,
+            GROUP,
+            lambda: RaftLog(folder / name, GROUP),
+            send,
+            lambda changes: None,
+            led,
+            lambda: set(self.nodes) - self.lost,
+        )
 
     @property
     def leader(self) -> str | None:

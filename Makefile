@@ -8,10 +8,11 @@ BIN    := $(VENV)/bin
 DEV    := $(VENV)/.installed-dev
 BENCH  := $(VENV)/.installed-bench
 INPUTS := pyproject.toml constraints.txt
+FAULTS := $(addprefix tests/e2e/test_,faults.py partitions.py flagship.py lost_founder.py)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .NOTPARALLEL:
-.PHONY: help demo test lint check docs bench clean system-packages
+.PHONY: help demo test lint check docs bench sim mutants faults clean system-packages
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +36,16 @@ docs: $(DEV)  ## write the parts of the documentation that are made from the cod
 
 bench: $(BENCH)  ## measure KOS and its peers on this machine
 	$(BIN)/kos bench
+
+sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores
+	$(BIN)/kos sim --seed 0 --seeds 10000 --minutes 0.334 --processes 2
+
+mutants: $(DEV)  ## plant known defects in the machines, and show after how many seeds the simulator catches each
+	$(BIN)/kos sim --mutants --processes 2
+
+faults: $(DEV)  ## the tests of real daemons under real faults, ten times over
+	@for round in 1 2 3 4 5 6 7 8 9 10; do \
+	  echo "round $$round"; $(BIN)/python -m pytest -q $(FAULTS) || exit 1; done
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -27,8 +27,11 @@ COMMANDS = {
     Command.CANCEL_ANY: "cancel the work of others",
     Command.MINT_TOKEN: "make join tokens",
     Command.STOP_NODE: "stop a node's daemon",
-    Command.BE_MEMBER: "be a node: heartbeats, load",
+    Command.BE_MEMBER: "be a node: membership, agreement, load",
     Command.REMOVE_SELF: "leave the cluster",
+    Command.REMOVE_NODE: "remove a node or client, for good",
+    Command.DRAIN_NODE: "give a node no more work, or work again",
+    Command.ROTATE: "have a node renew its certificate",
 }
 
 
@@ -66,10 +69,11 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     for action in children:
         for child in action.choices.values():
             yield from _commands(child)
-    if not children:
+    if not any(action.required for action in children):
         formatter = argparse.HelpFormatter(parser.prog, width=1000)
-        actions = [action for action in parser._actions if action.dest not in ("help", "cluster")]
-        formatter.add_usage(None, actions, [], prefix="")
+        left_out = ("help", "cluster", *(action.dest for action in children))
+        actions = [action for action in parser._actions if action.dest not in left_out]
+        formatter.add_usage(parser.usage, actions, [], prefix="")
         usage = formatter.format_help().strip().replace(" ...", " COMMAND...").replace("|", "\\|")
         yield usage.replace("%(prog)s", parser.prog), parser.description or ""
 
@@ -101,6 +105,8 @@ def _value(name: str, node: ast.expr) -> str:
     if re.search(r"[A-Za-z]", source.replace("e-", "")):
         return f"`{source}`"
     value = eval(source)
+    if not isinstance(value, int | float):
+        return f"`{source}`"
     if name.endswith("_BYTES"):
         unit = next(((n, u) for n, u in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")) if value % n == 0), None)
         return f"{value // unit[0]} {unit[1]}" if unit else f"{value} bytes"

@@ -58,6 +58,10 @@ class AuthError(KosError):
     exit_code = 6
 
 
+class RevokedError(AuthError):
+    """The certificate is denied: its holder was removed from the cluster, or goes on with a newer one."""
+
+
 class JoinError(KosError):
     """A join was refused: token, cluster name, certificate authority or version."""
 
@@ -122,3 +126,9 @@ class StateError(KosError):
     """State on this machine's disk is missing, damaged or in use by another process."""
 
     exit_code = 16
+
+
+class LockHeldError(KosError):
+    """A lock is held by another, or no longer by who believes to hold it."""
+
+    exit_code = 18

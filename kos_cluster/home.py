@@ -1,13 +1,15 @@
 """KOS_HOME: where a user's clusters, identities, sockets and logs lie on this machine.
 
     KOS_HOME/                       default by platformdirs; everything is 0700 or 0600
-        wrap.key                    wraps the CA keys of this home at rest
+        wrap.key                    wraps the authorities' keys of this home at rest
         current                     name of the cluster used when neither --cluster nor KOS_CLUSTER is given
         clusters/NAME/
-            cluster.json            `ClusterFile` ca.pem, ca.key          the CA's certificate; its wrapped key only
-            where the registry's keeper is client/                 the user's own credentials: cert.pem, key.pem,
-            curve.json nodes/NODE/             a node's credentials in the same form, and its durable state run/NODE/
-            what lives as long as the daemon: `ready.json`, `spool/`; and `log`
+            cluster.json            `ClusterFile`
+            ca.pem, ca.key          where the cluster was founded: its authority, the key wrapped
+            client/                 the user's own credentials: cert.pem, key.pem, ca.pem, curve.json
+            nodes/NODE/             a node's credentials in the same form, how it is started, and its durable state:
+                                    state.sqlite, raft.sqlite, kept/ (parts of detached jobs)
+            run/NODE/               what lives as long as the daemon: `ready.json`, `spool/`; and `log`
 
 Rules: this module only names and reads paths; it starts nothing. Folders are made 0700 and never widened.
 """
@@ -96,7 +98,7 @@ class ClusterHome:
             ) from None
         try:
             return msgspec.json.decode(data, type=ClusterFile)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StateError(
                 f"{self.path / 'cluster.json'} is damaged ({error}).",
                 f"Remove {self.path} and join again.",
@@ -110,7 +112,7 @@ class ClusterHome:
         """What the daemon of that node wrote when it became ready; None when it has not, or has ended cleanly."""
         try:
             return msgspec.json.decode((self.run(node) / "ready.json").read_bytes(), type=Ready)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
 
 

@@ -1,4 +1,4 @@
-"""`kos bench`: measure KOS and its peers on the same work."""
+"""`kos bench`: measure KOS and its peers on the same work; `kos bench control`: measure the control plane."""
 
 from __future__ import annotations
 
@@ -10,5 +10,12 @@ from kos_cluster.cli.console import Console
 def bench_(parsed: argparse.Namespace, console: Console) -> int:
     """Run the benchmark; it prints its own figures."""
     from kos_cluster.services.bench.main import run
+
+    return run(parsed)
+
+
+def bench_control_(parsed: argparse.Namespace, console: Console) -> int:
+    """Measure the control plane; it prints its own figures."""
+    from kos_cluster.services.bench.control.main import run
 
     return run(parsed)

@@ -19,7 +19,10 @@ def up_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = _selected(home, parsed.cluster)
     with daemons.changing(home):
         local = cluster.name == EMBEDDED_NAME
-        result = embedded.up(home, parsed.count) if local else _joined_up(cluster, parsed.count)
+        if local:
+            result = embedded.up(home, parsed.count, parsed.profile)
+        else:
+            result = _joined_up(cluster, parsed.count, parsed.profile)
         if len(home.clusters()) == 1:
             home.set_current(cluster.name)
     console.answer(_told(result, time.perf_counter() - began))
@@ -70,13 +73,18 @@ def _selected(home: Home, name: str | None) -> ClusterHome:
         return ClusterHome(home, EMBEDDED_NAME)
 
 
-def _joined_up(cluster: ClusterHome, count: int | None) -> embedded.Up:
+def _joined_up(cluster: ClusterHome, count: int | None, profile: str | None) -> embedded.Up:
     """Start this machine's nodes of a cluster that was created or joined."""
     nodes = cluster.read().nodes
     if count is not None:
         raise UsageError(
             f"-n is for a cluster on this machine alone, but the selected one is {cluster.name!r}.",
             "Type 'kos up' to start this machine's node of it, or 'kos --cluster local up -n N'.",
+        )
+    if profile is not None:
+        raise UsageError(
+            f"--profile is for a new cluster, but the selected one is {cluster.name!r}.",
+            "It is chosen once, with 'kos cluster create'.",
         )
     if not nodes:
         raise UsageError(

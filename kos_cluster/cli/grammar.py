@@ -20,6 +20,8 @@ from kos_cluster.errors import UsageError
 TOKEN_TTL_LIMIT_S = 24 * 3600.0
 ROLES = ("node", "client", "observer", "admin")
 PEERS = ("dask", "ray", "ipyparallel", "loky")
+PROFILES = ("lan", "fast")
+MEASURES = ("failover", "detection", "joining", "rates", "rest")  # of `kos bench control`
 
 
 class Shown(Exception):
@@ -45,9 +47,22 @@ class _ShowVersion(argparse.Action):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises instead of printing and exiting."""
 
+    before_command = False  # what stands after `--` is a command to run, and becomes `argv`
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "add_help": False, "allow_abbrev": False})
         self.add_argument("-h", "--help", action=_ShowHelp, nargs=0, default=argparse.SUPPRESS, help="show this help")
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = list(args or ())
+        if not self.before_command:
+            return super().parse_known_args(words, namespace)
+        end = words.index("--") if "--" in words else len(words)
+        parsed, unknown = super().parse_known_args(words[:end], namespace)
+        parsed.argv = words[end + 1 :]
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"Type '{self.prog} --help'.")
@@ -56,9 +71,9 @@ class Parser(argparse.ArgumentParser):
 class _Commands:
     """Adds sub-commands that all take `--cluster`, and gives each its action."""
 
-    def __init__(self, parser: Parser) -> None:
+    def __init__(self, parser: Parser, *, required: bool = True) -> None:
         self._sub: argparse._SubParsersAction[Parser] = parser.add_subparsers(
-            metavar="COMMAND", required=True, dest="_command"
+            metavar="COMMAND", required=required, dest="_command"
         )
 
     def add(self, name: str, summary: str, action: str = "") -> Parser:
@@ -80,7 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_looking(commands)
     _add_work(commands)
+    _add_lock(commands)
+    _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
     _add_bench(commands)
+    _add_sim(commands)
     return parser
 
 
@@ -89,7 +107,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parsed, unknown = build_parser().parse_known_args(argv)
     if unknown:
         raise UsageError(f"'{parsed.typed}' does not take {unknown[0]!r}.", f"Type '{parsed.typed} --help'.")
-    if getattr(parsed, "argv", None) and parsed.argv[0] == "--":
+    if getattr(parsed, "argv", None) and parsed.argv[0] == "--" and parsed.action != "lock":
         del parsed.argv[0]
     return parsed
 
@@ -110,6 +128,7 @@ def _add_json(parser: Parser) -> None:
 def _add_local(commands: _Commands) -> None:
     up = commands.add("up", "start a cluster on this machine, or this machine's part of one that it is in", "up")
     up.add_argument("-n", dest="count", type=count, metavar="N", help="how many nodes (default: one a core, at most 4)")
+    _add_profile(up, None)
     commands.add("down", "stop this machine's nodes and leave nothing of them behind", "down")
     node = commands.add("node", "run this machine's node in the foreground, for a service manager", "node")
     node.add_argument("--name", metavar="NODE", help="which one, when this machine has several")
@@ -119,6 +138,7 @@ def _add_cluster_commands(commands: _Commands) -> None:
     create = commands.add("create", "found a cluster; this machine is its first node", "create")
     create.add_argument("name", metavar="NAME", help="the cluster's name")
     _add_placement(create)
+    _add_profile(create, PROFILES[0])
     token = commands.add("token", "make a token with which one machine or user can join", "token")
     token.add_argument("--role", choices=ROLES, default="node", help="what the joiner may do (default: node)")
     token.add_argument("--ttl", type=_ttl, default=TOKEN_TTL_LIMIT_S, metavar="TIME", help="how long it is good (24h)")
@@ -129,6 +149,7 @@ def _add_cluster_commands(commands: _Commands) -> None:
     join.add_argument("--token", metavar="TOKEN", help="the token (default: KOS_TOKEN, else asked for)")
     _add_placement(join)
     commands.add("leave", "leave the cluster for good", "leave")
+    _add_care(commands)
     _add_looking(commands)
     execute = commands.add("exec", "run a shell command on one node", "exec")
     execute.add_argument("node", metavar="NODE", help="the node's name")
@@ -136,9 +157,36 @@ def _add_cluster_commands(commands: _Commands) -> None:
     _add_run(commands)
 
 
+def _add_care(commands: _Commands) -> None:
+    drain = commands.add("drain", "give a node no more work; what runs there goes on", "drain")
+    drain.add_argument("node", metavar="NODE", help="the node's name or id")
+    drain.add_argument("--undo", action="store_true", help="let it work again")
+    remove = commands.add("remove", "remove a node or a user for good, and refuse their certificates", "remove")
+    remove.add_argument("node", metavar="NODE", help="the name or id of the node, or of the user")
+    remove.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    rotate = commands.add("rotate", "renew certificates without interruption", "rotate")
+    rotate.add_argument("nodes", metavar="NODE", nargs="*", help="which nodes' (default: all, and this machine's own)")
+
+
+def _add_lock(commands: _Commands) -> None:
+    lock = commands.add("lock", "run a command while holding a lock of the whole cluster", "lock")
+    lock.before_command = True
+    lock.usage = "kos lock [--ttl TIME] [--wait TIME | --no-wait] NAME -- COMMAND..."
+    lock.add_argument("name", metavar="NAME", help="the lock's name")
+    lock.add_argument("--ttl", type=duration, default=30.0, metavar="TIME", help="how long it is leased (default: 30s)")
+    waiting = lock.add_mutually_exclusive_group()
+    waiting.add_argument("--wait", type=duration, metavar="TIME", help="wait so long (default: as long as it takes)")
+    waiting.add_argument("--no-wait", action="store_true", help="give up when it is not free")
+
+
 def _add_placement(parser: Parser) -> None:
     parser.add_argument("--listen", metavar="HOST[:PORT]", type=address, help="where to listen (default: 0.0.0.0:7567)")
     parser.add_argument("--name", dest="node", metavar="NODE", help="this node's name (default: the host's)")
+
+
+def _add_profile(parser: Parser, default: str | None) -> None:
+    text = "how soon a crash is seen: lan (in about 5 s, the default), or fast (in about 1 s)"
+    parser.add_argument("--profile", choices=PROFILES, default=default, help=text)
 
 
 def _add_looking(commands: _Commands) -> None:
@@ -149,6 +197,9 @@ def _add_looking(commands: _Commands) -> None:
 def _add_run(commands: _Commands) -> None:
     run = commands.add("run", "run a command on the cluster, or with --distribute a Python script across it", "run")
     run.add_argument("--distribute", action="store_true", help="run a Python script (or a cell) across the cluster")
+    run.add_argument(
+        "--detach", action="store_true", help="print its id and return: it goes on without this machine ('kos attach')"
+    )
     run.add_argument("--on", default="", metavar="NODE", help="run on this node")
     run.add_argument("--cpus", type=count, default=1, metavar="C", help="cores that it needs (default: 1)")
     run.add_argument("--memory", type=memory, default=0, metavar="M", help="memory that it needs, for example 8G")
@@ -172,7 +223,10 @@ def _add_run(commands: _Commands) -> None:
 
 
 def _add_work(commands: _Commands) -> None:
-    _add_json(commands.add("ps", "list the jobs that run", "ps"))
+    _add_json(commands.add("ps", "list the jobs that run, and detached ones that have ended", "ps"))
+    attach = commands.add("attach", "watch a detached job until it ends, and take its results", "attach")
+    attach.add_argument("id", metavar="ID", help="the job, as 'kos run --detach' printed it")
+    attach.add_argument("--files", metavar="FOLDER", help="bring what its script wrote into this folder")
     cancel = commands.add("cancel", "stop a job or a task everywhere", "cancel")
     _add_id(cancel)
     logs = commands.add("logs", "print the last output of a job or a task", "logs")
@@ -193,6 +247,48 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
+    _add_bench_control(_Commands(bench, required=False))
+
+
+def _add_bench_control(commands: _Commands) -> None:
+    control = commands.add("control", "measure the control plane of real daemons on this machine", "bench_control")
+    control.add_argument(
+        "--only", type=_measures, default=MEASURES, metavar="LIST", help=f"any of {','.join(MEASURES)} (default: all)"
+    )
+    control.add_argument("--kills", type=count, default=100, metavar="N", help="of the coordinator (default: 100)")
+    control.add_argument("--nodes", type=count, default=50, metavar="N", help="daemons that rest (default: 50)")
+    control.add_argument(
+        "--minutes", dest="rest_s", type=_minutes, default=600.0, metavar="M", help="of their rest (default: 10)"
+    )
+    control.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+
+
+def _add_sim(commands: _Commands) -> None:
+    sim = commands.add("sim", "run the machines of the control plane in a simulated cluster that fails", "sim")
+    sim.add_argument("--nodes", type=_nodes, default=5, metavar="N", help="how many hosts (default: 5)")
+    sim.add_argument("--seed", type=count_or_zero, metavar="S", help="the first seed (default: a fresh one)")
+    sim.add_argument("--seeds", type=count, default=1, metavar="N", help="how many seeds to run (default: 1)")
+    sim.add_argument("--faults", type=_faults, metavar="LIST", help="all (the default), none, or such as crash,loss")
+    sim.add_argument(
+        "--minutes",
+        dest="seconds",
+        type=_minutes,
+        default=60.0,
+        metavar="M",
+        help="virtual time until all faults end (default: 1)",
+    )
+    sim.add_argument("--processes", type=count, default=1, metavar="P", help="how many run the seeds (default: 1)")
+    sim.add_argument("--trace", action="store_true", help="print everything that happens, not only what matters")
+    sim.add_argument("--mutants", action="store_true", help="plant known defects, and show how soon each is caught")
+    sim.add_argument("--membership", action="store_true", help="measure membership: rounds, bytes, detection, stalls")
+    sim.add_argument(
+        "--hours",
+        dest="stall_hours",
+        type=_hours,
+        default=4.0,
+        metavar="H",
+        help="with --membership: virtual hours in which nodes stall, of each profile (default: 4)",
+    )
 
 
 def _ttl(text: str) -> float:
@@ -202,9 +298,46 @@ def _ttl(text: str) -> float:
     return seconds
 
 
+def _measures(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a measure; choose from {', '.join(MEASURES)}")
+    return names
+
+
 def _peers(text: str) -> tuple[str, ...]:
     names = tuple(name for name in text.split(",") if name and name != "none")
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a known peer; choose from {', '.join(PEERS)}")
+    return names
+
+
+def _nodes(text: str) -> int:
+    from kos_cluster.sim.world import NODES_LIMIT  # here, or the grammar would load the simulator
+
+    number = count(text)
+    if number > NODES_LIMIT:
+        raise argparse.ArgumentTypeError(f"{number} hosts are too many to simulate; the limit is {NODES_LIMIT}")
+    return number
+
+
+def _minutes(text: str) -> float:
+    return duration(f"{text}m")
+
+
+def _hours(text: str) -> float:
+    return duration(f"{text}h") / 3600
+
+
+def _faults(text: str) -> tuple[str, ...]:
+    from kos_cluster.sim.faults import KINDS  # as above
+
+    if text in ("all", "none"):
+        return tuple(KINDS) if text == "all" else ()
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a known fault; choose from {', '.join(KINDS)}")
     return names

@@ -41,6 +41,12 @@ def status_(parsed: argparse.Namespace, console: Console) -> int:
     console.answer(f"Cluster {status['cluster']}: {status['alive']} of {status['nodes']} nodes alive.")
     console.answer(f"Slots: {status['running']} of {status['slots']} busy.")
     console.answer(f"Coordinator: {status['coordinator'] or 'not alive'}.")
+    if status["voters"]:
+        console.answer(f"Voters: {', '.join(status['voters'])}.")
+    if status["drained"]:
+        console.answer(f"Drained, so given no more work: {', '.join(status['drained'])}.")
+    for name, trouble in status["trouble"].items():
+        console.answer(f"{name} takes no part in the decisions: {trouble}")
     console.answer(f"You are {status['identity']}, with the role {status['role']}.")
     console.answer(status["loss"])
     return 0
@@ -56,5 +62,12 @@ def _row(node: dict[str, Any]) -> list[str]:
         f"{node['cpu_percent']:.0f} %",
         f"{node['memory_percent']:.0f} %",
         node["version"],
-        "coordinator" if node["coordinator"] else "",
+        ", ".join(_notes(node)),
     ]
+
+
+def _notes(node: dict[str, Any]) -> list[str]:
+    """What is particular about a node."""
+    vote = ["coordinator"] if node["coordinator"] else ["voter"] if node["voter"] else []
+    trouble = [f"takes no part: {node['trouble']}"] if node["trouble"] else []
+    return [*vote, *(["drained"] if node["drained"] else []), *trouble]

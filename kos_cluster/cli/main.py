@@ -34,10 +34,15 @@ CRASH_REPORTS_LIMIT = 20
 MODULES = {
     "forming": ("up", "down", "node"),
     "members": ("create", "token", "join", "leave"),
+    "caring": ("drain", "remove", "rotate"),
+    "locking": ("lock",),
+    "doctoring": ("doctor",),
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
+    "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "story"),
-    "bench": ("bench",),
+    "bench": ("bench", "bench_control"),
+    "sim": ("sim",),
 }
 
 

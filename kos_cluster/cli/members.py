@@ -14,8 +14,8 @@ import kos_cluster as kos
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.grammar import TOKEN_TTL_LIMIT_S
 from kos_cluster.cli.tables import ago
-from kos_cluster.errors import AuthError, StateError, UnreachableError, UsageError
-from kos_cluster.home import ClusterHome, Home
+from kos_cluster.errors import UnreachableError, UsageError
+from kos_cluster.home import Home
 from kos_cluster.net import beacon
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.services import daemons, membership
@@ -27,7 +27,7 @@ def create_(parsed: argparse.Namespace, console: Console) -> int:
     """Found a cluster on this machine."""
     home = Home()
     with daemons.changing(home):
-        start = membership.create(home, parsed.name, parsed.listen, parsed.node)
+        start = membership.create(home, parsed.name, parsed.listen, parsed.node, parsed.profile)
     token = kos.connect(parsed.name).mint_token("node", TOKEN_TTL_LIMIT_S)
     console.note(f"Cluster {parsed.name!r} is founded; this machine is its first node. On the next machine type:")
     console.answer(f"kos cluster join {parsed.name} {_reached(start)} --token {token}")
@@ -72,13 +72,13 @@ def leave_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = home.cluster(parsed.cluster)
     nodes = cluster.read().nodes
     with daemons.changing(home):
-        left = membership.leave(cluster, lambda: _members(cluster))
+        left = membership.leave(cluster)
     console.answer(f"This machine has left cluster {cluster.name!r}.")
     if left is membership.Left.UNTOLD:
         console.note(f"The cluster could not be told; it will list {', '.join(nodes)} as dead.")
     elif left is membership.Left.ENDED:
         console.note(
-            "It kept the registry, so the cluster has ended; who only submitted types 'kos cluster leave' too."
+            "It was the last node, so the cluster has ended; who only submitted types 'kos cluster leave' too."
         )
     return 0
 
@@ -110,15 +110,6 @@ def _hosts(name: str, typed: tuple[str, int | None] | None, token: JoinToken) ->
             f"Name one: 'kos cluster join {name} HOST'. Beacons are UDP multicast, port {beacon.PORT}.",
         )
     return heard
-
-
-def _members(cluster: ClusterHome) -> list[dict[str, object]] | None:
-    """The cluster's nodes; None when it cannot be asked."""
-    try:
-        with kos.connect(cluster.name) as connected:
-            return connected.nodes()
-    except (UnreachableError, AuthError, StateError):
-        return None
 
 
 def _reached(start: daemons.NodeStart) -> str:

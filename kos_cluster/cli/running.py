@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kos_cluster.cli.console import Console
 from kos_cluster.core.records import MemberState
-from kos_cluster.errors import NoSuchNodeError, UnreachableError, UsageError
+from kos_cluster.errors import NoSuchNodeError, PlacementError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from kos_cluster import Cluster
@@ -50,6 +50,8 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
     _check_node(cluster, parsed.on)
     options: dict[str, Any] = {name: getattr(parsed, name) for name in ("on", "cpus", "memory", "timeout")}
     options |= {"retries": parsed.retries or 0, "env": env}  # by default it runs once, since its output would repeat
+    if parsed.detach:
+        return _detached(cluster, parsed, console, options)
 
     def work(sink: TerminalSink) -> int:
         if not parsed.distribute:
@@ -60,6 +62,23 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
         )
 
     return _streamed(console, work)
+
+
+def _detached(cluster: Cluster, parsed: argparse.Namespace, console: Console, options: dict[str, Any]) -> int:
+    """Submit it and print its id. A program that is driven on after a loss runs again, unless --retries 0 was said."""
+    from kos_cluster.core.driving import Kind
+    from kos_cluster.tasks import launching
+    from kos_cluster.tasks.options import PLAIN
+
+    options |= {"retries": PLAIN.retries if parsed.retries is None else parsed.retries}
+    if parsed.distribute:
+        options |= {"redirect": not parsed.no_redirect, "report": lambda sentence: console.note(f"kos: {sentence}")}
+        job = cluster.detach_program(launching.script_program(parsed.argv, _folder(), **options), Kind.SCRIPT)
+    else:
+        job = cluster.detach_program(launching.command_program(parsed.argv, **options), Kind.COMMAND)
+    console.answer(job.id)
+    console.note(f"kos: it goes on without this machine; 'kos attach {job.id}' shows it from any.")
+    return 0
 
 
 def environment(variables: Sequence[tuple[str, str | None]]) -> dict[str, str]:
@@ -87,13 +106,18 @@ def _check(parsed: argparse.Namespace) -> None:
 
 
 def _check_node(cluster: Cluster, name: str) -> None:
-    """Raises NoSuchNodeError, or UnreachableError for one that is dead or has left, before anything is sent."""
+    """Raises NoSuchNodeError, UnreachableError for one that is dead or has left, PlacementError for a drained one,
+    before anything is sent."""
     nodes = sorted(cluster.nodes(), key=lambda node: node["state"] != MemberState.LEFT) if name else []
     states = {node["name"]: node["state"] for node in nodes}  # of two of one name, that which has not left
     if name and name not in states:
         raise NoSuchNodeError(f"No node {name!r} is in cluster {cluster.name!r}.", f"Its nodes: {', '.join(states)}.")
     if states.get(name) in (MemberState.DEAD, MemberState.LEFT):
         raise UnreachableError(f"Node {name} is {states[name]}.", "Type 'kos nodes' for those that are alive.")
+    if any(node["drained"] for node in nodes if node["name"] == name and node["state"] != MemberState.LEFT):
+        raise PlacementError(
+            f"Node {name} is drained, so it takes no more work.", f"Type 'kos cluster drain --undo {name}' first."
+        )
 
 
 def _streamed(console: Console, work: Callable[[TerminalSink], int]) -> int:

@@ -25,6 +25,7 @@ JOB_COLUMNS = (
     Column("TOTAL", right=True),
     Column("SINCE", right=True),
     Column("NODES"),
+    Column("DRIVER"),
 )
 STORY_COLUMNS = (
     Column("TASK"),
@@ -39,7 +40,7 @@ STORY_COLUMNS = (
 
 
 def ps_(parsed: argparse.Namespace, console: Console) -> int:
-    """List the jobs that run, and those that ended while their client is still there."""
+    """List the jobs that run, those that ended while their client is still there, and all detached ones."""
     jobs = kos.connect(parsed.cluster).jobs()
     if parsed.json:
         console.json(jobs)
@@ -91,8 +92,9 @@ def _unknown(id_: str) -> NoSuchTaskError:
 def _job_row(job: JobSummary, now: float) -> list[str]:
     counts = (job.done, job.failed, job.running, job.total)
     since = ago(max(0.0, now - job.since_s))
-    state = "running" if job.done + job.failed < job.total else "done"
-    return [job.job, job.name, job.user, state, *map(str, counts), since, ", ".join(job.nodes)]
+    state = job.state or ("running" if job.done + job.failed < job.total else "done")
+    driver = f"{job.driver} ({job.epoch})" if job.driver else ""
+    return [job.job, job.name, job.user, state, *map(str, counts), since, ", ".join(job.nodes), driver]
 
 
 def _story_rows(story: Story) -> list[list[str]]:

@@ -129,6 +129,14 @@ class JobRow:
         self.sent -= count
         return count
 
+    def skip(self, runs: Runs) -> None:
+        """Waiting tasks have their results already."""
+        if runs:
+            count = self.mark(runs, DONE)
+            self.waiting -= count
+            self.done += count
+            self._unqueue(set(indices_of(runs)))
+
     def drop(self, runs: Runs) -> int:
         """Waiting or sent tasks are cancelled; gives how many."""
         dropped = set(indices_of(runs))

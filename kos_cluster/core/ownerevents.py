@@ -33,11 +33,15 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 class Added(msgspec.Struct, frozen=True):
-    """`count` more tasks of a job, numbered on, with payloads of `size_bytes` together."""
+    """`count` more tasks of a job, numbered on, with payloads of `size_bytes` together.
+
+    Those in `settled` have their results from an earlier owner of the job, and are not run.
+    """
 
     job: str
     count: int
     size_bytes: int = 0
+    settled: Runs = []
 
 
 class NodeUp(msgspec.Struct, frozen=True):
@@ -58,6 +62,13 @@ class NodeLoad(msgspec.Struct, frozen=True):
     load: Load
 
 
+class NodeDrained(msgspec.Struct, frozen=True):
+    """A node is to be given no more work, or may be again. What it has goes on."""
+
+    id: str
+    drained: bool
+
+
 class NodeDown(msgspec.Struct, frozen=True):
     """A node is lost; what it held may have run."""
 
@@ -72,14 +83,13 @@ class StartedRunning(msgspec.Struct, frozen=True):
 
 
 class Outcomes(msgspec.Struct, frozen=True):
-    """Tasks of a batch that ended by themselves; those in `failed` raised."""
+    """Tasks of a batch that ended by themselves; those in `failed` raised. The parts of a batch come in any order."""
 
     batch: int
     node: str
     runs: Runs
     failed: frozenset[int]
     elapsed_s: float
-    last: bool
 
 
 class BatchLost(msgspec.Struct, frozen=True):
@@ -166,5 +176,17 @@ class JobIdle(msgspec.Struct, frozen=True):
     job: str
 
 
-Event = Opened | Added | NodeUp | NodeLoad | NodeDown | StartedRunning | Outcomes | BatchLost | BatchRefused | Cancelled
+Event = (
+    Opened
+    | Added
+    | NodeUp
+    | NodeLoad
+    | NodeDrained
+    | NodeDown
+    | StartedRunning
+    | Outcomes
+    | BatchLost
+    | BatchRefused
+    | Cancelled
+)
 Effect = Dispatch | Commit | GiveUp | Dropped | CancelAt | AttemptOver | JobIdle

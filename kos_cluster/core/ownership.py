@@ -7,6 +7,7 @@ first outcome of a task is committed, later ones are dropped, so a task may run 
 
     task      event                             next
     waiting   dispatched                        sent
+    waiting   settled by an earlier owner       done
     sent      outcome                           done | failed
     sent      lost, may have run, tries left    waiting, next attempt
     sent      lost, may have run, none left     failed
@@ -42,6 +43,7 @@ from kos_cluster.core.ownerevents import (
     JobIdle,
     JobSpec,
     NodeDown,
+    NodeDrained,
     NodeLoad,
     NodeUp,
     Opened,
@@ -78,6 +80,7 @@ __all__ = [
     "JobIdle",
     "JobSpec",
     "NodeDown",
+    "NodeDrained",
     "NodeLoad",
     "NodeUp",
     "Opened",
@@ -127,9 +130,12 @@ class Ownership:
         match event:
             case Outcomes():
                 self._outcomes(event, now, effects)
-            case Added(job, count, size_bytes):
+            case Added(job, count, size_bytes, settled):
                 self._jobs[job].add(count, size_bytes)
                 self._queue(self._jobs[job])
+                if settled:
+                    self._jobs[job].skip(settled)
+                    self._idle_check(self._jobs[job], effects)
             case Opened(spec):
                 self._jobs[spec.job] = JobRow(spec, now)
             case StartedRunning(batch):
@@ -144,6 +150,9 @@ class Ownership:
                 if id_ in self._nodes:
                     view = self._nodes[id_].view
                     view.busy, view.memory_available_bytes = load.running + load.queued, load.memory_available_bytes
+            case NodeDrained(id_, drained):
+                if id_ in self._nodes:
+                    self._nodes[id_].view.drained = drained
             case NodeDown(id_, cause):
                 self._node_down(id_, cause, now, effects)
             case Cancelled(job, index):
@@ -248,9 +257,7 @@ class Ownership:
         if fresh:
             self._commit(job, fresh, event.failed, batch)
             effects.append(Commit(job.spec.job, fresh))
-        if event.last and batch.left:
-            self._give_back(batch, now)
-        elif not batch.left:
+        if not batch.left:  # what has not come yet is on its way, or is sent again
             self._end(batch, "", now)
         self._idle_check(job, effects)
 
@@ -353,6 +360,7 @@ class Ownership:
         view = node.view
         view.name, view.slots, view.memory_bytes = member.name, member.slots, member.memory_bytes
         view.packages, view.unreadable, view.refused_until_s = event.packages, event.unreadable, 0.0
+        view.drained = member.drained
 
     def _node_down(self, id_: str, cause: str, now: float, effects: list[Effect]) -> None:
         node = self._nodes.get(id_)

@@ -1,9 +1,10 @@
 """Where a batch goes: a pure function of what the tasks need and what is known of the nodes. It tells its reasons.
 
 Rules. A node that can never run the task (wrong name, too few slots, too little memory) is told apart from one that
-cannot now. Among those that can, nodes with a free slot come before nodes that would queue, nodes with the needed
-packages before those without; the rest is decided by two random choices (M. Mitzenmacher, "The Power of Two Choices in
-Randomized Load Balancing", IEEE TPDS 12(10), 2001), because the knowledge may be old and owners place independently.
+cannot now; a drained node takes nothing new and finishes what it has. Among those that can, nodes with a free slot
+come before nodes that would queue, nodes with the needed packages before those without; the rest is decided by two
+random choices (M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001),
+because the knowledge may be old and owners place independently.
 The node of the job's last batch is a third choice (M. Mitzenmacher, B. Prabhakar, D. Shah, "Load Balancing with
 Memory", FOCS 2002), and preferred among equals: its worker has the function, and its caches are warm.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from kos_cluster.core.records import Needs
 
 UNREADABLE = "cannot read the payload"  # how such a node's reason begins
+DRAINED = "it is drained"
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class Candidate:
     # Packages whose objects it cannot read -> why; the key "" stands for every payload.
     unreadable: Mapping[str, str] = field(default_factory=dict)
     refused_until_s: float = 0.0  # it refused work and takes none before
+    drained: bool = False  # it is to be given no more work
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ def why_never(needs: Needs, node: Candidate) -> str:
 
 
 def _why_not_now(needs: Needs, node: Candidate, prefetch: bool, now: float) -> str:
+    if node.drained:
+        return DRAINED
     if now < node.refused_until_s:
         return "it refused work a moment ago"
     room = node.slots * (2 if prefetch else 1) - node.in_flight

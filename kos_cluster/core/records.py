@@ -85,12 +85,13 @@ class Member(msgspec.Struct, frozen=True):
     port: int
     slots: int
     versions: Versions
-    incarnation: int  # grows with each start of the daemon; an older one's messages are stale
+    incarnation: int  # grows with each start, and with each refutation; an older one's messages are stale
     state: MemberState = MemberState.ALIVE
-    founder: bool = False
+    started_ns: int = 0  # when this daemon was started: names this life of it, which a refutation does not change
     pid: int = 0
     boot_id: str = ""  # the machine's boot, to tell whether `pid` is on this machine
     memory_bytes: int = 0
+    drained: bool = False  # it is to be given no more work
 
     @property
     def address(self) -> str:
@@ -177,3 +178,6 @@ class JobSummary(msgspec.Struct, frozen=True):
     nodes: tuple[str, ...] = ()
     parent: str = ""  # the task that submitted it, or empty
     reruns: int = 0  # tasks that were sent again because an attempt was lost
+    state: str = ""  # of a detached job: a `core.replicated.jobs.JobState`
+    driver: str = ""  # the name of the node that drives it, or did last
+    epoch: int = 0  # the number of drivers that it has had

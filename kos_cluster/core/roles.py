@@ -27,6 +27,9 @@ class Command(enum.StrEnum):
     STOP_NODE = "stop-node"
     BE_MEMBER = "be-member"  # register as a node and send heartbeats and load
     REMOVE_SELF = "remove-self"  # leave the cluster
+    REMOVE_NODE = "remove-node"  # deny a node or client for good
+    DRAIN_NODE = "drain-node"
+    ROTATE = "rotate"  # have a node renew its certificate
 
 
 _READERS = frozenset(Role)
@@ -41,6 +44,9 @@ ALLOWED: dict[Command, frozenset[Role]] = {
     Command.STOP_NODE: _ADMIN,
     Command.BE_MEMBER: frozenset({Role.NODE}),
     Command.REMOVE_SELF: frozenset({Role.NODE}),
+    Command.REMOVE_NODE: _ADMIN,
+    Command.DRAIN_NODE: _ADMIN,
+    Command.ROTATE: _ADMIN,
 }
 
 

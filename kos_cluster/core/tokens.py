@@ -44,6 +44,10 @@ class TokenTable:
 
     def add(self, id: str, secret: str, role: Role, ttl_s: float, now: float) -> TokenEntry:
         """Take a new token in. Raises UsageError for its time to live, LimitError when there are too many."""
+        return self.add_hashed(id, secret_sha256(secret), role, ttl_s, now)
+
+    def add_hashed(self, id: str, sha256: str, role: Role, ttl_s: float, now: float) -> TokenEntry:
+        """`add`, for whoever has only the secret's SHA-256 (hex), as the replicated state does."""
         if not 0 < ttl_s <= TTL_LIMIT_S:
             raise UsageError(
                 f"A join token cannot be valid for {ttl_s:g} s.", f"Give --ttl more than 0 and at most {TTL_LIMIT_S} s."
@@ -56,26 +60,39 @@ class TokenTable:
                 f"There are {TOKENS_LIMIT} join tokens already, which is the limit.",
                 "Wait until some have expired, or give them a shorter --ttl.",
             )
-        entry = TokenEntry(id, secret_sha256(secret), role, now + ttl_s)
+        entry = TokenEntry(id, sha256, role, now + ttl_s)
         self._entries[id] = entry
         return entry
 
     def check(self, id: str, secret: str, now: float) -> TokenEntry:
         """The token, if it can be redeemed. Raises JoinError that says why not."""
-        entry = self._entries.get(id)
-        # Compared for unknown ids too, so that the time taken does not tell which ids exist.
-        right = hmac.compare_digest(entry.secret_sha256 if entry else "0" * 64, secret_sha256(secret))
-        if entry is None or not right:
-            raise JoinError("The join token is not one of this cluster's.", "Check that all of it was copied. " + _MINT)
+        return self.check_hashed(id, secret_sha256(secret), now)
+
+    def check_hashed(self, id: str, sha256: str, now: float) -> TokenEntry:
+        """`check`, by the secret's SHA-256 (hex)."""
+        entry = self.recognise_hashed(id, sha256)
         if entry.used_s is not None:
             raise JoinError("The join token was used already; each serves one machine.", _MINT)
         if now >= entry.expires_s:
             raise JoinError("The join token has expired.", _MINT)
         return entry
 
+    def recognise_hashed(self, id: str, sha256: str) -> TokenEntry:
+        """The token of this id and secret, be it used or expired. Raises JoinError when there is none."""
+        entry = self._entries.get(id)
+        # Compared for unknown ids too, so that the time taken does not tell which ids exist.
+        right = hmac.compare_digest((entry.secret_sha256 if entry else "0" * 64).encode(), sha256.encode())
+        if entry is None or not right:
+            raise JoinError("The join token is not one of this cluster's.", "Check that all of it was copied. " + _MINT)
+        return entry
+
     def redeem(self, id: str, secret: str, now: float) -> Role:
         """Use a token up and return its role. Raises JoinError as `check` does, and then it is not used up."""
-        entry = self.check(id, secret, now)
+        return self.redeem_hashed(id, secret_sha256(secret), now)
+
+    def redeem_hashed(self, id: str, sha256: str, now: float) -> Role:
+        """`redeem`, by the secret's SHA-256 (hex)."""
+        entry = self.check_hashed(id, sha256, now)
         self._entries[id] = msgspec.structs.replace(entry, used_s=now)
         return entry.role
 

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from kos_cluster.errors import AuthError, LimitError
+from kos_cluster.errors import AuthError, LimitError, RevokedError
 from kos_cluster.net.identity import Peer
 
 PEERS_LIMIT = 16384
@@ -32,7 +32,7 @@ class Admitted:
         """Let a peer whose certificate was verified open links. Raises AuthError when it is revoked or expired."""
         with self._lock:
             if peer.serial in self._revoked:
-                raise AuthError(f"The certificate of {peer.name} is revoked.", "Join again with a new token.")
+                raise RevokedError(f"The certificate of {peer.name} is revoked.", "Join again with a new token.")
             if peer.expired(self._clock()):
                 raise AuthError(f"The certificate of {peer.name} has expired.", "Join again with a new token.")
             self._peers[peer.curve_public] = peer
@@ -52,14 +52,25 @@ class Admitted:
             self._peers.move_to_end(curve_public)
             return peer
 
-    def revoke(self, serial: int) -> None:
-        """Deny a certificate from now on. Raises LimitError when the deny-list is full."""
+    def revoked(self, serial: int) -> bool:
+        """Whether a certificate is denied."""
+        with self._lock:
+            return serial in self._revoked
+
+    def revoke(self, serial: int, successor: Peer | None = None) -> None:
+        """Deny a certificate from now on. Raises LimitError when the deny-list is full.
+
+        Who has a `successor` for the same CURVE key goes on under that, without presenting itself anew.
+        """
         with self._lock:
             if len(self._revoked) >= REVOKED_LIMIT and serial not in self._revoked:
                 raise LimitError(f"{REVOKED_LIMIT} certificates are revoked already, which is the limit.")
             self._revoked.add(serial)
             for key in [key for key, peer in self._peers.items() if peer.serial == serial]:
-                del self._peers[key]
+                if successor is not None and successor.curve_public == key:
+                    self._peers[key] = successor
+                else:
+                    del self._peers[key]
 
     def __len__(self) -> int:
         with self._lock:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from kos_cluster.core.replicated.commands import Certificate
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError, StateError
 from kos_cluster.home import private_folder, write_private
@@ -53,12 +54,24 @@ class CertificateAuthority:
         key = Ed25519PrivateKey.generate()
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"KOS cluster {cluster}"[:64])])
         certificate = (
-            _builder(name, name, key.public_key(), AUTHORITY_LIFETIME_S)
+            _builder(name, name, key.public_key(), new_serial(), time.time() + AUTHORITY_LIFETIME_S)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(authority=True), critical=True)
             .sign(key, None)
         )
         return cls(cluster, key, certificate.public_bytes(serialization.Encoding.PEM))
+
+    @classmethod
+    def of_key(cls, cluster: str, key: bytes, certificate_pem: bytes) -> CertificateAuthority:
+        """From what `key_bytes` gave. Raises AuthError when the key is not the certificate's."""
+        authority = cls(cluster, Ed25519PrivateKey.from_private_bytes(key), certificate_pem)
+        if authority._certificate.public_key() != authority._key.public_key():
+            raise AuthError(f"A copy of the authority's key is not that of cluster {cluster!r}.")
+        return authority
+
+    def key_bytes(self) -> bytes:
+        """The private key, raw: to be sealed at once."""
+        return self._key.private_bytes_raw()
 
     @property
     def sha256(self) -> str:
@@ -67,13 +80,22 @@ class CertificateAuthority:
 
     def issue(self, request_pem: bytes, id: str, name: str, role: Role, lifetime_s: float = PEER_LIFETIME_S) -> bytes:
         """A certificate, in PEM, for the keys of a signing request. Raises AuthError when the request is not good."""
+        curve_public = requested_curve_key(request_pem)
+        return self.certify(
+            request_pem, Certificate(new_serial(), id, name, role, time.time() + lifetime_s, curve_public)
+        )
+
+    def certify(self, request_pem: bytes, granted: Certificate) -> bytes:
+        """The certificate, in PEM, as it was granted. Raises AuthError for a request that is bad or of other keys."""
         request = _checked_request(request_pem)
         public_key = request.public_key()
         if not isinstance(public_key, Ed25519PublicKey):
             raise AuthError("A signing request is not for an Ed25519 key.")
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = _builder(subject, self._certificate.subject, public_key, lifetime_s)
-        for extension in peer_extensions(self.cluster, id, role, request_curve_key(request)):
+        if request_curve_key(request) != granted.curve_public:
+            raise AuthError("A signing request is for another key than the one that was granted.")
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, granted.name)])
+        builder = _builder(subject, self._certificate.subject, public_key, granted.serial, granted.not_after_s)
+        for extension in peer_extensions(self.cluster, granted.id, granted.role, granted.curve_public):
             builder = builder.add_extension(extension, critical=False)
         certificate = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -128,6 +150,16 @@ class CertificateAuthority:
         return authority
 
 
+def new_serial() -> int:
+    """A serial for a new certificate."""
+    return secrets.randbelow((1 << SERIAL_BITS) - 1) + 1
+
+
+def requested_curve_key(request_pem: bytes) -> bytes:
+    """The CURVE public key that a signing request asks to have certified. Raises AuthError when it is not good."""
+    return request_curve_key(_checked_request(request_pem))
+
+
 def authority_sha256(certificate_pem: bytes) -> str:
     """Hex SHA-256 of the public key (SubjectPublicKeyInfo, DER) of an authority's certificate. Raises ValueError."""
     public_key = load_certificate(certificate_pem).public_key()
@@ -150,17 +182,16 @@ def _checked_request(request_pem: bytes) -> x509.CertificateSigningRequest:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: Ed25519PublicKey, lifetime_s: float
+    subject: x509.Name, issuer: x509.Name, public_key: Ed25519PublicKey, serial: int, not_after_s: float
 ) -> x509.CertificateBuilder:
-    now = time.time()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public_key)
-        .serial_number(secrets.randbelow((1 << SERIAL_BITS) - 1) + 1)
-        .not_valid_before(timestamp(now - CLOCK_SKEW_S))
-        .not_valid_after(timestamp(now + lifetime_s))
+        .serial_number(serial)
+        .not_valid_before(timestamp(time.time() - CLOCK_SKEW_S))
+        .not_valid_after(timestamp(not_after_s))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 

@@ -128,7 +128,7 @@ class Finder:
             if len(datagram) > DATAGRAM_LIMIT_BYTES or not datagram.startswith(_MAGIC):
                 raise msgspec.DecodeError("not a beacon")
             said = msgspec.msgpack.decode(datagram[len(_MAGIC) :], type=Announcement)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             self.ignored += 1
             return False
         address = (said.host, said.port)

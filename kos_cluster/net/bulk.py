@@ -26,9 +26,9 @@ from kos_cluster.errors import AuthError, JoinError, KosError, PortTakenError, U
 from kos_cluster.net import joining, tls, transfers
 from kos_cluster.net.identity import Credentials, Peer, verify_peer
 from kos_cluster.net.outcome import to_wire
-from kos_cluster.net.transfers import Outcome, get_result, present, put_part
+from kos_cluster.net.transfers import Outcome, get_kept, get_result, present, put_part
 
-__all__ = ["BulkServer", "Handler", "get_result", "present", "put_part"]
+__all__ = ["BulkServer", "Handler", "get_kept", "get_result", "present", "put_part"]
 
 CONNECTIONS_LIMIT = 128
 UNPROVEN_LIMIT = 48  # of one source at once
@@ -49,10 +49,10 @@ class Handler(transfers.Store, Protocol):
         """A peer's certificate was verified on a new connection. Raises AuthError to send it away, say when revoked."""
 
     def join(self, request: joining.JoinRequest, source_host: str, /) -> joining.JoinReply:
-        """Answer a joiner; only asked where the registry is kept. Raises JoinError."""
+        """Answer a joiner; only asked of the coordinator. Raises JoinError."""
 
-    def authority(self) -> joining.Address | None:
-        """Host and control port of the node that keeps the registry; None when this one does."""
+    def coordinator(self) -> joining.Address | None:
+        """Host and control port of the node that coordinates; None when it is this one, or not known."""
 
 
 class BulkServer:
@@ -66,7 +66,7 @@ class BulkServer:
         self._context = tls.server_context(credentials)
         self._slots = threading.Semaphore(CONNECTIONS_LIMIT)
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._open: dict[socket.socket, int] = {}  # with the serial of the certificate, once it was shown
         self._unproven: Counter[str] = Counter()
         self._joins = _JoinRate()
         self._closing = False
@@ -76,6 +76,17 @@ class BulkServer:
     def start(self) -> None:
         self._acceptor.start()
 
+    def renewed(self, credentials: Credentials) -> None:
+        """Show another certificate to whoever connects from now on."""
+        self._credentials = credentials
+        self._context = tls.server_context(credentials)
+
+    def cut(self, serial: int) -> None:
+        """End the connections of whoever showed this certificate, wherever they are."""
+        with self._lock:
+            connections = [connection for connection, shown in self._open.items() if shown == serial]
+        _shut(connections)
+
     def close(self) -> None:
         """Stop at once: connections end where they are."""
         self._closing = True
@@ -84,9 +95,7 @@ class BulkServer:
         self._listening.close()
         with self._lock:
             connections = list(self._open)
-        for connection in connections:
-            with contextlib.suppress(OSError):  # it ended by itself meanwhile
-                connection.shutdown(socket.SHUT_RDWR)
+        _shut(connections)
         if self._acceptor.is_alive():
             self._acceptor.join(CLOSE_TIMEOUT_S)
 
@@ -119,13 +128,16 @@ class BulkServer:
     def _serve(self, connection: socket.socket, source: str) -> None:
         """One connection, from its first byte to its last."""
         try:
-            with self._followed(connection):
+            with self._followed(connection) as handle:
                 try:
                     stream, peer = self._met(connection, source)
                 finally:
                     self._no_longer_unproven(source)
                 with stream:
                     if peer is not None:
+                        with self._lock:
+                            self._open[handle] = peer.serial
+                        self._handler.presented(peer)  # it may have been denied before it could be cut
                         transfers.serve(stream, peer, self._handler)
         except OSError as error:
             self._drop(f"a connection from {source} failed ({error.strerror or error})")
@@ -144,7 +156,7 @@ class BulkServer:
             alpn = stream.selected_alpn_protocol()
             if alpn == tls.ALPN_JOIN:
                 answer = partial(self._joined, source)
-                joining.serve(stream, self._credentials, self._keeper_elsewhere(), answer)
+                joining.serve(stream, self._credentials, self._coordinator_elsewhere(), answer)
                 return stream, None
             if alpn not in (tls.ALPN_PRESENT, tls.ALPN_BULK):
                 raise AuthError("It asked for no protocol of this port.")
@@ -174,22 +186,22 @@ class BulkServer:
             raise JoinError(f"More than {JOINS_LIMIT} joins came from {source} within {JOIN_WINDOW_S:.0f} s.", "Wait.")
         return self._handler.join(request, source)
 
-    def _keeper_elsewhere(self) -> joining.Address | None:
-        keeper = self._handler.authority()
+    def _coordinator_elsewhere(self) -> joining.Address | None:
+        coordinator = self._handler.coordinator()
         here = (self._address[0], self._address[1] - 1)
-        return None if keeper == here else keeper
+        return None if coordinator == here else coordinator
 
     @contextlib.contextmanager
-    def _followed(self, connection: socket.socket) -> Iterator[None]:
-        """Let `close` reach the connection: by a duplicate, as TLS takes the descriptor over."""
+    def _followed(self, connection: socket.socket) -> Iterator[socket.socket]:
+        """Let `close` and `cut` reach the connection: by a duplicate, as TLS takes the descriptor over."""
         with connection.dup() as handle:
             with self._lock:
-                self._open.add(handle)
+                self._open[handle] = 0
             try:
-                yield
+                yield handle
             finally:
                 with self._lock:
-                    self._open.discard(handle)
+                    del self._open[handle]
                 connection.close()
 
     def _no_longer_unproven(self, source: str) -> None:
@@ -221,6 +233,12 @@ class _JoinRate:
             return False
         times.append(now)
         return True
+
+
+def _shut(connections: list[socket.socket]) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):  # it ended by itself meanwhile
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _listen(host: str, port: int) -> socket.socket:

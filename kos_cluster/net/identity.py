@@ -66,13 +66,7 @@ class Keys:
         """New keys. The request is signed with the private key, so it proves that its sender has it."""
         key = Ed25519PrivateKey.generate()
         curve_public, curve_secret = zmq.curve_keypair()
-        request = (
-            x509.CertificateSigningRequestBuilder()
-            .subject_name(x509.Name([]))
-            .add_extension(x509.UnrecognizedExtension(CURVE_KEY_OID, curve_public), critical=False)
-            .sign(key, None)
-        )
-        return cls(private_pem(key), curve_public, curve_secret, request.public_bytes(serialization.Encoding.PEM))
+        return cls(private_pem(key), curve_public, curve_secret, _request(key, curve_public))
 
     def certified(self, cert_pem: bytes, ca_pem: bytes, cluster: str) -> Credentials:
         """These keys with the certificate issued for them. Raises AuthError when it is not for these keys."""
@@ -100,14 +94,31 @@ class Credentials:
     curve_secret: bytes = field(repr=False)
     peer: Peer
 
+    def renewal_request(self) -> bytes:
+        """A signing request, in PEM, for another certificate of the same keys."""
+        key = serialization.load_pem_private_key(self.key_pem, None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise StateError("One's own key is not an Ed25519 key.", "Join the cluster again with a new token.")
+        return _request(key, self.curve_public)
+
+    def renewed(self, cert_pem: bytes) -> Credentials:
+        """The same keys with another certificate. Raises AuthError when it is for others."""
+        keys = Keys(self.key_pem, self.curve_public, self.curve_secret, b"")
+        return keys.certified(cert_pem, self.ca_pem, self.peer.cluster)
+
     def save(self, folder: Path) -> None:
-        """Write cert.pem, key.pem, ca.pem and curve.json, each 0600, into a 0700 folder."""
-        private_folder(folder)
+        """Write cert.pem, key.pem, ca.pem and curve.json, each 0600, into a 0700 folder. Raises StateError."""
         curve = _CurveFile(self.curve_public.decode(), self.curve_secret.decode())
-        write_private(folder / "ca.pem", self.ca_pem)
-        write_private(folder / "key.pem", self.key_pem)
-        write_private(folder / "curve.json", msgspec.json.encode(curve))
-        write_private(folder / "cert.pem", self.cert_pem)
+        try:
+            private_folder(folder)
+            write_private(folder / "ca.pem", self.ca_pem)
+            write_private(folder / "key.pem", self.key_pem)
+            write_private(folder / "curve.json", msgspec.json.encode(curve))
+            write_private(folder / "cert.pem", self.cert_pem)
+        except OSError as error:
+            raise StateError(
+                f"Credentials could not be written to {folder} ({error.strerror}).", "Make room, or see who owns it."
+            ) from None
 
     @classmethod
     def load(cls, folder: Path) -> Credentials:
@@ -186,6 +197,16 @@ def private_pem(key: Ed25519PrivateKey, encryption: serialization.KeySerializati
 def timestamp(seconds: float) -> datetime.datetime:
     """Unix seconds as the aware time that X.509 wants (whole seconds)."""
     return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.UTC)
+
+
+def _request(key: Ed25519PrivateKey, curve_public: bytes) -> bytes:
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .add_extension(x509.UnrecognizedExtension(CURVE_KEY_OID, curve_public), critical=False)
+        .sign(key, None)
+    )
+    return request.public_bytes(serialization.Encoding.PEM)
 
 
 def _stated_peer(certificate: x509.Certificate) -> Peer:

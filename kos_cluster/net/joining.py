@@ -1,9 +1,9 @@
 """How a machine without a certificate becomes a member: the exchange on ALPN `kos-join`, both sides of it.
 
-Theory of operation. The server speaks first (`Opening`): its authority's certificate, its cluster, where the registry
-is kept, and a fresh X25519 key. The joiner checks the authority against the token's hash, and that the server's own TLS
-certificate was issued by that authority to a node of that cluster, before it sends anything. If the registry is kept
-elsewhere it goes there, and checks again. Then one `JoinRequest`, one `JoinReply`.
+Theory of operation. The server speaks first (`Opening`): its authority's certificate, its cluster, which node
+coordinates, and a fresh X25519 key. The joiner checks the authority against the token's hash, and that the server's own
+TLS certificate was issued by that authority to a node of that cluster, before it sends anything. If another node
+coordinates it goes there, and checks again. Then one `JoinRequest`, one `JoinReply`.
 
 Rules: the joiner's secret reaches only a verified node. It proves that it has the keys that it asks to have certified:
 the Ed25519 key by signing its request, the CURVE key by a Diffie-Hellman secret shared with the opening's key.
@@ -32,17 +32,17 @@ from kos_cluster.net.identity import Credentials, Keys, request_curve_key
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.net.outcome import WireError, from_wire, to_wire
 
-HOPS_LIMIT = 3  # servers asked before the registry's keeper must have been found
+HOPS_LIMIT = 4  # servers asked before the coordinator must have been found
 Address = tuple[str, int]  # host and control port
 
 
 class Opening(msgspec.Struct, frozen=True):
-    """What a server shows to whoever wants to join. `keeper` is None when the server keeps the registry itself."""
+    """What a server shows to whoever wants to join. `coordinator` is None when it is the server itself."""
 
     cluster: str
     node: str
     ca_pem: bytes
-    keeper: Address | None
+    coordinator: Address | None
     challenge: bytes  # X25519 public key of this one connection
 
 
@@ -80,6 +80,7 @@ class JoinReply(msgspec.Struct, frozen=True):
     source_host: str = ""
     bootstrap: list[str] = []  # HOST:PORT of control ports
     warnings: list[str] = []
+    profile: str = ""  # how fast failures are detected here; empty: as on a LAN
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -100,6 +101,7 @@ class JoinResult:
     source_host: str
     bootstrap: list[str]
     warnings: list[str]
+    profile: str
 
 
 # ---- joiner
@@ -121,7 +123,7 @@ def join(
 ) -> JoinResult:
     """Join the cluster through any of its nodes (its control port).
 
-    Raises UnreachableError, JoinError, IncompatibleError, or what the registry's keeper raised.
+    Raises UnreachableError, JoinError, IncompatibleError, or what the coordinator raised.
     """
     asked = f"{host}:{port}"
     for hop in range(HOPS_LIMIT):
@@ -131,12 +133,12 @@ def join(
             if not hop:
                 raise
             raise UnreachableError(
-                f"The node at {asked} does not keep the registry, and who does is not there: {error.message}",
+                f"The node at {asked} does not coordinate, and who does is not there: {error.message}",
                 "Type 'kos up' on the machine that founded the cluster.",
             ) from None
         try:
             opening = _verified_opening(stream, host, port, token, cluster)
-            if opening.keeper in (None, (host, port)):
+            if opening.coordinator in (None, (host, port)):
                 node_keys, client_keys = Keys.make(), Keys.make()
                 request = JoinRequest(
                     cluster=cluster,
@@ -157,9 +159,9 @@ def join(
             raise tls.translated(f"{host}:{port}", error) from None
         finally:
             stream.close()
-        host, port = opening.keeper
+        host, port = opening.coordinator
     raise JoinError(
-        f"No node of cluster {cluster!r} says that it keeps the registry.", "Try again with the founder's address."
+        f"The nodes of cluster {cluster!r} do not agree on which of them coordinates.", "Try again in a few seconds."
     )
 
 
@@ -221,6 +223,7 @@ def _result(reply: JoinReply, opening: Opening, token: JoinToken, node_keys: Key
         source_host=reply.source_host,
         bootstrap=reply.bootstrap,
         warnings=reply.warnings,
+        profile=reply.profile,
     )
 
 
@@ -230,7 +233,7 @@ def _result(reply: JoinReply, opening: Opening, token: JoinToken, node_keys: Key
 def serve(
     stream: ssl.SSLSocket,
     credentials: Credentials,
-    keeper: Address | None,
+    coordinator: Address | None,
     answer: Callable[[JoinRequest], JoinReply],
 ) -> None:
     """Lead one joiner through the exchange. Raises OSError or KosError; the joiner was told of the latter."""
@@ -239,7 +242,7 @@ def serve(
         cluster=credentials.peer.cluster,
         node=credentials.peer.name,
         ca_pem=credentials.ca_pem,
-        keeper=keeper,
+        coordinator=coordinator,
         challenge=challenge.public_key().public_bytes_raw(),
     )
     tls.send_message(stream, msgspec.msgpack.encode(opening))
@@ -276,5 +279,5 @@ def _proof(shared: bytes, request_pem: bytes) -> bytes:
 def _decoded(data: bytes, kind: Any) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A malformed message arrived in the join exchange: {error}.") from None

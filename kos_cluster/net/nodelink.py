@@ -47,6 +47,7 @@ class NodeLink:
         self.peer: Peer | None = None
         self.up = False
         self.failure: KosError | None = None  # why the last try failed
+        self.shown = 0  # the serial of the certificate that was presented last
         self.heard_s = time.monotonic()
         self.given: set[str] = set()  # parts that the node holds, as far as we know
         self._context = context
@@ -73,6 +74,15 @@ class NodeLink:
     def hurry(self) -> None:
         """Try again now: the node is known to be back."""
         self._hurry.set()
+
+    def renewed(self, credentials: Credentials) -> None:
+        """Present another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+
+    def succeeded(self, peer: Peer) -> None:
+        """The node has another certificate, of the same keys."""
+        if self.peer is not None and self.peer.curve_public == peer.curve_public:
+            self.peer = peer
 
     def close(self) -> None:
         self._task.cancel()
@@ -103,6 +113,7 @@ class NodeLink:
         return True
 
     async def _present(self) -> None:
+        self.shown = self._credentials.peer.serial
         self.peer = await asyncio.to_thread(present, self.host, self.port, self._credentials)
         self.failure = None
 

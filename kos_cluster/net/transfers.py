@@ -1,5 +1,7 @@
 """What certified peers do over the bulk port: present themselves, put a part, get a result. Both sides of each.
 
+A part that is put to be kept outlives the daemon, for detached jobs; nodes may move such parts too.
+
 Theory of operation. After the TLS handshake the server speaks first: `Outcome`, whether it takes the peer. On
 `kos-present` that is all. On `kos-bulk` the client then asks one thing, `Put` or `Get`; the server answers with an
 `Outcome` that says how many bytes will move; they move without framing; a put is confirmed by a last `Outcome`.
@@ -15,7 +17,7 @@ import os
 import re
 import ssl
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import msgspec
 
@@ -33,10 +35,12 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 class Put(msgspec.Struct, frozen=True, tag="PUT"):
     hash: str
     size: int
+    keep: bool = False
 
 
 class Get(msgspec.Struct, frozen=True, tag="GET"):
     name: str
+    kept: bool = False  # the name is the hash of a kept part
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -58,6 +62,15 @@ class Store(Protocol):
     def result_path(self, peer: Peer, name: str, /) -> Path | None:
         """The file of a result of this peer's own work; None when there is none."""
 
+    def keep_wanted(self, peer: Peer, hash: str, size: int, /) -> Path | None:
+        """As `part_wanted`, for a part that is to be kept."""
+
+    def keep_arrived(self, peer: Peer, hash: str, path: Path, /) -> None:
+        """As `part_arrived`. It is durable when this returns."""
+
+    def kept_path(self, peer: Peer, hash: str, /) -> Path | None:
+        """The file of a kept part; None when it is not here."""
+
 
 # ---- client
 
@@ -71,11 +84,19 @@ def present(host: str, port: int, credentials: Credentials) -> Peer:
         return session.node
 
 
-def put_part(host: str, port: int, credentials: Credentials, hash: str, data: bytes | bytearray | memoryview) -> bool:
+def put_part(
+    host: str,
+    port: int,
+    credentials: Credentials,
+    hash: str,
+    data: bytes | bytearray | memoryview,
+    *,
+    keep: bool = False,
+) -> bool:
     """Give a node a part, unless it has it (False). Raises UnreachableError, or what the node raised."""
     view = memoryview(data).cast("B")
     with _Session(host, port, credentials, tls.ALPN_BULK) as session:
-        if not session.ask(Put(hash, len(view))):
+        if not session.ask(Put(hash, len(view), keep)):
             return False
         session.stream.sendall(view)
         session.outcome()
@@ -91,6 +112,25 @@ def get_result(host: str, port: int, credentials: Credentials, name: str, size: 
         data = bytearray(size)
         tls.receive_into(session.stream, memoryview(data))
         return data
+
+
+def get_kept(host: str, port: int, credentials: Credentials, hash: str, file: BinaryIO) -> None:
+    """Write a kept part of a node to a file. Raises UnreachableError, or what the node raised.
+
+    ProtocolError when the bytes are not those that the hash names.
+    """
+    hashed = hashlib.sha256()
+    with _Session(host, port, credentials, tls.ALPN_BULK) as session:
+        left = session.ask(Get(hash, kept=True))
+        buffer = memoryview(bytearray(max(1, min(CHUNK_BYTES, left))))
+        while left:
+            chunk = buffer[: min(left, len(buffer))]
+            tls.receive_into(session.stream, chunk)
+            left -= len(chunk)
+            hashed.update(chunk)
+            file.write(chunk)
+    if hashed.hexdigest() != hash:
+        raise ProtocolError(f"The part {hash[:12]} came from {session.where} with other bytes than its hash says.")
 
 
 class _Session:
@@ -140,7 +180,7 @@ def serve(stream: ssl.SSLSocket, peer: Peer, store: Store) -> None:
     """Answer the one request of a verified peer. Raises OSError or KosError; the peer was told of the latter."""
     try:
         request: Put | Get = _decoded(tls.receive_message(stream), Put | Get)
-        if not may(peer.role, Command.SUBMIT):
+        if not _may_move(peer, request):
             raise AuthError(f"{peer} may not move parts or results: its role does not allow to submit work.")
         if isinstance(request, Put):
             _take(stream, peer, store, request)
@@ -151,17 +191,26 @@ def serve(stream: ssl.SSLSocket, peer: Peer, store: Store) -> None:
         raise
 
 
+def _may_move(peer: Peer, request: Put | Get) -> bool:
+    """Parts and results are of those who submit; what is kept, the nodes hand on among themselves."""
+    kept = request.keep if isinstance(request, Put) else request.kept
+    return may(peer.role, Command.SUBMIT) or (kept and may(peer.role, Command.BE_MEMBER))
+
+
 def _take(stream: ssl.SSLSocket, peer: Peer, store: Store, request: Put) -> None:
     if not _HASH.fullmatch(request.hash) or request.size <= 0:
         raise UsageError("A part needs a SHA-256 hash in hex, and at least one byte.")
-    path = store.part_wanted(peer, request.hash, request.size)
+    wanted, arrived = store.part_wanted, store.part_arrived
+    if request.keep:
+        wanted, arrived = store.keep_wanted, store.keep_arrived
+    path = wanted(peer, request.hash, request.size)
     if path is None:
         reply(stream, Outcome(size=0))
         return
     try:
         reply(stream, Outcome(size=request.size))
         _write(stream, path, request)
-        store.part_arrived(peer, request.hash, path)
+        arrived(peer, request.hash, path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -201,16 +250,17 @@ def _written(fd: int, chunk: memoryview) -> OSError | None:
 
 
 def _give(stream: ssl.SSLSocket, peer: Peer, store: Store, request: Get) -> None:
-    if not _NAME.fullmatch(request.name):
+    if not (_HASH if request.kept else _NAME).fullmatch(request.name):
         raise UsageError("A result's name is letters, digits, '.', '-' and '_'.")
-    path = store.result_path(peer, request.name)
+    path = store.kept_path(peer, request.name) if request.kept else store.result_path(peer, request.name)
     try:
         file = open(path, "rb", buffering=0) if path else None  # noqa: SIM115 (closed below)
     except OSError:
         file = None
     if file is None:
         raise NoSuchTaskError(
-            f"The result {request.name} is not kept here.", "It was released, or the node was restarted."
+            f"The {'part' if request.kept else 'result'} {request.name} is not kept here.",
+            "Its job has ended long ago." if request.kept else "It was released, or the node was restarted.",
         )
     with file:
         left = os.fstat(file.fileno()).st_size
@@ -227,5 +277,5 @@ def _give(stream: ssl.SSLSocket, peer: Peer, store: Store, request: Get) -> None
 def _decoded(data: bytes, kind: Any) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A malformed message arrived on the bulk port: {error}.") from None

@@ -147,6 +147,8 @@ class Server:
         peer = self._admitted.get(_user_id(first))
         if peer is None or message is None:
             self._malformed += 1
+            if peer is None:
+                self.send(first.bytes, wire.Expelled())
             return True
         self._on_message(Origin(peer, first.bytes, first), message, payload)
         return True
@@ -156,7 +158,7 @@ class Link:
     """A control link to one node. Made and used in the thread of the running loop.
 
     `on_state` is told "up" when the handshake is done, "down" when the connection is lost (ZeroMQ goes on trying), and
-    "refused" when the node does not admit this key: present the certificate again, then make a new link.
+    "refused" when the node does not admit this key, or no longer: present the certificate again, then make a new link.
     """
 
     def __init__(
@@ -206,10 +208,7 @@ class Link:
         self._socket.close()
 
     def _happened(self, event: int, value: int) -> None:
-        state = _STATE_AFTER[event]
-        if state != self.state and not (self.state == "refused" and state == "down"):
-            self.state = state
-            self._on_state(state)
+        self._become(_STATE_AFTER[event])
 
     def _receive(self) -> bool:
         try:
@@ -218,9 +217,16 @@ class Link:
             return False
         if message is None:
             self.dropped += 1
+        elif isinstance(message, wire.Expelled):
+            self._become("refused")
         else:
             self._on_message(message, payload)
         return True
+
+    def _become(self, state: LinkState) -> None:
+        if state != self.state and not (self.state == "refused" and state == "down"):
+            self.state = state
+            self._on_state(state)
 
 
 _STATE_AFTER: dict[int, LinkState] = {

@@ -5,6 +5,11 @@ frame is `K`, the wire version, the header's length as four bytes (little-endian
 struct tagged with its kind. A payload of less than `INLINE_BYTES` follows in the same frame, as each frame costs its
 own encryption and its own turn of ZeroMQ; a larger one is a second frame, which is sent without being copied.
 
+Versions. From one version to the next, kinds and fields are only added, each new field with a default that means "the
+sender is older and did not say", and a receiver ignores fields that it does not know. So neighbours understand each
+other, which is what an upgrade node by node needs; a kind that is not known yet is dropped and counted. Who joins must
+speak the cluster's version.
+
 Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing here relies on a message arriving:
 an owner repeats what it holds to be outstanding in `OwnerBeat`; the node answers what it does not know, stops what the
 owner does not name, and sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
@@ -19,10 +24,15 @@ from typing import Any
 
 import msgspec
 
+from kos_cluster.core import raft, swim
+from kos_cluster.core.loadgossip import LoadReport
 from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, Needs, Runs, Versions
+from kos_cluster.core.replicated.commands import Proposal
+from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
+OLDEST_WIRE_VERSION = 1  # that is understood, so that nodes can be upgraded one by one
 BULK_BYTES = 1 << 20  # payloads of this size and more go over the bulk port
 MESSAGE_LIMIT_BYTES = 16 << 20  # of one message on a control socket
 INLINE_BYTES = 64 << 10  # smaller payloads stand in the header's frame
@@ -55,12 +65,40 @@ class HelloWanted(msgspec.Struct, frozen=True, tag="HELLO_WANTED"):
     """A node to a peer that it does not know (any more): say hello again."""
 
 
-class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
-    """A node to the registry's keeper, each `HEARTBEAT_S`: alive, with its load and the view it has."""
+class Expelled(msgspec.Struct, frozen=True, tag="EXPELLED"):
+    """A node to a peer on an open link whose certificate does not hold any more: present one, or be gone."""
 
-    member: Member
-    load: Load
-    view: int
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
+    """What nodes say to each other about who is alive; see `core.swim`."""
+
+    message: swim.Message
+
+
+class LoadNews(msgspec.Struct, frozen=True, tag="LOAD"):
+    """What nodes say to each other about how busy they are; see `core.loadgossip`."""
+
+    report: LoadReport
+
+
+class Consensus(msgspec.Struct, frozen=True, tag="CONSENSUS"):
+    """What nodes say to each other to agree; see `core.raft`."""
+
+    message: raft.Message
+
+
+class Propose(msgspec.Struct, frozen=True, tag="PROPOSE"):
+    """A node to the coordinator: have this applied. The answer is `Proposed` of the same number."""
+
+    id: int
+    proposal: Proposal
+
+
+class Proposed(msgspec.Struct, frozen=True, tag="PROPOSED"):
+    """What was replied when it was applied; None when it must be offered again, here or elsewhere."""
+
+    id: int
+    reply: StateReply | None
 
 
 class SyncRequest(msgspec.Struct, frozen=True, tag="SYNC_REQUEST"):
@@ -75,6 +113,10 @@ class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
     view: int
     members: list[Member] | None
     loads: dict[str, tuple[Load, float]]  # node id -> (load, age in seconds)
+    coordinator: str = ""  # the id of the node that coordinates, as far as the sender knows
+    term: int = 0  # of that coordinator; of several answers the one of the latest term holds
+    voters: list[str] = []  # the ids of the nodes that decide
+    trouble: str = ""  # why the sender takes no part in the decisions, if it does not
 
 
 class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
@@ -201,9 +243,8 @@ class OwnerBeat(msgspec.Struct, frozen=True, tag="OWNER_BEAT"):
 
 
 class NodeBeat(msgspec.Struct, frozen=True, tag="NODE_BEAT"):
-    """The answer: which incarnation speaks, and which of the batches it does not know (send them again)."""
+    """The answer: its load, and which of the batches it does not know (send them again)."""
 
-    incarnation: int
     load: Load
     unknown: list[int]
 
@@ -225,7 +266,7 @@ class AttemptEnded(msgspec.Struct, frozen=True, tag="ATTEMPT_ENDED"):
 
 
 class OwnerEnded(msgspec.Struct, frozen=True, tag="OWNER_ENDED"):
-    """A node to the registry's keeper, and on to all nodes: this client's process has ended on my machine."""
+    """A node to all nodes: this client's process has ended on my machine."""
 
     identity: str
     instance: str
@@ -233,12 +274,6 @@ class OwnerEnded(msgspec.Struct, frozen=True, tag="OWNER_ENDED"):
 
 class Goodbye(msgspec.Struct, frozen=True, tag="GOODBYE"):
     """The owner ends cleanly: its work may be dropped at once."""
-
-
-class Leaving(msgspec.Struct, frozen=True, tag="LEAVING"):
-    """A node to the registry's keeper: it stops; for good when `left` is true."""
-
-    left: bool
 
 
 # ---- requests and replies
@@ -271,7 +306,7 @@ class CancelWork(msgspec.Struct, frozen=True, tag=True):
 
 
 class MintToken(msgspec.Struct, frozen=True, tag=True):
-    """Make a join token. Reply: str. Only the registry's keeper can; others answer with an error that names it."""
+    """Make a join token. Reply: str."""
 
     role: str
     ttl_s: float
@@ -281,7 +316,197 @@ class StopNode(msgspec.Struct, frozen=True, tag=True):
     """Stop the daemon. Reply: bool."""
 
 
-Asked = Nodes | Jobs | Logs | Stories | CancelWork | MintToken | StopNode
+class LeaveCluster(msgspec.Struct, frozen=True, tag=True):
+    """From a node's own identity: this node leaves for good. Reply: bool, whether the cluster goes on without it."""
+
+
+class RemoveNode(msgspec.Struct, frozen=True, tag=True):
+    """Remove a node or client by name or id, and deny its certificates. Reply: list[str], the names removed."""
+
+    name: str
+
+
+class DrainNode(msgspec.Struct, frozen=True, tag=True):
+    """Give the node of this name or id no more work, or work again. Reply: bool."""
+
+    name: str
+    drain: bool
+
+
+class Renew(msgspec.Struct, frozen=True, tag=True):
+    """From the holder of the certificate that spoke: certify these keys in its place. Reply: bytes, PEM."""
+
+    request_pem: bytes
+
+
+class RenewalKept(msgspec.Struct, frozen=True, tag=True):
+    """From its holder: the certificate of this serial is kept, so deny those before it. Reply: bool."""
+
+    serial: int
+
+
+class RenewNode(msgspec.Struct, frozen=True, tag=True):
+    """Let the node that is asked renew its own certificate now. Reply: float, when the new one ends (Unix seconds)."""
+
+
+class LockWanted(msgspec.Struct, frozen=True, tag=True):
+    """Take a named lock, or keep one's place in its queue; answered within `wait_s`. Reply: LockState."""
+
+    name: str
+    owner: str
+    ttl_s: float
+    wait_s: float
+
+
+class LockAsked(msgspec.Struct, frozen=True, tag=True):
+    """Who holds a lock? The answer holds everything that was decided before it was asked. Reply: LockState."""
+
+    name: str
+
+
+class LockRenewed(msgspec.Struct, frozen=True, tag=True):
+    """Keep a lock for its time once more. Reply: LockState. LockHeldError when it is somebody else's by now."""
+
+    name: str
+    owner: str
+    token: int
+
+
+class LockReleased(msgspec.Struct, frozen=True, tag=True):
+    """Give a lock up, or one's place in its queue. Reply: bool."""
+
+    name: str
+    owner: str
+
+
+class Status(msgspec.Struct, frozen=True, tag=True):
+    """What the cluster has agreed on, as this node knows it. Reply: ClusterStatus."""
+
+
+class Detach(msgspec.Struct, frozen=True, tag=True):
+    """Drive this job, whose work `holders` keep as the part `bundle`, without its submitter. Reply: bool."""
+
+    id: str
+    name: str
+    spec: bytes  # a `core.driving.Work`
+    bundle: str
+    holders: tuple[str, ...]
+
+
+class DetachedJobs(msgspec.Struct, frozen=True, tag=True):
+    """All detached jobs. Reply: list[DetachedJob]."""
+
+
+class DetachedJobOf(msgspec.Struct, frozen=True, tag=True):
+    """One detached job. Reply: DetachedJob. NoSuchTaskError for an id that the cluster does not know."""
+
+    id: str
+
+
+class DetachedResults(msgspec.Struct, frozen=True, tag=True):
+    """The results of a detached job so far. Reply: list[TaskResult]."""
+
+    id: str
+
+
+class DetachedOutput(msgspec.Struct, frozen=True, tag=True):
+    """What a job's tasks have written from `offset` on, from the node that drives it. Reply: OutputSoFar."""
+
+    id: str
+    epoch: int
+    offset: int
+
+
+class CancelDetached(msgspec.Struct, frozen=True, tag=True):
+    """Cancel a detached job. Reply: bool, whether there is one of this id."""
+
+    id: str
+
+
+Asked = (
+    Nodes
+    | Jobs
+    | Logs
+    | Stories
+    | CancelWork
+    | MintToken
+    | StopNode
+    | LeaveCluster
+    | RemoveNode
+    | DrainNode
+    | Renew
+    | RenewalKept
+    | RenewNode
+    | LockWanted
+    | LockAsked
+    | LockRenewed
+    | LockReleased
+    | Status
+    | Detach
+    | DetachedJobs
+    | DetachedJobOf
+    | DetachedResults
+    | DetachedOutput
+    | CancelDetached
+)
+
+
+class LockState(msgspec.Struct, frozen=True):
+    """`token` is the fencing token of a lock that is held; 0: it waits, and `held` says for whom.
+
+    To `LockAsked`: the token and the name of its holder; 0 and empty when it is free.
+    """
+
+    token: int
+    until_s: float = 0.0
+    held: str = ""
+
+
+class ClusterStatus(msgspec.Struct, frozen=True):
+    """`trouble` says why the node that answers takes no part in the decisions, if it does not.
+
+    `sealed_to`: the ids of the nodes that hold a copy of the authority's key. `now_s`: its clock, Unix seconds.
+    """
+
+    coordinator: str
+    term: int
+    voters: list[str]
+    learners: list[str]
+    trouble: str = ""
+    sealed_to: list[str] = []
+    now_s: float = 0.0
+
+
+class DetachedJob(msgspec.Struct, frozen=True):
+    """A detached job as the cluster's state has it. Times are Unix seconds."""
+
+    id: str
+    name: str
+    user: str
+    state: str  # a `core.replicated.jobs.JobState`
+    kind: str  # a `core.driving.Kind`
+    total: int
+    done: int  # tasks with a result, those that failed included
+    failed: int
+    submitted_s: float
+    driver: str = ""  # the id of the node that drives it, or did last
+    driver_name: str = ""
+    epoch: int = 0
+    exit_code: int | None = None
+    tail: bytes = b""
+    ended_s: float | None = None
+    ended_by: str = ""
+
+
+class OutputSoFar(msgspec.Struct, frozen=True):
+    """`data` begins at `start`, which is later than what was asked for when so much is no longer kept.
+
+    `known` is false at a node that does not drive the job in this epoch, and has not done so lately.
+    """
+
+    known: bool
+    start: int = 0
+    data: bytes = b""
 
 
 class Request(msgspec.Struct, frozen=True, tag="REQUEST"):
@@ -301,7 +526,12 @@ Message = (
     Hello
     | Welcome
     | HelloWanted
+    | Expelled
     | Heartbeat
+    | LoadNews
+    | Consensus
+    | Propose
+    | Proposed
     | SyncRequest
     | SyncData
     | Exec
@@ -322,7 +552,6 @@ Message = (
     | AttemptEnded
     | OwnerEnded
     | Goodbye
-    | Leaving
     | Request
     | Reply
 )
@@ -345,13 +574,15 @@ def decode(frame: bytes | memoryview) -> tuple[Message, memoryview]:
     view = memoryview(frame)
     if len(view) < _PREFIX_BYTES or view[0] != _MAGIC[0]:
         raise ProtocolError("A frame arrived that is not KOS's wire format.")
-    if view[1] != WIRE_VERSION:
-        raise ProtocolError(f"A peer speaks wire version {view[1]}, this side {WIRE_VERSION}.")
+    if not OLDEST_WIRE_VERSION <= view[1] <= WIRE_VERSION + 1:
+        raise ProtocolError(
+            f"A peer speaks wire version {view[1]}, this side {OLDEST_WIRE_VERSION} to {WIRE_VERSION + 1}."
+        )
     end = _PREFIX_BYTES + int.from_bytes(view[2:_PREFIX_BYTES], "little")
     if end > len(view):
         raise ProtocolError("A truncated message arrived.")
     try:
         message: Message = _decoder.decode(view[_PREFIX_BYTES:end])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"A malformed message arrived: {error}.") from error
     return message, view[end:]

@@ -14,7 +14,7 @@ import uvloop
 from kos_cluster.errors import KosError
 from kos_cluster.home import Home
 from kos_cluster.node import machine
-from kos_cluster.node.daemon import Daemon, Start
+from kos_cluster.node.daemon import PROFILES, Daemon, Start
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--node", required=True)
     parser.add_argument("--listen", required=True, metavar="HOST:PORT")
     parser.add_argument("--advertise", default="", metavar="HOST")
-    parser.add_argument("--keeper", default="", metavar="HOST:PORT")
+    parser.add_argument("--bootstrap", action="append", default=[], metavar="HOST:PORT")
+    parser.add_argument("--profile", choices=tuple(PROFILES), default="lan")
     parser.add_argument("--slots", type=int, default=0)
     parser.add_argument("--no-beacon", action="store_true")
     options = parser.parse_args(argv)
@@ -46,7 +47,8 @@ def _start(options: argparse.Namespace) -> Start:
         host=host,
         port=port,
         advertised=advertised,
-        keeper=_address(options.keeper) if options.keeper else None,
+        bootstrap=tuple(options.bootstrap),
+        profile=options.profile,
         slots=options.slots or len(os.sched_getaffinity(0)),
         beacon=not options.no_beacon,
     )

@@ -1,8 +1,8 @@
-"""The answers to requests: nodes, jobs, logs, stories, cancelling, tokens, stopping."""
+"""The answers to requests: what each asks for, who may ask it, and who knows the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -12,9 +12,11 @@ from kos_cluster.core.roles import Command, Role, may
 from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.node.administering import Administration
+from kos_cluster.node.controlplane import ControlPlane
+from kos_cluster.node.detached import ASKED, DetachedJobs
 from kos_cluster.node.history import History
 from kos_cluster.node.owners import Owners, OwnerState
-from kos_cluster.node.registry import Follower, Keeper
 
 COMMAND_OF: dict[type, Command] = {
     wire.Nodes: Command.READ,
@@ -24,9 +26,29 @@ COMMAND_OF: dict[type, Command] = {
     wire.CancelWork: Command.SUBMIT,
     wire.MintToken: Command.MINT_TOKEN,
     wire.StopNode: Command.STOP_NODE,
+    wire.LeaveCluster: Command.REMOVE_SELF,
+    wire.RemoveNode: Command.REMOVE_NODE,
+    wire.DrainNode: Command.DRAIN_NODE,
+    wire.Renew: Command.READ,  # of one's own certificate
+    wire.RenewalKept: Command.READ,  # likewise
+    wire.RenewNode: Command.ROTATE,
+    wire.LockWanted: Command.SUBMIT,
+    wire.LockAsked: Command.READ,
+    wire.LockRenewed: Command.SUBMIT,
+    wire.LockReleased: Command.SUBMIT,
+    wire.Status: Command.READ,
+    wire.Detach: Command.SUBMIT,
+    wire.DetachedJobs: Command.READ,
+    wire.DetachedJobOf: Command.READ,
+    wire.DetachedResults: Command.SUBMIT,
+    wire.DetachedOutput: Command.READ,
+    wire.CancelDetached: Command.SUBMIT,
 }
 WORDS_OF: dict[type, str] = {
     wire.CancelWork: "cancel work",
+    wire.CancelDetached: "cancel work",
+    wire.Detach: "run work",
+    wire.DetachedResults: "take results",
     wire.MintToken: "make join tokens",
     wire.StopNode: "stop nodes",
 }  # the rest is reading, which every role may do
@@ -37,24 +59,29 @@ class Answers:
 
     def __init__(
         self,
-        registry: Keeper | Follower,
+        control: ControlPlane,
+        detached: DetachedJobs,
         owners: Owners,
         history: History,
         tell_owner: Callable[[OwnerState, wire.Message], None],
         own_load: Callable[[], tuple[str, Load]],
         stop: Callable[[], None],
+        rotate: Callable[[], Awaitable[float]],
     ) -> None:
-        self._registry = registry
+        self._control = control
+        self._administration = Administration(control)
+        self._detached = detached
+        self._rotate = rotate
         self._owners = owners
         self._history = history
         self._tell_owner = tell_owner
         self._own_load = own_load
         self._stop = stop
 
-    def reply(self, peer: Peer, request: wire.Request) -> wire.Reply:
+    async def reply(self, peer: Peer, request: wire.Request) -> wire.Reply:
         try:
             self._authorise(peer, request.ask)
-            value = msgspec.Raw(msgspec.msgpack.encode(self._answer(peer, request.ask)))
+            value = msgspec.Raw(msgspec.msgpack.encode(await self._answer(peer, request.ask)))
             return wire.Reply(request.id, value)
         except KosError as error:
             return wire.Reply(request.id, error=(type(error).__name__, error.message, error.hint))
@@ -68,7 +95,7 @@ class Answers:
                 f"It takes a token of the role {wanted}: an admin makes one with 'kos cluster token --role'.",
             )
 
-    def _answer(self, peer: Peer, ask: wire.Asked) -> Any:
+    async def _answer(self, peer: Peer, ask: wire.Asked) -> Any:
         match ask:
             case wire.Nodes():
                 return self._nodes()
@@ -80,17 +107,47 @@ class Answers:
                 return self._history.stories(id_)
             case wire.CancelWork(id_):
                 return self._cancel(peer, id_)
-            case wire.MintToken(role, ttl_s):
-                return self._mint(role, ttl_s)
             case wire.StopNode():
                 self._stop()
                 return True
+            case wire.Status():
+                return self._control.status()
+            case _:
+                return await self._agreed(peer, ask)
+
+    async def _agreed(self, peer: Peer, ask: wire.Asked) -> Any:
+        """What the cluster has to agree on."""
+        if isinstance(ask, ASKED):
+            return await self._detached.answer(peer, ask)
+        match ask:
+            case wire.MintToken(role, ttl_s):
+                return await self._control.certifier.mint(role, ttl_s)
+            case wire.LeaveCluster():
+                return await self._administration.leave(peer, self._own_load()[0])
+            case wire.RemoveNode(name):
+                return await self._administration.remove(peer, name)
+            case wire.DrainNode(name, drain):
+                return await self._administration.drain(name, drain)
+            case wire.Renew(request_pem):
+                return await self._control.certifier.renew(peer, request_pem)
+            case wire.RenewalKept(serial):
+                return await self._administration.renewal_kept(peer, serial)
+            case wire.RenewNode():
+                return await self._rotate()
+            case wire.LockWanted():
+                return await self._administration.lock(peer, ask)
+            case wire.LockAsked(name):
+                return await self._administration.lock_held(name)
+            case wire.LockRenewed():
+                return await self._administration.renew_lock(peer, ask)
+            case wire.LockReleased():
+                return await self._administration.release(peer, ask)
 
     def _nodes(self) -> wire.SyncData:
         """The view, with this node's own load as it is now."""
-        data = self._registry.sync_data(-1)
+        data = self._control.sync_data(-1)
         id_, load = self._own_load()
-        return wire.SyncData(data.view, data.members, {**data.loads, id_: (load, 0.0)})
+        return msgspec.structs.replace(data, loads={**data.loads, id_: (load, 0.0)})
 
     def _jobs(self) -> list[JobSummary]:
         return [msgspec.structs.replace(job, user=state.peer.name) for state in self._owners for job in state.jobs]
@@ -108,13 +165,6 @@ class Answers:
         for state in mine:
             self._tell_owner(state, wire.CancelWanted(job, _number(index), peer.name))
         return bool(mine)
-
-    def _mint(self, role: str, ttl_s: float) -> str:
-        if isinstance(self._registry, Keeper):
-            return self._registry.mint(role, ttl_s)
-        founder = next((m for m in self._registry.members() if m.founder), None)
-        where = f"{founder.name} ({founder.address})" if founder else "the founding node"
-        raise KosError(f"Tokens are made by {where}, not by this node.", "Type the command again when it is alive.")
 
 
 def _number(text: str) -> int | None:

@@ -19,39 +19,57 @@ from typing import Any
 import msgspec
 import zmq
 
+from kos_cluster.core import swim
 from kos_cluster.core.batching import TASKS_LIMIT
-from kos_cluster.core.members import HEARTBEAT_S
+from kos_cluster.core.queue import GRACE_S
 from kos_cluster.core.records import Load, Member, are_runs
 from kos_cluster.core.roles import Command, Role, may
-from kos_cluster.errors import StateError
+from kos_cluster.errors import RevokedError, StateError
 from kos_cluster.home import ClusterHome, Ready, private_folder, write_private
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
-from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.beacon import Beacon
 from kos_cluster.net.bulk import BulkServer
-from kos_cluster.net.identity import Credentials
-from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.transport import Origin, Payload, Server
 from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
 from kos_cluster.node.batches import Batches
+from kos_cluster.node.controlplane import ControlPlane, Ground
+from kos_cluster.node.copying import Copying
+from kos_cluster.node.detached import DetachedJobs
+from kos_cluster.node.driving import Driving, Place
+from kos_cluster.node.founding import Founding
 from kos_cluster.node.history import History
 from kos_cluster.node.intake import Intake
-from kos_cluster.node.joining import Admission
+from kos_cluster.node.keeping import Kept
 from kos_cluster.node.owners import Owners, OwnerState
 from kos_cluster.node.parts import Parts
-from kos_cluster.node.registry import Follower, Keeper
+from kos_cluster.node.peers import Peers
+from kos_cluster.node.rotating import Rotation
 from kos_cluster.node.store import Store
 from kos_cluster.node.workers import Workers
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.1  # with work on the node; `HEARTBEAT_S` without
+TICK_S = 0.1  # with work on the node
+SAMPLE_S = 1.0  # between two looks at the machine's load
 WARM_TIMEOUT_S = 20.0
-REGISTERED_TIMEOUT_S = 10.0  # for the keeper's first answer
-FAREWELL_S = 0.2  # for what was given back to reach its owners
+FAREWELL_LIMIT_S = 1.5  # for owners to say that they have what was given back
+FAREWELL_POLL_S = 0.02
+PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
+# What only nodes say, and only to nodes.
+NODES_SAY = (
+    wire.Heartbeat,
+    wire.LoadNews,
+    wire.Consensus,
+    wire.Propose,
+    wire.Proposed,
+    wire.OwnerEnded,
+    wire.Reply,
+)
 PRELOADED = ("numpy",)  # imported in the fork server when it is idle, if installed
+PRELOAD_AFTER_S = 1.0  # after the start
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,8 @@ class Start:
     host: str
     port: int
     advertised: str
-    keeper: tuple[str, int] | None  # None: this node keeps the registry
+    bootstrap: tuple[str, ...]  # HOST:PORT of control ports of others; empty: this node founds the cluster
+    profile: str  # how fast failures are detected: a name of `PROFILES`
     slots: int
     beacon: bool
 
@@ -88,18 +107,35 @@ class Daemon:
         shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run
         self._history = History(start.node)
         self._parts = Parts(self._run / "spool" / "parts")
+        self._kept = Kept(start.cluster.node(start.node) / "kept")
         self._owners = Owners(self._owner_ended)
         self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
-        self._registry = self._make_registry()
-        self._answers = Answers(self._registry, self._owners, self._history, self._tell, self._own_load, self._stop.set)
-        self._keeper_link: NodeLink | None = None
-        self._node_routes: dict[str, bytes] = {}  # at the keeper: node id -> route
         self._member = self._make_member()
+        self._control = self._make_control()
+        self._rotation = Rotation(self._credentials, start.cluster.node(start.node), self._control, self._renewed)
+        self._copying = Copying(
+            self._member.id,
+            lambda: self._credentials,
+            self._control.consensus,
+            self._control.membership,
+            self._kept,
+        )
+        self._driving = self._make_driving()
+        self._answers = Answers(
+            self._control,
+            DetachedJobs(self._control, self._driving),
+            self._owners,
+            self._history,
+            self._tell,
+            self._own_load,
+            self._stop.set,
+            self._rotation.renew,
+        )
         self._handlers = self._make_handlers()
         self._bulk: BulkServer | None = None
 
     async def run(self) -> None:
-        """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError."""
+        """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
         self._server.bind(start.host, start.port)
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
@@ -109,19 +145,30 @@ class Daemon:
             bulk.start()
             workers.start()
             self._batches.start(workers)
-            await self._register()
+            await self._join()
             await asyncio.wait_for(workers.warm.wait(), WARM_TIMEOUT_S)
             self._say_ready()
-            workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
-            background = [self._loop.create_task(work) for work in (self._beat(), self._learn_packages())]
-            await self._until_stopped(background)
+            duties = (
+                self._beat(),
+                self._learn_packages(),
+                self._preload(workers),
+                self._control.run(),
+                self._rotation.run(),
+                self._driving.run(),
+                self._copying.run(),
+            )
+            try:
+                await self._until_stopped([self._loop.create_task(work) for work in duties])
+            except RevokedError:
+                await self._end_work()  # its owners have it done elsewhere; the other nodes do not listen
+                raise
             await self._farewell()
         finally:
             (self._run / "ready.json").unlink(missing_ok=True)
             if beacon is not None:
                 beacon.close()
-            if self._keeper_link is not None:
-                self._keeper_link.close()
+            await self._driving.close()
+            await self._control.close()
             workers.close()
             bulk.close()
             self._owners.close()
@@ -135,10 +182,31 @@ class Daemon:
 
     # ---- parts of the start
 
-    def _make_registry(self) -> Keeper | Follower:
-        if self._start.keeper is not None:
-            return Follower(self._view_changed)
-        return Keeper(self._store, self._start.cluster.read().ca_sha256, self._view_changed)
+    def _make_control(self) -> ControlPlane:
+        start, folder = self._start, self._start.cluster.node(self._start.node)
+        ground = Ground(
+            credentials=self._credentials,
+            group=start.cluster.read().ca_sha256,
+            store=self._store,
+            log=folder / "raft.sqlite",
+            admitted=self._admitted,
+            profile=PROFILES[start.profile],
+            bootstrap=start.bootstrap,
+            founding=None if start.bootstrap else Founding(start.cluster, start.node, start.profile),
+        )
+        return ControlPlane(
+            ground,
+            self._member,
+            self._make_peers,
+            self._view_changed,
+            self._owner_gone,
+            self._node_asked,
+            self._expelled,
+        )
+
+    def _make_peers(self, control: ControlPlane) -> Peers:
+        hello = wire.Hello(self._instance, machine.versions(), os.getpid(), "", 0)
+        return Peers(self._context, self._credentials, hello, self._server, self._admitted.revoked, control)
 
     def _make_member(self) -> Member:
         start = self._start
@@ -150,19 +218,19 @@ class Daemon:
             slots=start.slots,
             versions=machine.versions(),
             incarnation=time.time_ns(),
-            founder=start.keeper is None,
+            started_ns=time.time_ns(),
             pid=os.getpid(),
             boot_id=machine.boot_id(),
             memory_bytes=machine.memory_bytes(),
         )
 
     def _make_intake(self) -> Intake:
-        admission = None
-        if isinstance(self._registry, Keeper):
-            home = self._start.cluster
-            authority = CertificateAuthority.load(home.name, home.path, home.home.path / "wrap.key")
-            admission = Admission(authority, self._registry)
-        return Intake(self._admitted, self._parts, self._batches, self._start.keeper, admission)
+        return Intake(self._admitted, self._parts, self._kept, self._batches, self._control)
+
+    def _make_driving(self) -> Driving:
+        place = Place(self._member.id, self._start.cluster.name, self._run / "spool" / "driving")
+        control = self._control
+        return Driving(place, control.consensus, self._kept, self._copying, control.assigning, self._store)
 
     async def _start_beacon(self) -> Beacon | None:
         if not self._start.beacon:
@@ -171,22 +239,19 @@ class Daemon:
         interface = self._start.host if self._start.host != "::" else "0.0.0.0"
         return await Beacon.start(file.name, file.ca_sha256, self._member.host, self._member.port, interface=interface)
 
-    async def _register(self) -> None:
-        """Be in the registry before anybody is told that we are ready."""
+    async def _join(self) -> None:
+        """Be known to others before anybody is told that we are ready."""
         self._sample()
-        if isinstance(self._registry, Keeper):
-            self._registry.heard(self._member, self._load)
-            return
-        assert self._start.keeper is not None
-        host, port = self._start.keeper
-        hello = wire.Hello(self._instance, machine.versions(), os.getpid(), "", 0)
-        self._keeper_link = NodeLink(self._context, self._credentials, host, port, hello, self)
-        deadline = time.monotonic() + REGISTERED_TIMEOUT_S
-        while not any(member.id == self._member.id for member in self._registry.members()):
-            if time.monotonic() > deadline:
-                log.warning("The registry's keeper at %s:%d does not answer yet.", host, port)
-                return
-            await asyncio.sleep(0.01)
+        self._control.start()
+        if not await self._control.joined():
+            log.warning("No other node of the cluster answers yet; tried %s.", ", ".join(self._start.bootstrap))
+
+    def _renewed(self, credentials: Credentials) -> None:
+        """Show another certificate from now on."""
+        self._credentials = credentials
+        self._control.renewed(credentials)
+        if self._bulk is not None:
+            self._bulk.renewed(credentials)
 
     def _say_ready(self) -> None:
         member = self._member
@@ -198,7 +263,13 @@ class Daemon:
         """What is installed here, for placement; found in a thread because it reads much of the disk."""
         self._packages = await asyncio.to_thread(machine.packages)
         for owner in self._owners:
-            self._send(owner, wire.Welcome(self._member, self._packages))
+            self._send(owner, wire.Welcome(self._control.member, self._packages))
+        await self._stop.wait()
+
+    async def _preload(self, workers: Workers) -> None:
+        """Import what many tasks need; not at once, as the first task would have to wait for it."""
+        await asyncio.sleep(PRELOAD_AFTER_S)
+        workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
         await self._stop.wait()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:
@@ -214,38 +285,41 @@ class Daemon:
             raise StateError("The daemon's background work ended.", "See the log above.")
 
     async def _farewell(self) -> None:
-        """Give work back, tell the keeper, and let that go out."""
+        """Give work back, tell the other nodes, and let that go out."""
+        await self._end_work()
+        await self._control.farewell()
+
+    async def _end_work(self) -> None:
         (self._run / "ready.json").unlink(missing_ok=True)  # from now on this node does not run
+        await self._driving.close()
         self._batches.stop()
-        leaving = wire.Leaving(left=False)
-        if self._keeper_link is not None:
-            self._keeper_link.send(leaving)
-        elif isinstance(self._registry, Keeper):
-            self._registry.departed(self._member.id, left=False)
-        await asyncio.sleep(FAREWELL_S)
+        await self._given_back()
+
+    async def _given_back(self) -> None:
+        """Wait until all work was stopped and its owners were told: who hears first that this node is gone counts what
+        it had here as lost."""
+        deadline = time.monotonic() + GRACE_S + FAREWELL_LIMIT_S
+        while (self._batches.busy or any(owner.outbox for owner in self._owners)) and time.monotonic() < deadline:
+            self._batches.tick(time.monotonic())
+            await asyncio.sleep(FAREWELL_POLL_S)
 
     # ---- time
 
     async def _beat(self) -> None:
-        next_beat = 0.0
+        next_sample = 0.0
         while True:
             now = time.monotonic()
             if self._batches.busy:
                 self._batches.tick(now)
                 self._batches.retry_output()
-            if now >= next_beat:
-                next_beat = now + HEARTBEAT_S
-                self._heartbeat(now)
-            await asyncio.sleep(TICK_S if self._batches.busy else HEARTBEAT_S)
-
-    def _heartbeat(self, now: float) -> None:
-        self._sample()
-        self._owners.expire(now)
-        if isinstance(self._registry, Keeper):
-            self._registry.heard(self._member, self._load)
-            self._registry.tick()
-        elif self._keeper_link is not None:
-            self._keeper_link.send(wire.Heartbeat(self._member, self._load, self._registry.view))
+            if now >= next_sample:
+                next_sample = now + SAMPLE_S
+                self._owners.expire(now)
+                self._control.peers.tick(now)
+                self._control.check_belongs()
+                self._sample()
+                self._control.measured(self._load)
+            await asyncio.sleep(TICK_S if self._batches.busy else SAMPLE_S)
 
     def _own_load(self) -> tuple[str, Load]:
         """This node's id, and its load as it is now."""
@@ -274,9 +348,7 @@ class Daemon:
             wire.Hello: (Command.READ, self._on_hello),
             wire.SyncRequest: (Command.READ, self._on_sync_request),
             wire.Request: (Command.READ, self._on_request),
-            wire.Heartbeat: (Command.BE_MEMBER, self._on_heartbeat),
-            wire.Leaving: (Command.REMOVE_SELF, self._on_leaving),
-            wire.OwnerEnded: (Command.BE_MEMBER, self._on_owner_ended),
+            **dict.fromkeys(NODES_SAY, (Command.BE_MEMBER, self._on_node)),
         }
 
     def _received(self, origin: Origin, message: wire.Message, payload: memoryview) -> None:
@@ -297,14 +369,17 @@ class Daemon:
         handle(origin, message, payload)
 
     def _on_hello(self, origin: Origin, message: wire.Hello, _: memoryview) -> None:
-        welcome = wire.Welcome(self._member, self._packages)
+        welcome = wire.Welcome(self._control.member, self._packages)
         if origin.peer.role is not Role.NODE and not self._owners.hello(
             origin.peer, origin.route, message, time.monotonic(), on_this_machine=machine.is_own_address(origin.host)
         ):
             log.warning("%s was not welcomed: too many clients.", origin.peer)
             return
         self._server.send(origin.route, welcome)
-        self._server.send(origin.route, self._registry.sync_data(-1))
+        if origin.peer.role is Role.NODE:
+            self._control.peers.came(origin)
+        else:
+            self._server.send(origin.route, self._control.sync_data(-1))
 
     def _owner(self, origin: Origin) -> OwnerState | None:
         """The owner that speaks; one that is not known (any more) is asked to say hello."""
@@ -356,63 +431,37 @@ class Daemon:
             owner.jobs = message.jobs
             self._batches.claimed(owner, message.outstanding)
         unknown = self._batches.unknown(owner, message.outstanding)
-        self._server.send(origin.route, wire.NodeBeat(self._member.incarnation, self._load, unknown))
+        self._server.send(origin.route, wire.NodeBeat(self._load, unknown))
         self._batches.ask_again(owner)
         for kept, outcomes in owner.overdue(now):
             self._server.send(origin.route, kept, outcomes)
-        if message.view != self._registry.view:
-            self._server.send(origin.route, self._registry.sync_data(message.view))
+        if message.view != self._control.view:
+            self._server.send(origin.route, self._control.sync_data(message.view))
 
     def _on_sync_request(self, origin: Origin, message: wire.SyncRequest, _: memoryview) -> None:
-        self._server.send(origin.route, self._registry.sync_data(message.view))
+        self._server.send(origin.route, self._control.sync_data(message.view))
 
     def _on_request(self, origin: Origin, message: wire.Request, _: memoryview) -> None:
-        self._server.send(origin.route, self._answers.reply(origin.peer, message))
+        self._loop.create_task(self._answer(origin, message), name="answer")
 
-    # ---- nodes to their keeper
+    async def _answer(self, origin: Origin, request: wire.Request) -> None:
+        self._server.send(origin.route, await self._answers.reply(origin.peer, request))
 
-    def _on_heartbeat(self, origin: Origin, message: wire.Heartbeat, _: memoryview) -> None:
-        if not isinstance(self._registry, Keeper) or message.member.id != origin.peer.id:
-            return
-        if message.member.name != origin.peer.name or message.member.founder:
-            log.warning("%s sent a heartbeat that its certificate does not cover.", origin.peer)
-            return
-        self._node_routes[origin.peer.id] = origin.route
-        self._registry.heard(message.member, message.load)
-        self._server.send(origin.route, self._registry.sync_data(message.view))
+    def _node_asked(self, peer: Peer, request: wire.Request) -> None:
+        """A node asks over a link that we have opened to it."""
+        self._loop.create_task(self._answer_node(peer, request), name="answer")
 
-    def _on_leaving(self, origin: Origin, message: wire.Leaving, _: memoryview) -> None:
-        self._node_routes.pop(origin.peer.id, None)
-        if isinstance(self._registry, Keeper):
-            self._registry.departed(origin.peer.id, message.left)
+    async def _answer_node(self, peer: Peer, request: wire.Request) -> None:
+        self._control.peers.send(peer.id, await self._answers.reply(peer, request))
 
-    def _on_owner_ended(self, origin: Origin, message: wire.OwnerEnded, _: memoryview) -> None:
-        self._owner_gone(message)
-        self._relay(message, but=origin.peer.id)
-
-    def _relay(self, message: wire.OwnerEnded, but: str = "") -> None:
-        """The keeper passes on to every node that a client's process has ended."""
-        for id_, route in self._node_routes.items():
-            if id_ != but:
-                self._server.send(route, message)
+    def _on_node(self, origin: Origin, message: wire.Message, payload: memoryview) -> None:
+        self._control.peers.came(origin)
+        self._control.node_said(origin.peer, message, payload)
 
     def _owner_gone(self, message: wire.OwnerEnded) -> None:
         owner = self._owners.get((message.identity, message.instance))
         if owner is not None:
             self._owners.end(owner)
-
-    # ---- the link to the keeper (nodelink.Listener)
-
-    def link_gone(self, link: NodeLink, why: str) -> None:
-        log.warning("The registry's keeper at %s cannot be reached: %s", link.address, why)
-
-    def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
-        if isinstance(message, wire.SyncData) and isinstance(self._registry, Follower):
-            self._registry.told(message)
-        elif isinstance(message, wire.Welcome):
-            link.send(wire.Heartbeat(self._member, self._load, -1))
-        elif isinstance(message, wire.OwnerEnded):
-            self._owner_gone(message)
 
     # ---- owners
 
@@ -426,12 +475,17 @@ class Daemon:
         """Free its work here, and, when its process was on this machine, everywhere."""
         self._batches.owner_ended(owner)
         if owner.was_local:
-            ended = wire.OwnerEnded(*owner.owner)
-            if self._keeper_link is not None:
-                self._keeper_link.send(ended)
-            else:
-                self._relay(ended)
+            self._control.owner_has_ended(wire.OwnerEnded(*owner.owner))
+
+    def _expelled(self, serial: int, id_: str) -> None:
+        """A certificate is denied: its holder is told nothing more, and what it had running ends."""
+        for owner in self._owners:
+            if owner.peer.id == id_:
+                self._server.send(owner.route, wire.Expelled())
+                self._owners.end(owner)
+        if self._bulk is not None:
+            self._bulk.cut(serial)
 
     def _view_changed(self) -> None:
         for owner in self._owners:
-            self._server.send(owner.route, self._registry.sync_data(-1))
+            self._server.send(owner.route, self._control.sync_data(-1))

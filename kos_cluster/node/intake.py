@@ -1,4 +1,4 @@
-"""What a node does for peers on its bulk port: takes certificates, parts and joiners, hands out large results.
+"""What a node does for peers on its bulk port: takes certificates, parts and joiners, hands out what it holds.
 
 Rules. These calls come from the threads of the TLS server; anything that touches the daemon's state is done in its
 loop, and waited for, at most `LOOP_TIMEOUT_S`.
@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from kos_cluster.errors import JoinError, UnreachableError
+from kos_cluster.errors import UnreachableError
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
 from kos_cluster.node.batches import Batches
-from kos_cluster.node.joining import Admission
+from kos_cluster.node.controlplane import ControlPlane
+from kos_cluster.node.keeping import Kept
 from kos_cluster.node.parts import Parts
 
 log = logging.getLogger(__name__)
 
-LOOP_TIMEOUT_S = 10.0
+LOOP_TIMEOUT_S = 15.0  # longer than a proposal takes at most
 
 T = TypeVar("T")
 
@@ -34,16 +35,16 @@ class Intake:
         self,
         admitted: Admitted,
         parts: Parts,
+        kept: Kept,
         batches: Batches,
-        keeper: tuple[str, int] | None,
-        admission: Admission | None,
+        control: ControlPlane,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._admitted = admitted
         self._parts = parts
+        self._kept = kept
         self._batches = batches
-        self._keeper = keeper
-        self._admission = admission
+        self._control = control
 
     def presented(self, peer: Peer) -> None:
         self._admitted.admit(peer)
@@ -64,20 +65,32 @@ class Intake:
     def result_path(self, peer: Peer, name: str) -> Path | None:
         return self._in_loop(lambda: self._batches.result_path(peer.id, name))
 
-    def authority(self) -> tuple[str, int] | None:
-        return self._keeper
+    def keep_wanted(self, peer: Peer, hash_: str, size: int) -> Path | None:
+        if self._kept.intact(hash_):  # in this thread, for it may be large
+            return None
+        return self._in_loop(lambda: self._kept.incoming(size))
+
+    def keep_arrived(self, peer: Peer, hash_: str, path: Path) -> None:
+        self._kept.add(hash_, path)  # in this thread, for the disk takes its time
+
+    def kept_path(self, peer: Peer, hash_: str) -> Path | None:
+        return self._in_loop(lambda: self._kept.path(hash_) if hash_ in self._kept else None)
+
+    def coordinator(self) -> tuple[str, int] | None:
+        member = self._in_loop(self._control.coordinator)
+        return (member.host, member.port) if member is not None else None
 
     def join(self, request: JoinRequest, source_host: str) -> JoinReply:
-        admission = self._admission
-        if admission is None:
-            raise JoinError("This node does not keep the registry.", "Join at the founding node.")
-        return self._in_loop(lambda: admission.admit(request, source_host))
+        return self._wait(self._control.certifier.admit(request, source_host))
 
     def _in_loop(self, call: Callable[[], T]) -> T:
         async def run() -> T:
             return call()
 
-        waiting = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return self._wait(run())
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        waiting = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return waiting.result(LOOP_TIMEOUT_S)
         except TimeoutError:

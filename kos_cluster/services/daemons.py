@@ -24,8 +24,10 @@ from kos_cluster.errors import PortTakenError, StateError
 from kos_cluster.home import ClusterHome, Home, Ready, private_folder, write_private
 from kos_cluster.services.sweeping import alive, sweep
 
+DEFAULT_PROFILE = "lan"
 READY_TIMEOUT_S = 30.0  # from start to ready.json; a cold disk takes long to import
 READY_POLL_S = 0.005
+TOGETHER_LIMIT = 8  # daemons that start at a time: more on few cores would only keep each other from being ready
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.05
 LOG_TAIL_LINES = 8
@@ -38,14 +40,16 @@ class NodeStart(msgspec.Struct, frozen=True):
     host: str
     port: int
     advertise: str = ""  # the address that others reach it at; empty: `host`
-    keeper: str = ""  # HOST:PORT of the registry's keeper; empty: this node is
+    bootstrap: list[str] = []  # HOST:PORT of control ports of other nodes; empty: this node founds the cluster
+    profile: str = DEFAULT_PROFILE  # how fast failures are detected
     slots: int = 0  # 0: one a core
     beacon: bool = True
 
     def arguments(self) -> list[str]:
         words = ["--listen", f"{self.host}:{self.port}"]
-        for option, value in (("--advertise", self.advertise), ("--keeper", self.keeper)):
-            words += [option, value] if value else []
+        words += ["--advertise", self.advertise] if self.advertise else []
+        words += [word for address in self.bootstrap for word in ("--bootstrap", address)]
+        words += ["--profile", self.profile]
         words += ["--slots", str(self.slots)] if self.slots else []
         return words if self.beacon else [*words, "--no-beacon"]
 
@@ -115,9 +119,10 @@ def wait_ready(cluster: ClusterHome, started: Mapping[str, subprocess.Popen[byte
 
 
 def start_all(cluster: ClusterHome, nodes: Sequence[str]) -> None:
-    """Start these nodes together and wait until they can take work. When one fails, all of them end again."""
+    """Start these nodes, some at a time, and wait until they can take work. When one fails, all of them end again."""
     try:
-        wait_ready(cluster, {node: start(cluster, node) for node in nodes})
+        for first in range(0, len(nodes), TOGETHER_LIMIT):
+            wait_ready(cluster, {node: start(cluster, node) for node in nodes[first : first + TOGETHER_LIMIT]})
     except BaseException:
         sweep(cluster, nodes)
         raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from kos_cluster.errors import PortTakenError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import sweeping
-from kos_cluster.services.daemons import NodeStart, resume, start_all, write_start
+from kos_cluster.services.daemons import DEFAULT_PROFILE, NodeStart, read_start, resume, start_all, write_start
 from kos_cluster.services.founding import found
 from kos_cluster.services.ports import LOOPBACK, free_pairs
 
@@ -47,10 +47,10 @@ def slots_a_node(count: int) -> int:
     return max(1, cores() // count)
 
 
-def up(home: Home, count: int | None) -> Up:
+def up(home: Home, count: int | None, profile: str | None = None) -> Up:
     """Form the embedded cluster, or start what has died of it. Call within `daemons.changing`.
 
-    Raises UsageError when it runs with another number of nodes.
+    Raises UsageError when it runs with another number of nodes, or another profile.
     """
     if count is not None and count > NODES_LIMIT:
         raise UsageError(f"{count} nodes on one machine are too many.", f"Use at most {NODES_LIMIT}.")
@@ -63,11 +63,16 @@ def up(home: Home, count: int | None) -> Up:
                 f"A cluster of {len(nodes)} nodes is up on this machine ({', '.join(nodes)}), not of {count}.",
                 "Type 'kos down' first.",
             )
+        if running and profile not in (None, read_start(cluster, nodes[0]).profile):
+            raise UsageError(
+                f"A cluster without the profile {profile!r} is up on this machine ({', '.join(nodes)}).",
+                "Type 'kos down' first.",
+            )
         if running:
             with contextlib.suppress(PortTakenError):  # then all of them get other ports
                 return Up(cluster, nodes, resume(cluster))
         count = count or len(nodes)
-    return _formed(cluster, count or default_count())
+    return _formed(cluster, count or default_count(), profile or DEFAULT_PROFILE)
 
 
 def down(cluster: ClusterHome) -> list[str]:
@@ -82,13 +87,13 @@ def down(cluster: ClusterHome) -> list[str]:
     return stopped
 
 
-def _formed(cluster: ClusterHome, count: int) -> Up:
+def _formed(cluster: ClusterHome, count: int, profile: str) -> Up:
     """A new embedded cluster; on other ports if somebody took the ones that were free."""
     nodes = [f"node{number}" for number in range(1, count + 1)]
     for tries_left in reversed(range(PORT_TRIES)):
         down(cluster)
         try:
-            _found(cluster, nodes)
+            _found(cluster, nodes, profile)
             start_all(cluster, nodes)
             return Up(cluster, nodes, nodes)
         except PortTakenError:
@@ -101,12 +106,13 @@ def _formed(cluster: ClusterHome, count: int) -> Up:
     raise AssertionError("the last try returns or raises")
 
 
-def _found(cluster: ClusterHome, nodes: list[str]) -> None:
-    """Give the nodes credentials and free ports. The first one founds; the others are told where it is."""
+def _found(cluster: ClusterHome, nodes: list[str], profile: str) -> None:
+    """Give the nodes credentials and free ports. The first one founds; the others are told where all are."""
     ports = free_pairs(len(nodes))
     addresses = [f"{LOOPBACK}:{port}" for port in ports]
     found(cluster, nodes, addresses, embedded=True)
     for node, port in zip(nodes, ports, strict=True):
-        keeper = "" if node == nodes[0] else addresses[0]
+        bootstrap = [] if node == nodes[0] else [address for address in addresses if address != f"{LOOPBACK}:{port}"]
         slots = slots_a_node(len(nodes))
-        write_start(cluster, node, NodeStart(LOOPBACK, port, "", keeper, slots, beacon=False))
+        start = NodeStart(LOOPBACK, port, "", bootstrap, profile, slots, beacon=False)
+        write_start(cluster, node, start)

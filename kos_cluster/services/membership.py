@@ -10,12 +10,11 @@ import contextlib
 import enum
 import ipaddress
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from kos_cluster.core.records import MemberState
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import PortTakenError, StateError, UnreachableError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterFile, ClusterHome, Home, checked_name
@@ -25,7 +24,7 @@ from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.node import machine
 from kos_cluster.node.machine import primary_address
 from kos_cluster.services import sweeping
-from kos_cluster.services.daemons import NodeStart, read_start, start_all, write_start
+from kos_cluster.services.daemons import DEFAULT_PROFILE, NodeStart, read_start, start_all, write_start
 from kos_cluster.services.founding import found, host_name, user_name
 from kos_cluster.services.ports import check_free, free_pairs
 
@@ -35,11 +34,11 @@ WILDCARDS = ("0.0.0.0", "::")
 Listen = tuple[str, int | None]  # the port is None when it was not typed
 
 
-def create(home: Home, name: str, listen: Listen | None, node: str | None) -> NodeStart:
+def create(home: Home, name: str, listen: Listen | None, node: str | None, profile: str = DEFAULT_PROFILE) -> NodeStart:
     """Found a cluster whose first node runs on this machine, and start that; gives how it is reached."""
     cluster = new_cluster(home, name)
     node = checked_name(node or host_name())
-    start = placement(listen)
+    start = msgspec.structs.replace(placement(listen), profile=profile)
     with _undone(cluster):
         found(cluster, [node], [f"{start.advertise}:{start.port}"], embedded=False)
         write_start(cluster, node, start)
@@ -75,7 +74,9 @@ def join(
         if result.node:
             result.node.save(cluster.node(result.node_name))
             advertise = result.source_host if start.host in WILDCARDS else start.host
-            start = msgspec.structs.replace(start, advertise=advertise, keeper=result.bootstrap[0])
+            start = msgspec.structs.replace(
+                start, advertise=advertise, bootstrap=result.bootstrap, profile=result.profile or start.profile
+            )
             write_start(cluster, result.node_name, start)
             start_all(cluster, nodes)
     home.set_current(name)
@@ -139,54 +140,38 @@ def placement(listen: Listen | None, *, searching: bool = False) -> NodeStart:
 class Left(enum.Enum):
     """How the cluster goes on without this machine."""
 
-    TOLD = enum.auto()  # the registry has marked this machine's nodes, if any, as left
+    TOLD = enum.auto()  # it knows that this machine's nodes, if any, have left
     UNTOLD = enum.auto()  # it could not be told, and will list them as dead
-    ENDED = enum.auto()  # it does not: the registry was here
+    ENDED = enum.auto()  # it does not: the last node was here
 
 
-def leave(cluster: ClusterHome, ask: Callable[[], list[dict[str, object]] | None]) -> Left:
-    """Stop this machine's nodes for good, and forget the cluster. It works without the cluster, but for the founder.
+def leave(cluster: ClusterHome) -> Left:
+    """Let this machine's nodes leave for good, and forget the cluster. It works without the cluster, too.
 
-    `ask` gives the cluster's nodes, None when it cannot be asked. Raises StateError on the founding machine while
-    other nodes are in the cluster, or may be.
+    Raises StateError or UnreachableError when the cluster cannot do without one of them; nothing has changed then.
     """
     nodes = cluster.read().nodes
-    starts = {node: read_start(cluster, node) for node in nodes}
-    founder = any(not start.keeper for start in starts.values())
-    if founder:
-        running = any(sweeping.alive(cluster, node) for node in nodes)
-        _check_last(cluster, nodes, ask() if running else None)
+    told = [_tell(cluster, node) for node in nodes]
     sweeping.stop(cluster, nodes)
     sweeping.sweep(cluster)
-    told = [_tell(cluster, node, start.keeper) for node, start in starts.items() if start.keeper]
     shutil.rmtree(cluster.path)
-    if founder:
-        return Left.ENDED
-    return Left.TOLD if all(told) else Left.UNTOLD
+    return max(told, key=lambda left: left.value, default=Left.TOLD)
 
 
-def _check_last(cluster: ClusterHome, nodes: list[str], members: list[dict[str, object]] | None) -> None:
-    """Raises StateError unless the founding machine's nodes are the last of the cluster."""
-    if members is None:
-        raise StateError(
-            f"This machine keeps the registry of cluster {cluster.name!r}, and cannot tell now which nodes need it.",
-            f"Type 'kos up' first; or, to give the cluster up for everybody, remove {cluster.path} after 'kos down'.",
-        )
-    others = [m["name"] for m in members if m["name"] not in nodes and m["state"] != MemberState.LEFT]
-    if others:
-        raise StateError(
-            f"This machine keeps the registry of cluster {cluster.name!r}; {', '.join(map(str, others))} need it.",
-            "Type 'kos cluster leave' on those machines first, and here last.",
-        )
-
-
-def _tell(cluster: ClusterHome, node: str, keeper: str) -> bool:
+def _tell(cluster: ClusterHome, node: str) -> Left:
     from kos_cluster.services.leaving import tell_left
 
+    own = sweeping.alive(cluster, node)
+    others = [*read_start(cluster, node).bootstrap, *cluster.read().bootstrap]
+    addresses = [f"{own.host}:{own.port}"] if own is not None else list(dict.fromkeys(others))
     try:
-        return tell_left(Credentials.load(cluster.node(node)), keeper)
+        credentials = Credentials.load(cluster.node(node))
     except StateError:  # the node has lost its identity, and cannot speak for itself
-        return False
+        return Left.UNTOLD
+    goes_on = tell_left(credentials, addresses)
+    if goes_on is None:
+        return Left.UNTOLD
+    return Left.TOLD if goes_on else Left.ENDED
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ from kos_cluster.net import wire
 from kos_cluster.tasks.attachment import Attachment
 
 REQUEST_TIMEOUT_S = 5.0
+DECISION_TIMEOUT_S = 12.0  # for what the cluster has to agree on: longer than a node tries, so that it says why not
 
 
 class Asking:
@@ -18,6 +19,7 @@ class Asking:
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._waiting: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._asked: dict[int, str] = {}  # the id of the node that each was sent to
         self._next = 1
 
     async def one(self, question: wire.Asked, node: str = "", timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
@@ -26,9 +28,11 @@ class Asking:
         number, self._next = self._next, self._next + 1
         answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
+        self._asked[number] = link.peer.id if link.peer is not None else ""
         try:
             link.send(wire.Request(number, question))
-            reply = await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                reply = await answer
         except TimeoutError:
             raise UnreachableError(
                 f"Node {link.peer.name if link.peer else link.address} did not answer within {timeout_s:.0f} s.",
@@ -36,6 +40,7 @@ class Asking:
             ) from None
         finally:
             self._waiting.pop(number, None)
+            del self._asked[number]
         if reply.error is not None:
             name, message, hint = reply.error
             raise getattr(errors, name, KosError)(message, hint)
@@ -44,6 +49,8 @@ class Asking:
     async def all(self, question: wire.Asked) -> dict[str, bytes]:
         """Ask every node; by name. Those that do not answer are left out; a refusal is raised if all refuse."""
         names = [link.peer.name for link in self._attachment.by_node.values() if link.peer is not None]
+        if not names:
+            raise self._attachment.unreachable()
         answers = await asyncio.gather(*(self.one(question, name) for name in names), return_exceptions=True)
         told: dict[str, bytes] = {}
         refusals: list[KosError] = []
@@ -58,6 +65,15 @@ class Asking:
         if (refused and len(refused) == len(refusals) + len(told)) or (refusals and not told):
             raise (refused or refusals)[0]
         return told
+
+    def lost(self, id_: str, why: str) -> None:
+        """A node is down: it will not answer any more."""
+        for number, node in self._asked.items():
+            waiting = self._waiting.get(number)
+            if node == id_ and waiting is not None and not waiting.done():
+                waiting.set_exception(
+                    UnreachableError(f"The node that was asked is lost: {why}.", "Ask again: another node answers.")
+                )
 
     def answered(self, reply: wire.Reply) -> None:
         waiting = self._waiting.pop(reply.id, None)

@@ -1,9 +1,10 @@
 """A client's links to all nodes, and the membership that it learns through them.
 
 Theory of operation. A client knows some addresses: of this machine's nodes and of the cluster file. It links to
-these, learns the members from whoever welcomes it first, and links to every member. Each node's view is taken when it
-is newer. A node that stops answering, restarts under a new incarnation, or is dead by the cluster's view, is told to
-be down.
+these, learns the members from whoever welcomes it first, and links to every member. Each node tells its own view,
+which means something only together with that node; of what several tell of a member the newest record holds. A node
+that stops answering, or was started anew, is told to be down; so is one that is dead by the cluster's view, unless it
+answers us: when a split network heals, either side holds the other to be dead for a moment.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -25,6 +26,7 @@ from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.net.transport import Context
 from kos_cluster.node import machine
+from kos_cluster.tasks.nodes import merge
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ CONNECT_TIMEOUT_S = 5.0
 BOOTSTRAP_LIMIT = 64  # addresses that a machine keeps
 ALL_NODES_TIMEOUT_S = 2.0  # for the links to the members beyond the first
 POLL_S = 0.005
+ANSWERS_S = 3.0  # a node heard of so lately is not dead, whatever is said of it
 
 
 class Listener(Protocol):
@@ -51,7 +54,7 @@ class Attachment:
         self.members: dict[str, Member] = {}
         self.packages: dict[str, dict[str, str]] = {}  # by node name
         self.by_node: dict[str, NodeLink] = {}  # by node id, once welcomed
-        self.view = -1
+        self.coordinator = ""  # the id of the node that coordinates, as far as is known
         self._home = home
         self._file = file
         self._credentials = credentials
@@ -59,7 +62,9 @@ class Attachment:
         self._listener = listener
         self._context: Context = zmq.Context(io_threads=1)
         self._links: dict[str, NodeLink] = {}  # by address
-        self._incarnations: dict[str, int] = {}
+        self._term = 0  # of that coordinator
+        self._views: dict[str, int] = {}  # node id -> the number of the view that it told last
+        self._lives: dict[str, int] = {}  # node id -> when the daemon that welcomed us was started
 
     async def attach(self) -> None:
         """Return when every member that is alive is linked. Raises UnreachableError, AuthError."""
@@ -85,7 +90,7 @@ class Attachment:
             link.send(message)
 
     def choose(self, node: str) -> NodeLink:
-        """The link to the named node, or to any, the founder's first. Raises NoSuchNodeError, UnreachableError."""
+        """The link to the named node, or to any, the coordinator's first. Raises NoSuchNodeError, UnreachableError."""
         ups = [link for link in self.by_node.values() if link.up and link.peer is not None]
         if node:
             for link in ups:
@@ -94,8 +99,11 @@ class Attachment:
             raise self._no_link(node)
         if not ups:
             raise self.unreachable()
-        founders = [link for link in ups if link.peer and (m := self.members.get(link.peer.id)) and m.founder]
-        return (founders or ups)[0]
+        return next((link for link in ups if link.peer and link.peer.id == self.coordinator), ups[0])
+
+    def view_of(self, id_: str) -> int:
+        """The number of the view that this node told last; -1 when it has told none."""
+        return self._views.get(id_, -1)
 
     def linked(self, node: str) -> bool:
         """Whether the named node is linked; it may not be yet. Raises NoSuchNodeError, or UnreachableError if dead."""
@@ -112,13 +120,31 @@ class Attachment:
             if link.up and link.peer is not None and link.peer.id not in self.by_node:
                 link.greet()
 
+    def give_up_dead(self) -> None:
+        """Hold those to be lost that the cluster holds to be dead and that do not answer us either, or have left."""
+        for id_, link in list(self.by_node.items()):
+            member = self.members[id_]
+            if member.state in (MemberState.ALIVE, MemberState.SUSPECT) or self._lives.get(id_) != member.started_ns:
+                continue
+            answers = link.up and time.monotonic() - link.heard_s < ANSWERS_S
+            if member.state is MemberState.LEFT or not answers:
+                self.down(id_, f"the cluster holds it to be {member.state}")
+
     def down(self, id_: str, why: str) -> None:
         """Hold a node to be lost until it is welcomed again."""
         link = self.by_node.pop(id_, None)
         if link is not None:
             link.given.clear()
-        self._incarnations.pop(id_, None)
+        self._lives.pop(id_, None)
         self._listener.node_down(id_, why)
+
+    def renewed(self, credentials: Credentials) -> None:
+        """Present another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+        for link in self._links.values():
+            link.renewed(credentials)
+            if isinstance(link.failure, AuthError):
+                link.hurry()
 
     def close(self) -> None:
         for link in self._links.values():
@@ -149,7 +175,7 @@ class Attachment:
         if isinstance(message, wire.Welcome):
             self._welcome(link, message)
         elif isinstance(message, wire.SyncData):
-            self._sync(message)
+            self._sync(link, message)
         elif isinstance(message, wire.HelloWanted):
             link.greet()
         self._listener.node_said(link, message, payload)
@@ -192,9 +218,9 @@ class Attachment:
         if f"{host}:{port}" not in self._links:
             self._links[f"{host}:{port}"] = NodeLink(self._context, self._credentials, host, port, self._hello, self)
 
-    def _remember(self, members: list[Member]) -> None:
+    def _remember(self, members: Iterable[Member]) -> None:
         """Keep the addresses for the next start, when those that we know now may be gone."""
-        standing = sorted((m for m in members if m.state is not MemberState.LEFT), key=lambda m: not m.founder)
+        standing = [m for m in members if m.state is not MemberState.LEFT]
         addresses = [member.address for member in standing[:BOOTSTRAP_LIMIT]]
         if addresses and addresses != self._file.bootstrap and not self._file.embedded:
             self._file = msgspec.structs.replace(self._file, bootstrap=addresses)
@@ -207,28 +233,29 @@ class Attachment:
         member = message.member
         if link.peer is None or member.id != link.peer.id:
             return
-        before = self._incarnations.get(member.id)
-        if before is not None and before != member.incarnation:
+        before = self._lives.get(member.id)
+        if before is not None and before != member.started_ns:
             self.down(member.id, "its daemon was started anew")
-        self._incarnations[member.id] = member.incarnation
+        self._lives[member.id] = member.started_ns
         self.by_node[member.id] = link
         self.packages[member.name] = message.packages
-        self.members.setdefault(member.id, member)
-        self._listener.node_up(member, message.packages)
+        merge(self.members, [member])
+        self._listener.node_up(self.members[member.id], message.packages)
 
-    def _sync(self, message: wire.SyncData) -> None:
-        if message.members is None or message.view <= self.view:
+    def _sync(self, link: NodeLink, message: wire.SyncData) -> None:
+        if message.coordinator and message.term >= self._term:
+            self.coordinator, self._term = message.coordinator, message.term
+        if message.members is None or link.peer is None:
             return
-        self.view = message.view
-        self._remember(message.members)
-        self.members = {member.id: member for member in message.members}
-        for member in message.members:
+        self._views[link.peer.id] = message.view
+        merge(self.members, message.members)
+        self._remember(self.members.values())
+        for member in self.members.values():
             if member.state in (MemberState.ALIVE, MemberState.SUSPECT):
                 self._link_to(member.host, member.port)
                 if member.id not in self.by_node:
                     self._links[member.address].hurry()
-            elif member.id in self.by_node and self._incarnations.get(member.id) == member.incarnation:
-                self.down(member.id, f"the cluster holds it to be {member.state}")
+        self.give_up_dead()
 
 
 def hello(instance: str, pid: int) -> wire.Hello:

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from kos_cluster.core.driving import Kind
 from kos_cluster.core.placement import UNREADABLE
 from kos_cluster.core.records import JobSummary, Story
 from kos_cluster.core.roles import Command, may
@@ -26,16 +27,21 @@ from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, failures, output, serialise
+from kos_cluster.tasks import compat, detached, failures, output, serialise
+from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
+from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.launching import Program
+from kos_cluster.tasks.locking import TTL_S, Lock
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.stories import merged
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
+REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
 STREAMED_LIMIT_BYTES = 1 << 18  # of a function whose job is kept open for further submits
 _JOB_ID_BYTES = 5
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -112,21 +118,31 @@ class Cluster:
 
         All keywords are options, see `submit`.
         """
-        options, own = split_options(keywords)
-        if own:
-            raise UsageError(f"map() has no option {next(iter(own))!r}.", "Bind it with functools.partial.")
-        if not iterables:
-            raise UsageError("map() needs at least one iterable.", "Call it as cluster.map(fn, elements).")
-        shipped = self._functions.ship(fn)
-        payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
-        job = self._launch(_spec(fn, shipped, options, compat.needed(shipped.modules, payloads)))
+        spec, payloads = self._mapped("map", fn, iterables, keywords)
+        job = self._launch(spec)
         job.add_many(payloads)
         job.close()
         return MapResult(job)
 
-    def launch(self, spec: JobSpec) -> Job:
+    def detach(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> DetachedJob:
+        """As `map`, as a detached job: it goes on without this process and this machine.
+
+        Its function, arguments and results are kept by two nodes. See `DetachedJob` for what to do with it.
+        """
+        spec, payloads = self._mapped("detach", fn, iterables, keywords)
+        return detached.submit(self, self._mesh, spec, payloads, Kind.MAP)
+
+    def detach_program(self, program: Program, kind: Kind) -> DetachedJob:
+        """A script or command as a detached job."""
+        return detached.submit(self, self._mesh, program.spec, [program.payload], kind)
+
+    def attach(self, id: str) -> DetachedJob:
+        """The detached job of this id. Raises NoSuchTaskError."""
+        return DetachedJob(self._mesh, id)
+
+    def launch(self, spec: JobSpec, id: str = "") -> Job:
         """A job of one's own; add tasks to it and close it. The level below `submit` and `map`."""
-        return self._launch(spec)
+        return self._launch(spec, id)
 
     def gather(self, futures: Iterable[Any]) -> list[Any]:
         """The results of all, in order. When one fails the rest is cancelled; an interrupt cancels all.
@@ -158,7 +174,8 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Each node as `kos cluster nodes --json` shows it."""
-        return node_rows(newest(self._mesh.request_all(wire.Nodes(), wire.SyncData).values()))
+        told = self._mesh.request_all(wire.Nodes(), wire.SyncData)
+        return node_rows(newest(told.values()), {name: data.trouble for name, data in told.items()})
 
     def status(self) -> dict[str, Any]:
         """The cluster at a glance: alive nodes, slots, coordinator, this identity, and what a loss would mean."""
@@ -176,11 +193,15 @@ class Cluster:
             for job in jobs:
                 if job.job not in known or job.done + job.failed >= known[job.job].done + known[job.job].failed:
                     known[job.job] = job
+        for record in detached.records(self._mesh):
+            known[record.id] = detached.summary(record, known.get(record.id))
         return sorted(known.values(), key=lambda job: job.since_s)
 
     def logs(self, id: str) -> list[tuple[str, bytes]]:
         """The last output of a job's tasks, or of one task."""
         answers = self._mesh.request_all(wire.Logs(id), list[tuple[str, bytes]]).values()
+        if not any(answers):
+            return detached.tail(self._mesh, id)
         return sorted((log for logs in answers for log in logs), key=lambda log: _task_order(log[0]))
 
     def stories(self, id: str) -> list[Story]:
@@ -189,11 +210,48 @@ class Cluster:
 
     def cancel(self, id: str) -> bool:
         """Cancel a job or task by id, whoever submitted it. False when no node knows it."""
+        if self._mesh.request(wire.CancelDetached(id), bool, timeout_s=detached.AGREED_TIMEOUT_S):
+            return True
         return any(self._mesh.request_all(wire.CancelWork(id), bool).values())
 
     def mint_token(self, role: str, ttl_s: float) -> str:
         """A join token, for one use. Needs the role admin."""
-        return self._mesh.request(wire.MintToken(role, ttl_s), str)
+        return self._mesh.request(wire.MintToken(role, ttl_s), str, timeout_s=DECISION_TIMEOUT_S)
+
+    def lock(self, name: str, *, ttl: float = TTL_S, wait: float | None = None) -> Lock:
+        """A named lock of the whole cluster, as a context manager with `.token` and `.held`; see `tasks.locking`.
+
+        `ttl`: seconds for which it stays taken when this process is gone; it is renewed in time. `wait`: seconds to
+        wait for it; 0: not at all, None: as long as it takes. Raises LockHeldError when it is not free in that time,
+        and on leaving when the lease was lost.
+        """
+        if not isinstance(name, str):
+            raise UsageError(f"A lock's name is a string, not a {type(name).__name__}.", "Give it one.")
+        for what, seconds in (("ttl", ttl), ("wait", wait or 0.0)):
+            if not isinstance(seconds, int | float):
+                raise UsageError(f"{what}={seconds!r} is not a number of seconds.", "Write for example ttl=30.")
+        return Lock(self._mesh, name, float(ttl), None if wait is None else float(wait))
+
+    def drain_node(self, name: str, *, undo: bool = False) -> None:
+        """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""
+        self._mesh.request(wire.DrainNode(name, not undo), bool, timeout_s=DECISION_TIMEOUT_S)
+
+    def remove(self, name: str) -> list[str]:
+        """Remove a node or client for good; the names removed, with those that came with it. Needs the role admin."""
+        other = next((row["id"] for row in self.nodes() if row["state"] == "alive" and name not in row.values()), "")
+        return self._mesh.request(wire.RemoveNode(name), list[str], node=other, timeout_s=REMOVAL_TIMEOUT_S)
+
+    def renew_node(self, name: str) -> float:
+        """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""
+        return self._mesh.request(wire.RenewNode(), float, node=name, timeout_s=REMOVAL_TIMEOUT_S)
+
+    def renew(self) -> float:
+        """Renew this machine's client certificate; when the new one ends (Unix seconds)."""
+        return self._mesh.renew()
+
+    def agreement(self, node: str) -> wire.ClusterStatus:
+        """What a node knows of what the cluster has agreed on, and its clock."""
+        return self._mesh.request(wire.Status(), wire.ClusterStatus, node=node)
 
     def stop_node(self, name: str) -> None:
         """Stop a node's daemon. Needs the role admin."""
@@ -215,6 +273,19 @@ class Cluster:
 
     # ---- inside
 
+    def _mapped(
+        self, call: str, fn: Callable[..., Any], iterables: Sequence[Iterable[Any]], keywords: dict[str, Any]
+    ) -> tuple[JobSpec, list[bytes]]:
+        """A function with the arguments of each task, for the method named `call`."""
+        options, own = split_options(keywords)
+        if own:
+            raise UsageError(f"{call}() has no option {next(iter(own))!r}.", "Bind it with functools.partial.")
+        if not iterables:
+            raise UsageError(f"{call}() needs at least one iterable.", f"Call it as cluster.{call}(fn, elements).")
+        shipped = self._functions.ship(fn)
+        payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
+        return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads)), payloads
+
     def _stream(self, fn: Callable[..., Any], shipped: Shipped, options: Options, modules: tuple[str, ...]) -> Job:
         """The job that submits of the same function, options and place share, so that they travel together."""
         sink = options.sink or output.default_sink()
@@ -231,18 +302,23 @@ class Cluster:
                 self._streams.move_to_end(key)
             return job
 
-    def _launch(self, spec: JobSpec) -> Job:
+    def _launch(self, spec: JobSpec, id_: str = "") -> Job:
+        job = self.possible(spec, id_)
+        self._mesh.open(job)
+        return job
+
+    def possible(self, spec: JobSpec, id_: str = "") -> Job:
+        """The job, not yet begun. Raises AuthError, or PlacementError when no node can ever run it."""
         role = self._mesh.credentials.peer.role
         if not may(role, Command.SUBMIT):
             raise AuthError(
                 f"The role {role} of {self._mesh.credentials.peer.name} may look, but not run work.",
                 "Join with a token for the role client.",
             )
-        job = Job(new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
+        job = Job(id_ or new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
         never = self._mesh.why_never(job)
         if never:
             raise _impossible(job, never)
-        self._mesh.open(job)
         return job
 
 

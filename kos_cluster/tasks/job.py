@@ -89,6 +89,14 @@ class Job:
             self._payloads.update(zip(range(start, self._count), payloads, strict=True))
         self._mesh.added(self, len(payloads), sum(map(len, payloads)))
 
+    def resume(self, payloads: Sequence[bytes], settled: Runs) -> None:
+        """All tasks of a job that an earlier owner has driven so far; those in `settled` have their results."""
+        done = set(indices_of(settled))
+        with self._changed:
+            self._count = len(payloads)
+            self._payloads = {index: data for index, data in enumerate(payloads) if index not in done}
+        self._mesh.resumed(self, len(payloads), sum(map(len, payloads)), settled)
+
     def __len__(self) -> int:
         return self._count
 

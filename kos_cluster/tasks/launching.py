@@ -14,8 +14,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kos_cluster.errors import UsageError
 from kos_cluster.net.local import Environment
@@ -42,8 +43,41 @@ def to_stderr(sentence: str) -> None:
     print(f"kos: {sentence}", file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class Program:
+    """A script or command, ready to go: its one task, and the folder that it was taken from, if one goes along."""
+
+    spec: JobSpec
+    payload: bytes
+    taken: Snapshot | None = None
+
+
 def run_script(
     cluster: Cluster,
+    argv: Sequence[str],
+    folder: Path,
+    *,
+    report: Report = to_stderr,
+    **options: Any,
+) -> int:
+    """Run a Python script in a copy of `folder` on one node; its process pools use all of them, if `redirect`.
+
+    `argv` and the options are those of `script_program`. Returns the script's exit code. Raises UsageError when it is
+    not in the folder, LimitError when the folder is too large to go or to come back.
+    """
+    program = script_program(argv, folder, report=report, **options)
+    task, result = _run(cluster, program)
+    assert program.taken is not None
+    merge_files(Merger(program.taken.folder, program.taken.manifest), task, result, report)
+    return result.exit_code
+
+
+def run_command(cluster: Cluster, command: str | Sequence[str], **options: Any) -> int:
+    """Run a command on a node, without any file of the user's; see `command_program`. Returns its exit code."""
+    return _run(cluster, command_program(command, **options))[1].exit_code
+
+
+def script_program(
     argv: Sequence[str],
     folder: Path,
     *,
@@ -56,11 +90,10 @@ def run_script(
     env: Mapping[str, str] | None = None,
     sink: Sink | None = None,
     report: Report = to_stderr,
-) -> int:
-    """Run a Python script in a copy of `folder` on one node; its process pools use all of them, if `redirect`.
+) -> Program:
+    """A Python script with a copy of `folder`. `argv` is the script with its arguments, a "python" in front allowed.
 
-    `argv` is the script with its arguments, a "python" in front allowed. Returns the script's exit code. Raises
-    UsageError when it is not in the folder, LimitError when the folder is too large to go or to come back.
+    Raises UsageError when it is not in the folder, LimitError when the folder is too large to go.
     """
     folder = folder.resolve()
     name, *arguments = _without_python(argv)
@@ -85,13 +118,10 @@ def run_script(
         modules=installed_imports(os.fspath(folder / path), taken.manifest),
     )
     call = {"environ": given, "redirect": redirect, "script": shown}
-    task, result = _run(cluster, spec, ["python", shown, *arguments], call)
-    _bring_back(taken, task, result, report)
-    return result.exit_code
+    return Program(spec, serialise.dumps_args((["python", shown, *arguments],), call), taken)
 
 
-def run_command(
-    cluster: Cluster,
+def command_program(
     command: str | Sequence[str],
     *,
     on: str = "",
@@ -101,8 +131,8 @@ def run_command(
     retries: int = 0,
     env: Mapping[str, str] | None = None,
     sink: Sink | None = None,
-) -> int:
-    """Run a command on a node, without any file of the user's: a string by /bin/sh, or words. Returns its exit code."""
+) -> Program:
+    """A command, without any file of the user's: a string by /bin/sh, or words."""
     shell = isinstance(command, str)
     words = [command] if isinstance(command, str) else list(command)
     if not words or not words[0]:
@@ -115,13 +145,13 @@ def run_command(
         sink=sink,
         name=" ".join(words)[:80],
     )
-    return _run(cluster, spec, words, {"shell": shell, "environ": given})[1].exit_code
+    return Program(spec, serialise.dumps_args((words,), {"shell": shell, "environ": given}))
 
 
-def _run(cluster: Cluster, spec: JobSpec, words: Sequence[str], call: dict[str, object]) -> tuple[str, CommandResult]:
+def _run(cluster: Cluster, program: Program) -> tuple[str, CommandResult]:
     """Launch, wait, and give the task's id with its result. Interrupted, it cancels, and waits for that to be done."""
-    job = cluster.launch(spec)
-    future = job.add(serialise.dumps_args((list(words),), call))
+    job = cluster.launch(program.spec)
+    future = job.add(program.payload)
     job.close()
     try:
         result: CommandResult = future.result()
@@ -166,10 +196,10 @@ def _script_in(folder: Path, name: str) -> str:
 # ---- after
 
 
-def _bring_back(taken: Snapshot, task: str, result: CommandResult, report: Report) -> None:
-    """Merge what the script wrote. Raises LimitError when some of it could not come."""
+def merge_files(merger: Merger, task: str, result: CommandResult, report: Report) -> None:
+    """Merge what a script wrote. Raises LimitError when some of it could not come."""
     if result.changes is not None:
-        merged = Merger(taken.folder, taken.manifest).apply(result.changes, task)
+        merged = merger.apply(result.changes, task)
         for sentence in _sentences(merged):
             report(sentence)
     too_large = {path: why for path, why in result.left_out.items() if "link" not in why}

@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Member, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -44,6 +44,7 @@ from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S
+from kos_cluster.tasks.renewal import Renewal
 from kos_cluster.tasks.returns import Payloads, Returns
 
 BEAT_S = 1.0
@@ -98,6 +99,10 @@ class Mesh:
     def added(self, job: Job, count: int, size_bytes: int) -> None:
         self._post(self._add, job.id, count, size_bytes)
 
+    def resumed(self, job: Job, count: int, size_bytes: int, settled: Runs) -> None:
+        """As `added`, of a job that an earlier owner has driven."""
+        self._post(self._resume, ownership.Added(job.id, count, size_bytes, settled))
+
     def cancel(self, job: Job, index: int | None) -> None:
         self._post(self._feed, ownership.Cancelled(job.id, index))
 
@@ -148,6 +153,11 @@ class Mesh:
         running = asyncio.run_coroutine_threadsafe(self._asking.one(question, node, timeout_s), self._loop)
         return msgspec.msgpack.decode(running.result(), type=kind)
 
+    def renew(self) -> float:
+        """Have this machine's client certificate renewed; when it ends then (Unix seconds). Raises KosError."""
+        self._check_open()
+        return asyncio.run_coroutine_threadsafe(self._renewal.renew(), self._loop).result()
+
     def request_all(self, question: wire.Asked, kind: type[T]) -> dict[str, T]:
         """Ask every node that is up; those that do not answer in time are left out. By node name."""
         self._check_open()
@@ -186,15 +196,17 @@ class Mesh:
         greeting = hello(secrets.token_hex(8), self.pid)
         self._attachment = Attachment(self.home, self.file, self.credentials, greeting, self)
         self._asking = Asking(self._attachment)
+        self._renewal = Renewal(self.credentials, self.home.client, self._asking, self._renewed)
         try:
             await self._attachment.attach()
             self._ready.set_result(None)
-            beating = self._loop.create_task(self._beat(), name="beat")
+            duties = [self._loop.create_task(work) for work in (self._beat(), self._renewal.run())]
             stopping = self._loop.create_task(self._stop.wait())
-            done, _ = await asyncio.wait([beating, stopping], return_when=asyncio.FIRST_COMPLETED)
-            beating.cancel()
-            if beating in done:
-                beating.result()  # raises what ended it
+            done, _ = await asyncio.wait([*duties, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for duty in duties:
+                duty.cancel()
+                if duty in done:
+                    duty.result()  # raises what ended it
             self._attachment.tell_all(wire.Goodbye())
         finally:
             self._attachment.close()
@@ -240,6 +252,7 @@ class Mesh:
         self._feed(ownership.NodeUp(member, frozenset(packages), unreadable))
 
     def node_down(self, id_: str, why: str) -> None:
+        self._asking.lost(id_, why)
         self._feed(ownership.NodeDown(id_, why))
 
     def node_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
@@ -262,9 +275,11 @@ class Mesh:
             case wire.Displays(_, job, index, _) if job in self._jobs:
                 content = msgspec.json.decode(bytes(payload))
                 self._call_sink(self._jobs[job].sink.display, f"{job}.{index}", content)
-            case wire.SyncData(_, _, loads):
-                for id_, (load, _) in loads.items():
+            case wire.SyncData():
+                for id_, (load, _) in message.loads.items():
                     self._feed(ownership.NodeLoad(id_, load))
+                for member in self._attachment.members.values() if message.members else ():
+                    self._feed(ownership.NodeDrained(member.id, member.drained))
             case wire.CancelWanted(job, index, _):
                 self._feed(ownership.Cancelled(job, index))
             case wire.Reply():
@@ -301,7 +316,7 @@ class Mesh:
     def _accept(self, node: str, message: wire.Result, payloads: Payloads) -> None:
         """Take outcomes in; those that the core commits settle their tasks."""
         failed = frozenset(message.failed)
-        event = ownership.Outcomes(message.batch, node, message.runs, failed, message.elapsed_s, message.last)
+        event = ownership.Outcomes(message.batch, node, message.runs, failed, message.elapsed_s)
         effects = self._core.handle(event, self._now())
         for effect in effects:
             if isinstance(effect, ownership.Commit):
@@ -366,12 +381,15 @@ class Mesh:
         self._beat_nodes(time.monotonic())
 
     def _add(self, job_id: str, count: int, size_bytes: int) -> None:
-        if job_id not in self._active:
-            job = self._jobs[job_id]
+        self._resume(ownership.Added(job_id, count, size_bytes))
+
+    def _resume(self, added: ownership.Added) -> None:
+        if added.job not in self._active:
+            job = self._jobs[added.job]
             job.since_s = time.monotonic()
-            self._active.add(job_id)
+            self._active.add(added.job)
             self._lend(job.parent, True)
-        self._feed(ownership.Added(job_id, count, size_bytes))
+        self._feed(added)
 
     def _idle(self, job_id: str) -> None:
         """All tasks so far are final."""
@@ -420,6 +438,12 @@ class Mesh:
             sys.stderr.write("kos: showing a task's output failed:\n")
             traceback.print_exc()
 
+    def _renewed(self, credentials: Credentials) -> None:
+        """Show another certificate, of the same keys, from now on."""
+        self.credentials = credentials
+        for part in (self._attachment, self._outgoing, self._returns):
+            part.renewed(credentials)
+
     # ---- time
 
     async def _beat(self) -> None:
@@ -441,13 +465,14 @@ class Mesh:
     def _beat_nodes(self, now: float) -> None:
         """Also without work: a node forgets owners that it does not hear of."""
         self._attachment.greet_lost()
+        self._attachment.give_up_dead()
         jobs = self._core.summaries()
         for id_, link in list(self._attachment.by_node.items()):
             outstanding = self._core.outstanding(id_)
             if outstanding and now - link.heard_s > NODE_SILENT_S:
                 self._attachment.down(id_, f"it has been silent for {now - link.heard_s:.0f} s")
             else:
-                link.send(wire.OwnerBeat(self._attachment.view, outstanding, jobs))
+                link.send(wire.OwnerBeat(self._attachment.view_of(id_), outstanding, jobs))
 
     def _node_beat(self, link: NodeLink, message: wire.NodeBeat) -> None:
         if link.peer is None:

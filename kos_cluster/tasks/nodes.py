@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kos_cluster.core.records import Load, MemberState
+import msgspec
+
+from kos_cluster.core.records import Load, Member, MemberState
+from kos_cluster.core.swim.messages import precedence
+from kos_cluster.core.voters import loss_sentence
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.wire import SyncData
 from kos_cluster.node import machine
 
 
 def newest(told: Iterable[SyncData]) -> SyncData:
-    """What several nodes tell, as one: the newest view, and of each node the load that is youngest."""
-    views = sorted(told, key=lambda data: data.view)
+    """What several nodes tell, as one: of each member the newest record, of each node the youngest load, and the
+    coordinator of the latest term."""
+    views = sorted(told, key=lambda data: data.term)
+    members: dict[str, Member] = {}
     loads: dict[str, tuple[Load, float]] = {}
     for data in views:
+        merge(members, data.members or ())
         for id_, (load, age_s) in data.loads.items():
             if id_ not in loads or age_s < loads[id_][1]:
                 loads[id_] = (load, age_s)
-    last = views[-1]
-    return SyncData(last.view, last.members, loads)
+    last = next((data for data in reversed(views) if data.coordinator), views[-1])
+    return msgspec.structs.replace(last, members=list(members.values()), loads=loads)
 
 
-def node_rows(data: SyncData) -> list[dict[str, Any]]:
-    """One dict a node; the keys are those of `kos cluster nodes --json`. `pid` only for nodes on this machine."""
+def merge(known: dict[str, Member], told: Iterable[Member]) -> None:
+    """Take members in that are newer than what is known of them (id -> member)."""
+    for member in told:
+        before = known.get(member.id)
+        if before is None or _precedence(member) > _precedence(before):
+            known[member.id] = member
+
+
+def _precedence(member: Member) -> int:
+    return precedence(member.incarnation, member.state)
+
+
+def node_rows(data: SyncData, troubles: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """One dict a node; the keys are those of `kos cluster nodes --json`. `pid` only for nodes on this machine.
+
+    `troubles`: why nodes, by their names, take no part in the decisions.
+    """
     rows = []
     for member in sorted(data.members or [], key=lambda m: m.name):
         load, age_s = data.loads.get(member.id, (Load(), 0.0))
@@ -35,14 +57,20 @@ def node_rows(data: SyncData) -> list[dict[str, Any]]:
             "address": member.address,
             "state": member.state.value,
             "role": "node",
-            "coordinator": member.founder and member.state is MemberState.ALIVE,
+            "coordinator": member.id == data.coordinator,
+            "voter": member.id in data.voters,
+            "drained": member.drained,
+            "trouble": (troubles or {}).get(member.name, "") if alive else "",
             "slots": member.slots,
             "running": load.running if alive else 0,
             "queued": load.queued if alive else 0,
             "cpu_percent": load.cpu_percent,
             "memory_percent": load.memory_percent,
             "version": member.versions.kos,
+            "wire": member.versions.wire,
             "python": member.versions.python,
+            "numpy": member.versions.numpy,
+            "cloudpickle": member.versions.cloudpickle,
             "dropped_frames": load.dropped_frames,
             "load_age_s": round(age_s, 2),
         }
@@ -56,6 +84,7 @@ def status_of(name: str, peer: Peer, rows: list[dict[str, Any]]) -> dict[str, An
     """The cluster at a glance."""
     alive = [row for row in rows if row["state"] == "alive"]
     known = [row for row in rows if row["state"] != "left"]
+    voters = [row for row in known if row["voter"]]
     return {
         "cluster": name,
         "nodes": len(known),
@@ -65,18 +94,8 @@ def status_of(name: str, peer: Peer, rows: list[dict[str, Any]]) -> dict[str, An
         "running": sum(row["running"] for row in alive),
         "identity": peer.name,
         "role": peer.role.value,
-        "loss": _what_a_loss_means(alive),
+        "voters": [row["name"] for row in voters],
+        "drained": [row["name"] for row in known if row["drained"]],
+        "trouble": {row["name"]: row["trouble"] for row in known if row["trouble"]},
+        "loss": loss_sentence(len(voters), sum(row["state"] == "alive" for row in voters), len(known)),
     }
-
-
-def _what_a_loss_means(alive: list[dict[str, Any]]) -> str:
-    """The founding node keeps the registry for now, so its loss is told apart."""
-    founder = next((row["name"] for row in alive if row["coordinator"]), None)
-    if founder is None:
-        return "The founding node is not alive: running work goes on, but no machine can join until it is back."
-    if len(alive) == 1:
-        return f"{founder} is the only node: if it is lost, all work is."
-    return (
-        f"If {founder}, which founded the cluster, is lost, running work goes on elsewhere, but no machine can join "
-        "until it is back. If another node is lost, its tasks run again elsewhere."
-    )

@@ -38,6 +38,10 @@ class Outgoing:
         self._introduced: set[str] = set()  # jobs whose own parts are in the tables
         self._large: dict[str, dict[int, str]] = {}  # job -> index -> part, of large arguments
 
+    def renewed(self, credentials: Credentials) -> None:
+        """Show another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+
     def send(self, link: NodeLink, job: Job, dispatch: Dispatch, history: Mapping[int, list[Attempt]]) -> None:
         """Send one batch, and before it what it needs."""
         payloads = job.payloads(dispatch.runs)

@@ -38,6 +38,10 @@ class Returns:
         self._fetching: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._releases: dict[str, list[int]] = {}
 
+    def renewed(self, credentials: Credentials) -> None:
+        """Show another certificate, of the same keys, from now on."""
+        self._credentials = credentials
+
     def result(self, link: NodeLink, message: wire.Result, payload: memoryview) -> None:
         if link.peer is None or (message.runs and not payload):
             return

@@ -56,6 +56,11 @@ def parse(line: str) -> argparse.Namespace:
         raise UsageError(shown.text) from None
     if parsed.action != "run" or not parsed.distribute:
         raise UsageError("A cell can only be run.", "Start it with '%%kos run --distribute'.")
+    if parsed.detach:
+        raise UsageError(
+            "A cell cannot be detached, for its variables would have nowhere to come back to.",
+            "Detach a script with '%kos run --detach', or a function with cluster.detach(fn, elements).",
+        )
     if parsed.over is not None and not parsed.over.isidentifier():
         raise UsageError(
             f"--over takes the name of a variable, not {parsed.over!r}.",

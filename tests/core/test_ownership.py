@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +50,25 @@ def dispatches(effects: list[own.Effect]) -> list[own.Dispatch]:
 
 
 def done(core: own.Ownership, d: own.Dispatch, now: float = 2.0, elapsed_s: float = 1e-6) -> list[own.Effect]:
-    return core.handle(own.Outcomes(d.batch, d.node, d.runs, frozenset(), elapsed_s, True), now)
+    return core.handle(own.Outcomes(d.batch, d.node, d.runs, frozenset(), elapsed_s), now)
+
+
+def test_tasks_with_a_result_of_an_earlier_owner_are_not_run():
+    core = machine(nodes=1, slots=20)
+    core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+    sent = dispatches(core.handle(own.Added("j", 10, settled=[(0, 3), (5, 1), (9, 1)]), 1.0))
+    assert sorted(i for d in sent for i in indices_of(d.runs)) == [3, 4, 6, 7, 8]
+    summary = core.summary("j")
+    assert (summary.total, summary.done, summary.running) == (10, 5, 5)
+    ends = [effect for d in sent for effect in done(core, d)]
+    assert own.JobIdle("j") in ends
+    assert core.summary("j").done == 10
+
+
+def test_a_job_whose_results_are_all_there_is_over_at_once():
+    core = machine()
+    core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+    assert core.handle(own.Added("j", 4, settled=[(0, 4)]), 1.0) == [own.JobIdle("j")]
 
 
 def test_first_tasks_go_alone_to_every_slot():
@@ -244,14 +263,14 @@ class Cluster:
             return
         del self.held[d.node][d.batch]
         failed = frozenset(i for i in indices_of(d.runs) if self.rng.random() < 0.1)
-        self.network.append(own.Outcomes(d.batch, d.node, d.runs, failed, self.rng.random() * 0.01, True))
+        self.network.append(own.Outcomes(d.batch, d.node, d.runs, failed, self.rng.random() * 0.01))
 
     def part(self) -> None:
         """Some outcomes of a batch, more to come."""
         d = self.pick()
         if d is not None and count_of(d.runs) > 1:
             some = runs_of(sorted(self.rng.sample(list(indices_of(d.runs)), count_of(d.runs) // 2)))
-            self.network.append(own.Outcomes(d.batch, d.node, some, frozenset(), 0.001, False))
+            self.network.append(own.Outcomes(d.batch, d.node, some, frozenset(), 0.001))
 
     def lose(self) -> None:
         d = self.pick()
@@ -324,25 +343,25 @@ def test_every_task_ends_exactly_once_whatever_happens(seed: int, tasks: int, re
     assert summary.done + summary.failed == tasks
 
 
-def test_all_outcomes_of_a_batch_may_come_apart():
+def test_all_outcomes_of_a_batch_may_come_apart_and_in_any_order():
     core = machine(nodes=1, slots=1)
     (d,) = dispatches(opened(core, 50))
     sent = dispatches(done(core, d))
     batch = max(sent, key=lambda e: count_of(e.runs))
-    indices = list(indices_of(batch.runs))
+    indices = list(indices_of(batch.runs))[::-1]
     seen: Runs = []
-    for position, index in enumerate(indices):
-        last = position == len(indices) - 1
-        for effect in core.handle(own.Outcomes(batch.batch, "id0", [(index, 1)], frozenset(), 0.1, last), 3.0):
-            if isinstance(effect, own.Commit):
-                seen += effect.runs
+    for index in indices:
+        effects = core.handle(own.Outcomes(batch.batch, "id0", [(index, 1)], frozenset(), 0.1), 3.0)
+        seen += [run for effect in effects if isinstance(effect, own.Commit) for run in effect.runs]
+        again = {i for d in dispatches(effects) for i in indices_of(d.runs)} & set(indices)
+        assert not again, "what has not come yet is not run again"
     assert [start for start, _ in seen] == indices
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_an_unknown_message_is_no_error(count: int):
     core = machine()
-    assert core.handle(own.Outcomes(99, "id0", [(0, count)], frozenset(), 0.0, True), 1.0) == []
+    assert core.handle(own.Outcomes(99, "id0", [(0, count)], frozenset(), 0.0), 1.0) == []
     assert core.handle(own.BatchLost(99, [], [], Cause.CANCELLED, ""), 1.0) == []
     assert core.handle(own.Cancelled("nobody"), 1.0) == []
 
@@ -357,3 +376,26 @@ def test_what_a_stopping_node_gives_back_does_not_go_there_again():
     assert not dispatches(core.handle(own.BatchRefused(again.batch, "the node is stopping", stopping=True), 11.0))
     assert not dispatches(core.tick(19.0))
     assert dispatches(core.handle(own.NodeUp(member(0)), 20.0))
+
+
+def test_a_drained_node_gets_no_more_work_and_finishes_what_it_has():
+    core = machine(nodes=2, slots=1)
+    first = dispatches(opened(core, 6))
+    assert sorted(d.node for d in first) == ["id0", "id1"]
+    at = {d.node: d for d in first}
+    assert core.handle(own.NodeDrained("id0", True), 1.5) == []  # what runs there goes on
+    assert {d.node for d in dispatches(done(core, at["id0"], elapsed_s=1.0))} == set()
+    assert core.story("j", at["id0"].runs[0][0]).state is TaskState.DONE  # type: ignore[union-attr]
+    (second,) = dispatches(done(core, at["id1"], elapsed_s=1.0))
+    assert second.node == "id1"
+    assert "node0: it is drained" in core.why("j")
+    (back,) = dispatches(core.handle(own.NodeDrained("id0", False), 3.0))
+    assert back.node == "id0"
+
+
+def test_a_node_that_is_welcomed_as_drained_gets_no_work():
+    core = machine(nodes=0)
+    core.handle(own.NodeUp(msgspec.structs.replace(member(0), drained=True)), 0.0)
+    assert dispatches(opened(core, 3)) == []
+    assert core.why("j") == ("node0: it is drained",)
+    assert len(dispatches(core.handle(own.NodeUp(member(0)), 2.0))) == 2

@@ -92,6 +92,12 @@ def test_batches_grow_with_what_is_measured_and_shrink_at_the_end():
     assert durations.batch_size(1000, 4, each_bytes=batching.BATCH_LIMIT_BYTES) == 1
 
 
+def test_a_drained_node_gets_nothing_even_when_it_is_asked_for_and_says_why():
+    assert placed(Needs(), node("a", drained=True), node("b", busy=2)).node == "b"
+    asked = placed(Needs(on="a"), node("a", drained=True), node("b"))
+    assert asked == Placement(None, True, ("a: it is drained", "b: the task asks for a"))
+
+
 def test_long_tasks_travel_alone_and_are_not_queued_ahead():
     durations = Durations()
     durations.measured(1, 1.0)

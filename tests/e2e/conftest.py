@@ -66,12 +66,12 @@ class Machine:
         """Type a command that goes on."""
         return self.popen([KOS, *words])
 
-    def popen(self, words: Sequence[str]) -> subprocess.Popen[str]:
+    def popen(self, words: Sequence[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*self._prefix, *words],
             env=self.environ,
             cwd=self.work,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -133,25 +133,29 @@ def test_what_is_no_kos_node_is_said_with_the_address_that_was_typed(answer: byt
 # ---- leaving
 
 
-def test_the_founder_leaves_last_and_who_only_submits_is_told(machine_of: Callable[..., Any]) -> None:
+def test_the_founder_may_leave_and_the_last_node_ends_the_cluster(
+    machine_of: Callable[..., Any], until: Callable[..., Any]
+) -> None:
     founder, node, client = machine_of(), machine_of(), machine_of()
     lab = Lab(founder)
     listen = f"127.0.0.1:{free_port()}"
     node.ok("cluster", "join", "lab", lab.address, "--listen", listen, "--name", "n2", "--token", lab.token())
-    client.ok("cluster", "join", "lab", lab.address, "--token", lab.token("--role", "client"))
+    only = founder.kos("cluster", "leave")
+    assert (only.returncode, "The cluster's only admin is on this machine" in only.stderr) == (16, True)
+    client.ok("cluster", "join", "lab", lab.address, "--token", lab.token("--role", "admin"))
 
-    needed = founder.kos("cluster", "leave")
-    assert (needed.returncode, "n2 need it" in needed.stderr) == (16, True)
-    founder.ok("down")
-    unknown = founder.kos("cluster", "leave")
-    assert (unknown.returncode, "Type 'kos up' first" in unknown.stderr) == (16, True)
-    founder.ok("up")
-    assert {row["name"] for row in founder.json("nodes")} == {"desk", "n2"}, "nothing was lost"
+    founder.ok("cluster", "leave")
+    assert founder.processes() == []
+    rows = until(lambda: {row["name"]: row for row in node.json("nodes")}, "the other node answers")
+    assert (rows["desk"]["state"], rows["n2"]["coordinator"]) == ("left", True)
+    # What the founder kept, the other has now: the authority's key, tokens, the right to decide.
+    late = machine_of()
+    late.ok("cluster", "join", "lab", listen, "--token", client.ok("cluster", "token", "--role", "client").strip())
+    late.ok("run", "true")
 
-    node.ok("cluster", "leave")
-    left = founder.kos("cluster", "leave")
+    left = node.kos("cluster", "leave")
     assert (left.returncode, "the cluster has ended" in left.stderr) == (0, True)
-    assert founder.processes() == node.processes() == []
+    assert node.processes() == []
     alone = client.kos("run", "true")
     assert (alone.returncode, "'kos cluster leave' here" in alone.stderr) == (4, True)
     client.ok("cluster", "leave")

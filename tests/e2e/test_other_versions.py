@@ -1,4 +1,4 @@
-"""Nodes whose numpy or cloudpickle cannot read what a client sends: it is refused before anything goes out."""
+"""Nodes of other versions: of numpy or cloudpickle, where it is refused what could not be read; and of KOS's wire."""
 
 from __future__ import annotations
 
@@ -127,3 +127,34 @@ def test_a_cloudpickle_that_can_read_nothing(lab: Lab, old: Callable[[str, str],
     assert done.returncode == 9
     assert "cloudpickle 2.2.1" in done.stderr
     assert lab.founder.json("ps") == []
+
+
+SPEAKS_AN_OLDER_VERSION = """
+import kos_cluster.core.raft.elections as elections, kos_cluster.core.raft.state as state
+import kos_cluster.net.wire as wire
+
+wire._MAGIC = bytes((ord("K"), wire.OLDEST_WIRE_VERSION))
+elections.WIRE_VERSION = state.WIRE_VERSION = 1
+"""
+
+
+def test_a_node_of_the_previous_wire_version_is_a_member_as_any(
+    lab: Lab, machine_of: Callable[..., Any], until: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As in the middle of an upgrade node by node: gossip, agreement and work go both ways."""
+    (tmp_path / "sitecustomize.py").write_text(SPEAKS_AN_OLDER_VERSION)
+    machines = {"old": machine_of(), "new": machine_of()}
+    for name, machine in machines.items():
+        machine.ok(
+            *("cluster", "join", "lab", lab.address, "--listen", f"127.0.0.1:{free_port()}", "--name", name),
+            KOS_TOKEN=lab.token(),
+            PYTHONPATH=str(tmp_path) if name == "old" else "",
+        )
+    until(lambda: alive(lab.founder, 3), "all three are alive")
+    until(lambda: len(lab.founder.json("status")["voters"]) == 3, "the old one votes, too")
+    for name in ("desk", "old", "new"):
+        assert machines["old"].ok("run", "--on", name, "--", "printenv", "KOS_NODE") == f"{name}\n"
+    assert lab.founder.ok("run", "--on", "old", "--", "echo", "back") == "back\n"
+    for machine in machines.values():
+        machine.ok("cluster", "leave")
+        machine.end()

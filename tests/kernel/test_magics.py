@@ -43,6 +43,7 @@ BAD_LINES = {
     "%%kos nodes\n1": "can only be run",
     "%%kos run\n1": "%%kos run --distribute",
     "%%kos run --distribute script.py\n1": "script.py",
+    "%%kos run --distribute --detach\n1": "A cell cannot be detached",
     "%%kos run --distribute --out y\n1": "--over",
     "%%kos run --distribute --over xs --out 3y\n1": "'3y'",
     "%%kos run --distribute --over xs --out class\n1": "'class'",

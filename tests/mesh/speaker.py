@@ -16,14 +16,17 @@ import cloudpickle
 import msgspec
 import zmq
 
-from kos_cluster.core.records import Load, Member, Needs
+from kos_cluster.core import swim
+from kos_cluster.core.records import Member, Needs
 from kos_cluster.core.roles import Role
+from kos_cluster.core.swim import messages as swim_messages
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.net import wire
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.node import machine
+from kos_cluster.node.vouching import Vouching
 
 ANSWER_S = 20.0
 
@@ -136,7 +139,7 @@ class Speaker:
         return job
 
     def heartbeat(self, **changes: Any) -> wire.Heartbeat:
-        """A heartbeat of the node that this identity could be."""
+        """What the node that this identity could be would say to join: its own signed record."""
         peer = self.credentials.peer
         member = Member(
             id=peer.id,
@@ -148,4 +151,6 @@ class Speaker:
             incarnation=1,
             pid=os.getpid(),
         )
-        return wire.Heartbeat(msgspec.structs.replace(member, **changes), Load(), -1)
+        body = swim_messages.body_of(msgspec.structs.replace(member, **changes))
+        voucher = Vouching(self.credentials, lambda serial: False).sign(swim_messages.sealed(body))
+        return wire.Heartbeat(swim.SyncRequest(swim.Record(body, voucher), 0, (0,)))

@@ -353,7 +353,7 @@ MEMBER = Member("x", "x", HOST, 1, 1, machine.versions(), 1)
 
 def framed(header: bytes) -> bytes:
     """A first frame with a header of these bytes, which need not be one."""
-    return b"K\x01" + len(header).to_bytes(4, "little") + header
+    return b"K\x02" + len(header).to_bytes(4, "little") + header
 
 
 BAD_FRAMES: dict[str, list[bytes]] = {

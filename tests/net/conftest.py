@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -9,30 +10,62 @@ from pathlib import Path
 
 import pytest
 
-from kos_cluster.core.records import Versions
+from kos_cluster import errors
+from kos_cluster.core.records import Member
+from kos_cluster.core.replicated import commands, replies
+from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.roles import Role
-from kos_cluster.core.tokens import TokenTable
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import BulkServer
-from kos_cluster.net.granting import grant
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
-from kos_cluster.net.wire import WIRE_VERSION
+from kos_cluster.node import machine
+from kos_cluster.node.certifying import Certifier, certificate_of, seals
 
-VERSIONS = Versions("0.1.0", WIRE_VERSION, "3.11.7", "2.0.0", "3.1.0")
+
+class Alone:
+    """The agreement of a cluster of one: what is proposed is applied at once."""
+
+    def __init__(self, node: Credentials) -> None:
+        self.state = ClusterState()
+        self.leader = node.peer.id
+
+    @property
+    def clock_s(self) -> float:
+        return max(time.time(), self.state.clock_s)
+
+    async def propose(self, command: commands.Command) -> replies.Reply:
+        entry = commands.encode(commands.Proposal(time.time(), command))
+        reply = self.state.apply(self.state.applied_index + 1, entry).reply
+        if isinstance(reply, replies.Refusal):
+            raise getattr(errors, reply.error)(reply.message, reply.hint)
+        return reply
+
+
+class OneMember:
+    """The view of a cluster of one."""
+
+    def members(self) -> list[Member]:
+        return [Member("node-1", "desk", "127.0.0.1", 7567, 1, machine.versions(), 1)]
 
 
 class NodeStore:
     """What a node does with what arrives on its bulk port."""
 
     def __init__(self, authority: CertificateAuthority, folder: Path) -> None:
-        self.authority_ = authority
         self.folder = folder
         self.admitted = Admitted()
-        self.tokens = TokenTable()
-        self.keeper: tuple[str, int] | None = None
+        node = authority.local("node-1", "desk", Role.NODE)
+        self.agreed = Alone(node)
+        self.certifier = Certifier(node, self.agreed, OneMember())
+        self.elsewhere: tuple[str, int] | None = None
         self.asked_to_join = 0
+        self.propose(commands.FoundCluster("lab", authority.certificate_pem, (certificate_of(node),)))
+        self.propose(seals(authority, {node.peer.id: node.curve_public}))
+
+    def propose(self, command: commands.Command) -> replies.Reply:
+        return asyncio.run(self.agreed.propose(command))
 
     def presented(self, peer: Peer) -> None:
         self.admitted.admit(peer)
@@ -46,21 +79,21 @@ class NodeStore:
     def result_path(self, peer: Peer, name: str) -> Path | None:
         return self.folder / name
 
-    def authority(self) -> tuple[str, int] | None:
-        return self.keeper
+    def keep_wanted(self, peer: Peer, hash_: str, size: int) -> Path | None:
+        return None if (self.folder / f"kept-{hash_}").exists() else self.folder / "incoming-kept"
+
+    def keep_arrived(self, peer: Peer, hash_: str, path: Path) -> None:
+        path.rename(self.folder / f"kept-{hash_}")
+
+    def kept_path(self, peer: Peer, hash_: str) -> Path | None:
+        return self.folder / f"kept-{hash_}"
+
+    def coordinator(self) -> tuple[str, int] | None:
+        return self.elsewhere
 
     def join(self, request: JoinRequest, source_host: str) -> JoinReply:
         self.asked_to_join += 1
-        return grant(
-            request,
-            source_host,
-            authority=self.authority_,
-            tokens=self.tokens,
-            versions=VERSIONS,
-            node_name=request.name,
-            bootstrap=["127.0.0.1:7567"],
-            now=time.time(),
-        )
+        return asyncio.run(self.certifier.admit(request, source_host))
 
 
 def _free_pair() -> int:

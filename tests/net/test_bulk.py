@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import socket
 import ssl
@@ -24,9 +25,9 @@ from kos_cluster.errors import (
     UsageError,
 )
 from kos_cluster.net import bulk as bulk_module
-from kos_cluster.net import tls
+from kos_cluster.net import tls, transfers
 from kos_cluster.net.authority import CertificateAuthority
-from kos_cluster.net.bulk import BulkServer, get_result, present, put_part
+from kos_cluster.net.bulk import BulkServer, get_kept, get_result, present, put_part
 from kos_cluster.net.identity import Credentials
 
 HOST = "127.0.0.1"
@@ -137,12 +138,55 @@ def test_a_revoked_or_expired_certificate_is_refused(bulk, authority, store, por
         present(HOST, port, keys_of_yesterday)
 
 
+def test_the_open_transfers_of_who_is_revoked_are_cut_and_no_others(bulk, authority, port, client) -> None:
+    other = authority.local("c2", "other", Role.CLIENT)
+    sessions = {who: transfers._Session(HOST, port, who, tls.ALPN_BULK) for who in (client, other)}
+    until(lambda: {client.peer.serial, other.peer.serial} <= set(bulk._open.values()))
+    bulk.cut(client.peer.serial)
+    sessions[client].stream.settimeout(WAIT_S)
+    with contextlib.suppress(OSError):  # cut off rather than ended
+        assert sessions[client].stream.recv(1) == b""
+    until(lambda: client.peer.serial not in bulk._open.values())
+    assert other.peer.serial in bulk._open.values()
+    for session in sessions.values():
+        session.stream.close()
+
+
 def test_a_part_and_a_result_travel_whole(bulk, store, client, port) -> None:
     assert put_part(HOST, port, client, PART_HASH, PART)
     assert (store.folder / PART_HASH).read_bytes() == PART
     assert not put_part(HOST, port, client, PART_HASH, PART)  # the node has it
     assert get_result(HOST, port, client, PART_HASH, len(PART)) == PART
     assert bulk.dropped == 0
+
+
+def test_a_kept_part_travels_whole_and_nodes_may_move_it(bulk, authority, store, client, port) -> None:
+    other = authority.local("node-2", "bob", Role.NODE)
+    assert put_part(HOST, port, client, PART_HASH, PART, keep=True)
+    assert not put_part(HOST, port, other, PART_HASH, PART, keep=True)
+    assert [path.name for path in store.folder.iterdir()] == [f"kept-{PART_HASH}"]  # and not among the others
+    for peer in (client, other):
+        file = io.BytesIO()
+        get_kept(HOST, port, peer, PART_HASH, file)
+        assert file.getvalue() == PART
+
+
+def test_a_kept_part_is_not_for_those_who_only_look(bulk, authority, store, port) -> None:
+    observer = authority.local("x", "eve", Role.OBSERVER)
+    with pytest.raises(AuthError, match="may not move parts"):
+        put_part(HOST, port, observer, PART_HASH, PART, keep=True)
+    with pytest.raises(AuthError, match="may not move parts"):
+        get_kept(HOST, port, observer, PART_HASH, io.BytesIO())
+
+
+def test_a_kept_part_that_is_damaged_missing_or_misnamed_is_refused(bulk, store, client, port) -> None:
+    (store.folder / f"kept-{PART_HASH}").write_bytes(b"rot")
+    with pytest.raises(ProtocolError, match="other bytes than its hash says"):
+        get_kept(HOST, port, client, PART_HASH, io.BytesIO())
+    with pytest.raises(NoSuchTaskError, match="not kept here"):
+        get_kept(HOST, port, client, "0" * 64, io.BytesIO())
+    with pytest.raises(UsageError):
+        get_kept(HOST, port, client, "in-1234", io.BytesIO())
 
 
 def test_a_corrupted_part_is_refused_and_leaves_nothing(bulk, store, client, port) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 
 import msgspec
 import pytest
 
-from kos_cluster.core.records import Versions
+from kos_cluster.core.replicated import commands
 from kos_cluster.core.roles import Role
+from kos_cluster.core.tokens import secret_sha256
 from kos_cluster.errors import AuthError, IncompatibleError, JoinError, ProtocolError, UnreachableError
 from kos_cluster.net import bulk as bulk_module
 from kos_cluster.net import joining, tls
@@ -18,9 +20,10 @@ from kos_cluster.net.bulk import BulkServer, present
 from kos_cluster.net.joining import join
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.net.wire import WIRE_VERSION
+from kos_cluster.node import machine
 
 HOST = "127.0.0.1"
-VERSIONS = Versions("0.1.0", WIRE_VERSION, "3.11.7", "2.0.0", "3.1.0")
+VERSIONS = machine.versions()
 
 
 @pytest.fixture
@@ -28,13 +31,13 @@ def token(authority, store) -> JoinToken:
     return minted(authority, store, Role.NODE)
 
 
-def minted(authority, store, role: Role, ttl_s: float = 60, ago_s: float = 0) -> JoinToken:
+def minted(authority, store, role: Role, ttl_s: float = 60) -> JoinToken:
     token = JoinToken.mint(authority.sha256)
-    store.tokens.add(token.id, token.secret, role, ttl_s, time.time() - ago_s)
+    store.propose(commands.MintToken(token.id, secret_sha256(token.secret), role, ttl_s))
     return token
 
 
-def join_here(port: int, token: JoinToken, cluster: str = "lab", versions: Versions = VERSIONS, role: str = ""):
+def join_here(port: int, token: JoinToken, cluster: str = "lab", versions=VERSIONS, role: str = ""):
     return join(HOST, port, token, cluster, versions=versions, name="m2", user="grace", role=role)
 
 
@@ -64,8 +67,11 @@ def test_a_used_token_is_refused(bulk, token, port) -> None:
 
 
 def test_an_expired_token_is_refused(bulk, authority, store, port) -> None:
+    token = minted(authority, store, Role.NODE, ttl_s=1)
+    late = commands.encode(commands.Proposal(time.time() + 10, commands.Tick()))
+    store.agreed.state.apply(store.agreed.state.applied_index + 1, late)
     with pytest.raises(JoinError, match="has expired"):
-        join_here(port, minted(authority, store, Role.NODE, ttl_s=1, ago_s=10))
+        join_here(port, token)
 
 
 def test_a_wrong_secret_is_refused_and_the_right_one_still_works(bulk, token, port) -> None:
@@ -102,7 +108,7 @@ def test_a_client_that_poses_as_a_node_never_sees_the_secret(client, store, toke
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"python": "3.12.1"}, r"runs Python 3\.12\.1, the cluster Python 3\.11\.7"),
+        ({"python": "2.7.1"}, rf"runs Python 2\.7\.1, the cluster Python {re.escape(VERSIONS.python)}"),
         ({"wire": WIRE_VERSION + 1}, rf"wire version {WIRE_VERSION + 1} .* the cluster {WIRE_VERSION}"),
     ],
 )
@@ -113,8 +119,9 @@ def test_versions_that_cannot_work_together_are_both_named(bulk, token, port, ch
 
 
 def test_a_patch_difference_only_warns(bulk, token, port) -> None:
-    joined = join_here(port, token, versions=msgspec.structs.replace(VERSIONS, python="3.11.2"))
-    assert joined.warnings == ["The joining machine has Python 3.11.2, the cluster 3.11.7."]
+    other = ".".join((*VERSIONS.python.split(".")[:2], "99"))
+    joined = join_here(port, token, versions=msgspec.structs.replace(VERSIONS, python=other))
+    assert joined.warnings == [f"The joining machine has Python {other}, the cluster {VERSIONS.python}."]
 
 
 def test_a_role_that_the_token_is_not_for_is_refused(bulk, token, port) -> None:
@@ -123,22 +130,22 @@ def test_a_role_that_the_token_is_not_for_is_refused(bulk, token, port) -> None:
     join_here(port, token)
 
 
-def test_a_node_that_keeps_no_registry_sends_the_joiner_on(
+def test_a_node_that_does_not_coordinate_sends_the_joiner_on(
     bulk, authority, store, token, port, free_pair, tmp_path
 ) -> None:
     other = type(store)(authority, tmp_path)
-    other.keeper = (HOST, port)
+    other.elsewhere = (HOST, port)
     second_port = free_pair()
     second = BulkServer(HOST, second_port + 1, authority.local("n2", "bob", Role.NODE), other)
     second.start()
     try:
         assert join_here(second_port, token).node_name == "m2"
         assert (other.asked_to_join, store.asked_to_join) == (0, 1)
-        store.keeper = (HOST, second_port)  # now each points at the other
-        with pytest.raises(JoinError, match="says that it keeps the registry"):
+        store.elsewhere = (HOST, second_port)  # now each points at the other
+        with pytest.raises(JoinError, match="do not agree on which of them coordinates"):
             join_here(second_port, minted(authority, store, Role.NODE))
-        other.keeper = (HOST, free_pair())  # where nobody is
-        with pytest.raises(UnreachableError, match=rf"{second_port} does not keep the registry.*'kos up'"):
+        other.elsewhere = (HOST, free_pair())  # where nobody is
+        with pytest.raises(UnreachableError, match=rf"{second_port} does not coordinate.*'kos up'"):
             join_here(second_port, minted(authority, store, Role.NODE))
     finally:
         second.close()

@@ -205,7 +205,7 @@ def test_strangers_get_nothing_while_a_good_peer_is_served(
 
 def framed(header: bytes) -> bytes:
     """A first frame with a header of these bytes, which need not be one."""
-    return b"K\x01" + len(header).to_bytes(4, "little") + header
+    return b"K\x02" + len(header).to_bytes(4, "little") + header
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,15 @@ def test_one_at_a_time_changes_a_home(short_folder: Path, monkeypatch: pytest.Mo
         pytest.fail("two commands hold the lock")
     with daemons.changing(home):
         pass
+
+
+def test_many_daemons_start_some_at_a_time(cluster: ClusterHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    waited: list[list[str]] = []
+    monkeypatch.setattr(daemons, "start", lambda cluster, node: started.append(node))
+    monkeypatch.setattr(daemons, "wait_ready", lambda cluster, nodes: waited.append(list(nodes)))
+    nodes = [f"node{number}" for number in range(2 * daemons.TOGETHER_LIMIT + 1)]
+    daemons.start_all(cluster, nodes)
+    assert started == nodes
+    assert [node for wave in waited for node in wave] == nodes
+    assert [len(wave) for wave in waited] == [daemons.TOGETHER_LIMIT, daemons.TOGETHER_LIMIT, 1]

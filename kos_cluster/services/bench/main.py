@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.repeats < 1:
         raise UsageError(f"{args.repeats} repeats measure nothing.", "Give --repeats a number of at least 1.")
-    target = _target(args.json)
+    target = target_of(args.json)
     skipped = missing_peers(args.peers)
     systems = [KOS, BARE, *(name for name in args.peers if name not in skipped)]
     report = measured(systems, args.repeats, QUICK if args.quick else FULL, skipped)
@@ -80,7 +80,7 @@ def measured(systems: list[str], repeats: int, plan: Plan, skipped: dict[str, st
     )
 
 
-def _target(path: str | Path | None) -> Path | None:
+def target_of(path: str | Path | None) -> Path | None:
     """Where `--json` goes; refused now rather than after the measuring when it cannot be written."""
     if path is None:
         return None

@@ -1,0 +1,96 @@
+"""`kos lock NAME -- command`: run a command while holding a lock of the whole cluster.
+
+Rules: the command finds the lock's name and its fencing token in KOS_LOCK and KOS_LOCK_TOKEN. It never runs on without
+the lock: when the lease is lost, or this command is interrupted or terminated, it and what it has started get SIGTERM,
+and SIGKILL `GRACE_S` later. Its exit code is ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+from kos_cluster.cli.console import Console
+from kos_cluster.errors import UsageError
+from kos_cluster.tasks.locking import Lock
+
+GRACE_S = 5.0  # between SIGTERM and SIGKILL
+POLL_S = 0.05  # between two looks at the lease
+EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_SIGNAL = 128  # plus the signal's number, as shells tell it
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def lock_(parsed: argparse.Namespace, console: Console) -> int:
+    """Wait for the lock, run the command, give the lock up."""
+    if not parsed.argv:
+        raise UsageError("No command was given.", f"Type: kos lock {parsed.name} -- command.")
+    if shutil.which(parsed.argv[0]) is None:
+        raise UsageError(f"There is no command {parsed.argv[0]!r} to run.", "Check how it is written, and PATH.")
+    import kos_cluster as kos
+
+    wait_s = 0.0 if parsed.no_wait else parsed.wait
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with kos.connect(parsed.cluster).lock(parsed.name, ttl=parsed.ttl, wait=wait_s) as lock:
+            return _run(parsed.argv, lock, console)
+    except _Terminated:
+        return EXIT_TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(argv: Sequence[str], lock: Lock, console: Console) -> int:
+    """Run the command until it ends, or the lock is lost; its exit code."""
+    environ = os.environ | {"KOS_LOCK": lock.name, "KOS_LOCK_TOKEN": str(lock.token)}
+    process = subprocess.Popen(argv, env=environ)
+    try:
+        while process.poll() is None and lock.held:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+    except BaseException:
+        _stop(process)
+        raise
+    if process.returncode is None:
+        console.note(f"kos: {lock.lost} The command is stopped.")
+        _stop(process)
+    code = process.wait()
+    return code if code >= 0 else EXIT_SIGNAL - code
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the command and everything that it has started: SIGTERM, and SIGKILL for those that do not follow."""
+    running = _family(process.pid)
+    for each in running:
+        with suppress(psutil.NoSuchProcess):
+            each.terminate()
+    _, left = psutil.wait_procs(running, timeout=GRACE_S)
+    for each in left:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and its descendants; none when it has ended."""
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated

@@ -1,0 +1,232 @@
+"""Links between nodes: a message to a node goes over whichever link between the two is there.
+
+Theory of operation. A node reaches another over the link that the other has opened to it, if it has, else over one of
+its own, which it opens when there is something to send. So two nodes that talk have one link between them, seldom two.
+What is sent while an own link comes up waits for it, a little; all else that cannot be sent is lost, and its senders
+(gossip, Raft) live with that.
+
+Rules. Who speaks is the identity that the link has proved. A link whose node proves to be another than the one that it
+was opened for is closed. A link that nobody wants is closed `IDLE_S` later; links that are up stay. This node holds
+itself to be removed when another refuses its certificate as revoked and none has spoken with it for `TURNED_AWAY_S`:
+one that is wrong, or ahead of the others, cannot stop it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kos_cluster.core.records import Member
+from kos_cluster.core.roles import Role
+from kos_cluster.errors import RevokedError
+from kos_cluster.net import wire
+from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.transport import Context, Origin, Payload, Server
+
+log = logging.getLogger(__name__)
+
+WAITING_LIMIT = 64  # messages that wait for one link to come up
+WAITING_S = 2.0  # for so long they are worth sending
+IDLE_S = 30.0
+LAST_WORD_S = 1.0  # for which a link to a node that was removed stays
+TURNED_AWAY_S = 2.0
+LINKS_LIMIT = 1100  # links that this node has opened; beyond it no further ones are
+
+
+class Listener(Protocol):
+    """Whom a message of another node is handed to."""
+
+    def node_said(self, peer: Peer, message: wire.Message, payload: memoryview) -> None: ...
+    def node_unreachable(self, id_: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Way:
+    """A link of our own, and what waits for it. `id` is empty while an address is all that is known."""
+
+    id: str
+    link: NodeLink
+    wanted_s: float
+    waiting: deque[tuple[float, wire.Message, Payload]] = field(default_factory=lambda: deque(maxlen=WAITING_LIMIT))
+
+
+class Peers:
+    """This node's links to the others. Used in the daemon's loop."""
+
+    def __init__(
+        self,
+        context: Context,
+        credentials: Credentials,
+        hello: wire.Hello,
+        server: Server,
+        denied: Callable[[int], bool],
+        listener: Listener,
+    ) -> None:
+        self._context = context
+        self._credentials = credentials
+        self._hello = hello
+        self._server = server
+        self._denied = denied
+        self._listener = listener
+        self._routes: dict[str, bytes] = {}  # id -> the route of the link that this node has opened to us
+        self._ways: dict[str, _Way] = {}  # by address
+        self._addresses: dict[str, str] = {}  # id -> address
+        self._asked: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._next = 1
+        self._heard_s = time.monotonic()  # when any node has spoken with us last
+        self._revoked: RevokedError | None = None  # how one has refused us since
+
+    # ---- what is known of the others
+
+    def came(self, origin: Origin) -> None:
+        """A node has said something over its own link."""
+        self._routes[origin.peer.id] = origin.route
+        self._heard()
+
+    def learn(self, member: Member) -> None:
+        """Where a member can be reached."""
+        before = self._addresses.get(member.id)
+        self._addresses[member.id] = member.address
+        if before not in (None, member.address):
+            self._close(before)
+
+    def hurry(self, id_: str) -> None:
+        """The member is known to be back: try it now."""
+        way = self._ways.get(self._addresses.get(id_, ""))
+        if way is not None:
+            way.link.hurry()
+
+    def forget(self, id_: str) -> None:
+        """The member is gone for good. Nothing more is taken from it; the answer to its farewell still goes out."""
+        asyncio.get_running_loop().call_later(LAST_WORD_S, self._forget, id_)
+
+    def _forget(self, id_: str) -> None:
+        self._routes.pop(id_, None)
+        self._close(self._addresses.pop(id_, None))
+
+    def renewed(self, credentials: Credentials) -> None:
+        """This node has another certificate now."""
+        self._credentials = credentials
+        for way in self._ways.values():
+            way.link.renewed(credentials)
+
+    def succeeded(self, peer: Peer) -> None:
+        """Another node has another certificate now, of the same keys."""
+        way = self._ways.get(self._addresses.get(peer.id, ""))
+        if way is not None:
+            way.link.succeeded(peer)
+
+    def turned_away(self, now: float) -> RevokedError | None:
+        """How another node has refused this one, when it is held to be removed from the cluster."""
+        return self._revoked if now - self._heard_s > TURNED_AWAY_S else None
+
+    def _heard(self) -> None:
+        self._heard_s, self._revoked = time.monotonic(), None
+
+    # ---- sending
+
+    def send(self, id_: str, message: wire.Message, payload: Payload = b"", address: str = "") -> bool:
+        """Send to a node by its id, or to whoever is at an address. False when it is lost at once."""
+        route = self._routes.get(id_)
+        if route is not None:
+            if self._server.send(route, message, payload):
+                return True
+            del self._routes[id_]
+        where = address or self._addresses.get(id_, "")
+        if not where:
+            return False
+        way = self._ways.get(where) or self._open(where, id_)
+        if way is None:
+            return False
+        now = way.wanted_s = time.monotonic()
+        if way.link.up and not way.waiting:
+            return way.link.send(message, payload)
+        way.waiting.append((now, message, payload))
+        return True
+
+    def tell_all(self, ids: list[str], message: wire.Message) -> None:
+        for id_ in ids:
+            self.send(id_, message)
+
+    async def ask(self, id_: str, question: wire.Asked, timeout_s: float) -> wire.Reply:
+        """Ask a node something, and wait for its answer. Raises TimeoutError."""
+        number, self._next = self._next, self._next + 1
+        answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            self.send(id_, wire.Request(number, question))
+            return await asyncio.wait_for(answer, timeout_s)
+        finally:
+            del self._asked[number]
+
+    def answered(self, reply: wire.Reply) -> None:
+        answer = self._asked.get(reply.id)
+        if answer is not None and not answer.done():
+            answer.set_result(reply)
+
+    def tick(self, now: float) -> None:
+        """Close what nobody has wanted for a while."""
+        for address, way in list(self._ways.items()):
+            if not way.link.up and now - way.wanted_s > IDLE_S:
+                self._close(address)
+
+    def close(self) -> None:
+        for address in list(self._ways):
+            self._close(address)
+
+    def _open(self, address: str, id_: str) -> _Way | None:
+        if len(self._ways) >= LINKS_LIMIT:
+            return None
+        host, _, port = address.rpartition(":")
+        link = NodeLink(self._context, self._credentials, host, int(port), self._hello, self)
+        way = self._ways[address] = _Way(id_, link, time.monotonic())
+        return way
+
+    def _close(self, address: str | None) -> None:
+        way = self._ways.pop(address or "", None)
+        if way is not None:
+            way.link.close()
+
+    # ---- nodelink.Listener
+
+    def link_gone(self, link: NodeLink, why: str) -> None:
+        way = self._ways.get(link.address)
+        if way is None or way.link is not link:
+            return
+        way.waiting.clear()
+        if isinstance(link.failure, RevokedError) and link.shown == self._credentials.peer.serial:
+            self._revoked = link.failure
+        id_ = way.id or (link.peer.id if link.peer is not None else "")
+        if id_:
+            self._listener.node_unreachable(id_)
+
+    def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
+        way = self._ways.get(link.address)
+        peer = link.peer
+        if way is None or way.link is not link or peer is None or self._denied(peer.serial):
+            return
+        if peer.role is not Role.NODE or way.id not in ("", peer.id):
+            log.warning("%s is %s, not the node that was looked for.", link.address, peer)
+            self._close(link.address)
+            return
+        self._heard()
+        if isinstance(message, wire.Welcome):
+            way.id = peer.id
+            self._addresses.setdefault(peer.id, link.address)
+            self._send_waiting(way)
+        elif isinstance(message, wire.HelloWanted):
+            link.greet()
+        self._listener.node_said(peer, message, payload)
+
+    def _send_waiting(self, way: _Way) -> None:
+        oldest = time.monotonic() - WAITING_S
+        while way.waiting:
+            since, message, payload = way.waiting.popleft()
+            if since >= oldest:
+                way.link.send(message, payload)

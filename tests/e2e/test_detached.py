@@ -1,0 +1,251 @@
+"""Detached jobs on three machines: they outlive whoever submits, watches or drives them."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import kos_cluster as kos
+from kos_cluster.cli.main import run
+from kos_cluster.core.records import JobSummary
+from kos_cluster.core.replicated.commands import TaskResult
+from kos_cluster.net import wire
+from tests.e2e.test_cluster import Lab, free_port
+
+TASKS = 20
+RESULT_BYTES = 8 << 10  # of each task: together more than the replicated state keeps
+
+
+def typed(*words: str) -> tuple[int, str, str]:
+    """A command typed on the desk, run in this process, which is attached already: code, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    code = run(words, out, err)
+    assert "error in KOS itself" not in err.getvalue(), err.getvalue()
+    return code, out.getvalue(), err.getvalue()
+
+
+class Trio:
+    """Three machines with a node each, a connection from one of them, and two whose users have none."""
+
+    def __init__(self, make: Callable[..., Any], until: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
+        self._make = make
+        self.lab = Lab(make())
+        self.nodes = {"desk": self.lab.founder}
+        patch.setenv("KOS_HOME", str(self.desk.home))
+        joining = [self._join("node", "--listen", f"127.0.0.1:{free_port()}", "--name", name) for name in ("r1", "r2")]
+        joining += [self._join("client"), self._join("observer")]
+        for _, typed in joining:
+            assert typed.communicate(timeout=60) and typed.returncode == 0
+        self.nodes["r1"], self.nodes["r2"], self.client, self.observer = [machine for machine, _ in joining]
+        self.cluster = kos.connect("lab")
+        until(lambda: self.alive() == 3, "three nodes are alive")
+        until(lambda: len(self.cluster.status()["voters"]) == 3, "three nodes vote")
+
+    @property
+    def desk(self) -> Any:
+        return self.nodes["desk"]
+
+    def _join(self, role: str, *words: str) -> tuple[Any, subprocess.Popen[str]]:
+        machine = self._make()
+        _, token, _ = typed("cluster", "token", "--role", role)
+        return machine, machine.start("cluster", "join", "lab", self.lab.address, "--token", token.strip(), *words)
+
+    def alive(self) -> int:
+        return sum(node["state"] == "alive" for node in self.cluster.nodes())
+
+    def job(self, id_: str) -> JobSummary:
+        return next(job for job in self.cluster.jobs() if job.job == id_)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a node's daemon."""
+        os.kill(next(node["pid"] for node in self.cluster.nodes() if node["name"] == name), signal.SIGKILL)
+
+    def end(self) -> None:
+        self.cluster.close()
+        for machine in (*self.nodes.values(), self.observer):
+            machine.end()
+
+
+@pytest.fixture(scope="module")
+def trio(machine_of: Callable[..., Any], until: Callable[..., Any]) -> Iterator[Trio]:
+    with pytest.MonkeyPatch.context() as patch:
+        trio = Trio(machine_of, until, patch)
+        yield trio
+        trio.end()
+
+
+MAP = """
+import sys
+import time
+import kos_cluster as kos
+
+def work(i, runs=sys.argv[1], go=sys.argv[2]):
+    import os, time
+    fd = os.open(runs, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, f"{i}\\n".encode())
+    print("at", i, flush=True)
+    while i >= TASKS // 2 and not os.path.exists(go):
+        time.sleep(0.05)
+    return bytes([i]) * RESULT_BYTES
+
+print(kos.connect().detach(work, range(TASKS)).id, flush=True)
+time.sleep(600)
+"""
+SCRIPT = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from helper import triple
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor() as pool:
+        print(sys.argv[1], list(pool.map(triple, range(4))))
+    open("written.txt", "w").write("by the script")
+    sys.exit(3)
+"""
+
+
+class Submitted(NamedTuple):
+    """What a user has left behind whose machine is gone: jobs, and where the tasks of the map leave their traces."""
+
+    map: str
+    script: str
+    runs: Path
+    go: Path  # the second half of the map waits for it
+
+
+@pytest.fixture(scope="module")
+def submitted(trio: Trio, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    folder, work = tmp_path_factory.mktemp("traces"), trio.client.work
+    (work / "helper.py").write_text("def triple(x):\n    return 3 * x\n")
+    (work / "script.py").write_text(SCRIPT)
+    (work / "map.py").write_text(MAP.replace("TASKS", str(TASKS)).replace("RESULT_BYTES", str(RESULT_BYTES)))
+    script = str(trio.client.ok("run", "--detach", "--distribute", "script.py", "with")).strip()
+    program = trio.client.popen([sys.executable, "map.py", str(folder / "runs"), str(folder / "go")])
+    map_ = program.stdout.readline().strip()
+    program.kill()
+    program.communicate()
+    trio.client.end()  # with its disk
+    return Submitted(map_, script, folder / "runs", folder / "go")
+
+
+def test_a_script_runs_without_its_submitter_and_brings_its_files_to_whoever_asks(
+    trio: Trio, submitted: Submitted, tmp_path: Path
+) -> None:
+    done = trio.nodes["r1"].kos("attach", submitted.script)
+    assert (done.returncode, done.stdout) == (3, "with [0, 3, 6, 9]\n")
+    assert f"'kos attach {submitted.script} --files FOLDER'" in done.stderr
+    assert typed("attach", submitted.script, "--files", str(tmp_path))[:2] == (3, done.stdout)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"written.txt": "by the script"}
+    assert (trio.job(submitted.script).state, trio.job(submitted.script).name) == ("failed", "script.py")
+    assert typed("logs", submitted.script)[:2] == (0, done.stdout)
+
+
+def test_a_map_outlives_its_submitter_and_its_driver(
+    trio: Trio, submitted: Submitted, until: Callable[..., Any]
+) -> None:
+    job = trio.cluster.attach(submitted.map)
+    until(lambda: job.state().done >= 3, "some results are committed")
+    driver = job.state().driver_name
+    watcher = next(name for name in trio.nodes if name != driver)
+    attached = trio.nodes[watcher].start("attach", job.id)
+    assert attached.stdout.readline().startswith("at ")  # it has attached
+    committed = {r.task for r in trio.cluster._mesh.request(wire.DetachedResults(job.id), list[TaskResult])}
+    assert 3 <= len(committed) < TASKS
+    trio.kill(driver)
+    until(lambda: job.state().epoch == 2, "another node drives it", 30)
+    submitted.go.touch()
+    out, err = attached.communicate(timeout=60)
+    assert attached.returncode == 0, err
+    assert f"drives job {job.id} on" in err
+    assert out.count(repr(bytes([7]) * RESULT_BYTES)) == 1  # the results stand after the output
+    record = job.state()
+    assert (record.state, record.done, record.failed, record.epoch) == ("done", TASKS, 0, 2)
+    assert record.driver_name != driver
+    counted = Counter(map(int, submitted.runs.read_text().split()))
+    assert set(counted) == set(range(TASKS))
+    assert {task: counted[task] for task in committed} == dict.fromkeys(committed, 1)
+    assert job.results() == [bytes([i]) * RESULT_BYTES for i in range(TASKS)]
+    trio.nodes[driver].ok("up")
+    until(lambda: trio.alive() == 3, "three nodes are alive again")
+
+
+def test_an_interrupt_ends_the_watching_and_not_the_job(trio: Trio, until: Callable[..., Any], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    _, out, _ = typed(
+        "run", "--detach", "sh", "-c", f"echo begun; while [ ! -e {end} ]; do sleep 0.1; done; echo ended"
+    )
+    id_ = out.strip()
+    watching = trio.desk.start("attach", id_)
+    assert watching.stdout is not None
+    assert watching.stdout.readline() == "begun\n"
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert f"job {id_} goes on" in err
+    end.touch()
+    assert typed("attach", id_)[:2] == (0, "begun\nended\n")
+    assert typed("logs", id_)[:2] == (0, "begun\nended\n")
+
+
+def test_a_cancelled_job_stops_wherever_it_runs(trio: Trio, until: Callable[..., Any], tmp_path: Path) -> None:
+    ticks = tmp_path / "ticks"
+    _, out, _ = typed("run", "--detach", "sh", "-c", f"while true; do echo tick >> {ticks}; sleep 0.1; done")
+    id_ = out.strip()
+    until(ticks.exists, "it runs")
+    refused = trio.nodes["r2"].kos("cancel", id_)  # another client, who is no admin
+    assert refused.returncode == 6
+    assert "may only cancel its own work" in refused.stderr
+    assert typed("cancel", id_)[:2] == (0, f"{id_} is cancelled.\n")
+    code, _, err = typed("attach", id_)
+    assert code == 130
+    assert "was cancelled by" in err
+
+    def still() -> bool:
+        size = ticks.stat().st_size
+        time.sleep(0.5)
+        return size == ticks.stat().st_size
+
+    until(still, "it writes no more")
+    assert trio.job(id_).state == "cancelled"
+    code, _, err = typed("cancel", id_)
+    assert code == 16
+    assert f"The job {id_} is cancelled already" in err
+
+
+@pytest.mark.usefixtures("trio")
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("attach", "nothing1"), 5, "The cluster knows no detached job 'nothing1'"),
+        (("attach", "no such id"), 5, "The cluster knows no detached job 'no such id'"),
+        (("attach", "nothing1", "--files", "no-folder"), 2, "There is no folder no-folder"),
+        (("cancel", "nothing1"), 5, "No node knows a job or task 'nothing1'"),
+        (("logs", "nothing1"), 5, "No node knows a job or task 'nothing1'"),
+        (("run", "--detach"), 2, "Nothing to run was given"),
+        (("run", "--detach", "--on", "nowhere", "true"), 5, "No node 'nowhere' is in cluster 'lab'"),
+        (("run", "--detach", "--cpus", "4096", "true"), 12, "No node can run true"),
+        (("run", "--detach", "--distribute", "missing.py"), 2, "There is no script missing.py"),
+    ],
+)
+def test_what_cannot_be_is_said(words: tuple[str, ...], code: int, sentence: str) -> None:
+    ended, out, err = typed(*words)
+    assert (ended, out) == (code, "")
+    assert err.startswith(f"kos: {sentence}")
+
+
+def test_an_observer_sees_a_job_and_takes_no_results(trio: Trio) -> None:
+    id_ = typed("run", "--detach", "echo", "seen")[1].strip()
+    assert typed("attach", id_)[:2] == (0, "seen\n")
+    done = trio.observer.kos("attach", id_)
+    assert (done.returncode, done.stdout) == (6, "seen\n")
+    assert "may not take results" in done.stderr

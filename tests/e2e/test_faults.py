@@ -1,0 +1,306 @@
+"""Real daemons are killed, frozen and restarted: the cluster goes on deciding, and forgets nothing that it decided."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from kos_cluster import errors
+from kos_cluster.net import wire
+from kos_cluster.sim.linearizability import Operation, Outcome, check
+from tests.e2e.contest import Acquire, Contest, Lock, Release
+from tests.e2e.fleet import LEASE_S, Fleet, SmallDisk, home_of, until
+from tests.e2e.flood import Flood
+
+NODES = ("n1", "n2", "n3")
+FLOOD_DECISIONS = 10
+FLOOD_CONNECTIONS = 40  # that are on before the first of them, and more before the last
+CONTEST_GRANTS = 30  # at least, for a history to say something
+SMALL_DISK_BYTES = 24 << 20
+
+
+@pytest.fixture(scope="module")
+def disks(machine_of: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """The machines of this module, the last one with a small disk where that can be made."""
+    machines = {name: machine_of() for name in NODES}
+    disk, why_not = None, ""
+    try:
+        disk = SmallDisk(machines["n3"].home, SMALL_DISK_BYTES)
+        machines["n3"].work.mkdir()
+    except Exception as error:
+        why_not = f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', '') or error}".strip()
+    yield {"machines": machines, "disk": disk, "why_not": why_not}
+    if disk is not None:
+        disk.unmount()
+
+
+@pytest.fixture(scope="module")
+def whole(disks: dict[str, Any]) -> Iterator[Fleet]:
+    fleet = Fleet(disks["machines"])
+    yield fleet
+    fleet.end()
+
+
+@pytest.fixture
+def fleet(whole: Fleet) -> Iterator[Fleet]:
+    """Three machines, each with a voter; whatever a test did to them is mended after it."""
+    yield whole
+    whole.heal()
+
+
+def lock(fleet: Fleet, node: str, name: str, owner: str) -> int:
+    """Take a lock through this node, or fail at once; its fencing token."""
+    return fleet.ask(node, wire.LockWanted(name, owner, LEASE_S, 0.0), wire.LockState).token
+
+
+def release(fleet: Fleet, node: str, name: str, owner: str) -> None:
+    fleet.ask(node, wire.LockReleased(name, owner), bool)
+
+
+def others(node: str) -> list[str]:
+    return [name for name in NODES if name != node]
+
+
+# ---- kill -9
+
+
+def test_the_coordinator_is_killed_and_another_decides(fleet: Fleet) -> None:
+    first = fleet.coordinator()
+    term = fleet.status(first).term
+    before = lock(fleet, first, "killed", "a")
+    fleet.kill(first)
+    second = fleet.successor(first)
+    assert fleet.status(second).term > term
+    with pytest.raises(errors.LockHeldError):
+        lock(fleet, second, "killed", "b")
+    release(fleet, second, "killed", "a")
+    assert lock(fleet, others(first)[0], "killed", "b") > before
+    assert fleet.cluster.mint_token("client", 60.0).startswith("KOS1.")
+
+
+def test_a_minority_is_killed_and_nothing_waits_for_it(fleet: Fleet) -> None:
+    first = fleet.coordinator()
+    fleet.kill(others(first)[0])
+    token = lock(fleet, first, "minority", "a")
+    assert lock(fleet, others(first)[1], "minority", "a") == token
+    release(fleet, first, "minority", "a")
+    assert "the loss of one more voter stops agreement" in status_when_known(fleet, first)
+
+
+def status_when_known(fleet: Fleet, node: str) -> str:
+    """What this machine's user is told, when the node knows who is alive."""
+    until(lambda: len(fleet.alive(node)) == len(NODES) - 1, "the dead one is known to be dead")
+    return str(fleet.machines[node].ok("cluster", "status"))
+
+
+# ---- SIGSTOP
+
+
+def test_a_coordinator_that_was_stalled_past_its_lease_decides_nothing_any_more(fleet: Fleet) -> None:
+    """What it was asked meanwhile ends in the log of the new one, or is refused: no lock is granted twice."""
+    first = fleet.coordinator()
+    term = fleet.status(first).term
+    granted: dict[str, int | Exception] = {}
+
+    def late(name: str, owner: str) -> None:
+        try:
+            granted[name] = lock(fleet, first, name, owner)
+        except Exception as error:
+            granted[name] = error
+
+    fleet.freeze(first)
+    try:
+        second = fleet.successor(first)
+        token = lock(fleet, second, "stalled", "a")
+        asking = [threading.Thread(target=late, args=(name, "late")) for name in ("stalled", "free")]
+        for thread in asking:
+            thread.start()
+    finally:
+        fleet.thaw(first)
+    for thread in asking:
+        thread.join()
+    assert isinstance(granted["stalled"], errors.LockHeldError), granted
+    assert isinstance(granted["free"], int), granted
+    assert granted["free"] > token
+    fleet.coordinator()
+    assert fleet.status(first).term > term
+    release(fleet, second, "stalled", "a")
+    assert lock(fleet, first, "stalled", "b") > granted["free"]
+    for name, owner in (("stalled", "b"), ("free", "late")):
+        release(fleet, second, name, owner)
+
+
+# ---- restarts
+
+
+def test_all_nodes_are_stopped_and_started_one_after_the_other(fleet: Fleet, machine: Any) -> None:
+    """An upgrade, say. A map goes on meanwhile; what was decided is kept."""
+    token = fleet.cluster.mint_token("client", 600.0)
+    held = lock(fleet, fleet.coordinator(), "rolling", "a")
+    ids = {name: fleet.id(name) for name in NODES}
+    stop = threading.Event()
+    mapped: list[list[int]] = []
+
+    def map_on() -> None:
+        while not stop.is_set():
+            mapped.append(list(fleet.cluster.map(lambda x: time.sleep(0.05) or x * x, range(40))))
+
+    working = threading.Thread(target=map_on)
+    working.start()
+    try:
+        for name in NODES:
+            fleet.stop(name)
+            fleet.successor(name)
+            fleet.start(name)
+            until(lambda: fleet.alive(name) == set(NODES), "it is back", 30.0)  # noqa: B023
+    finally:
+        stop.set()
+        working.join()
+    assert mapped
+    assert all(results == [x * x for x in range(40)] for results in mapped)
+    assert {name: fleet.id(name) for name in NODES} == ids
+    assert lock(fleet, "n1", "rolling", "a") == held
+    release(fleet, "n1", "rolling", "a")
+    joins(fleet, machine, token)
+
+
+def test_all_nodes_lose_their_power_at_once_and_come_back_from_their_disks(fleet: Fleet, machine: Any) -> None:
+    token = fleet.cluster.mint_token("client", 600.0)
+    held = lock(fleet, fleet.coordinator(), "power", "a")
+    fleet.cluster.drain_node("n2")
+    until(lambda: drained(fleet) == {"n2"}, "it says so")
+    ids = {name: fleet.id(name) for name in NODES}
+    term = fleet.status("n1").term
+    fleet.kill(*NODES)
+    fleet.start(*NODES)
+    fleet.settled()
+    assert {name: fleet.id(name) for name in NODES} == ids
+    assert fleet.status("n1").term > term
+    assert lock(fleet, "n2", "power", "a") == held
+    with pytest.raises(errors.LockHeldError):
+        lock(fleet, "n3", "power", "b")
+    until(lambda: drained(fleet) == {"n2"}, "it says so again")
+    fleet.cluster.drain_node("n2", undo=True)
+    until(lambda: not drained(fleet), "it takes work again")
+    release(fleet, "n1", "power", "a")
+    joins(fleet, machine, token)
+
+
+def drained(fleet: Fleet) -> set[str]:
+    return {row["name"] for row in fleet.cluster.nodes() if row["drained"]}
+
+
+def joins(fleet: Fleet, machine: Any, token: str) -> None:
+    """A token that was made before is still good."""
+    machine.ok("cluster", "join", "lab", fleet.address, "--token", token)
+
+
+# ---- a full disk
+
+
+def test_a_voter_whose_disk_is_full_steps_down_says_so_and_comes_back(fleet: Fleet, disks: dict[str, Any]) -> None:
+    disk = disks["disk"]
+    if disk is None:
+        pytest.skip(disks["why_not"])
+    held = lock(fleet, "n3", "full", "a")
+    if fleet.coordinator() != "n3":
+        until(lambda: leads(fleet, "n3"), "the one with the small disk coordinates", 60.0)
+    disk.fill()
+    try:
+        decided = lock_when_decided(fleet, "n1", "while full", "a")
+        until(lambda: (said := fleet.status("n3")) and "disk" in said.trouble, "it says so")
+        fleet.successor("n3")
+        with pytest.raises(errors.LockHeldError):
+            lock(fleet, "n1", "full", "b")
+    finally:
+        disk.make_room()
+    until(lambda: (said := fleet.status("n3")) and not said.trouble and said.coordinator, "it takes part again")
+    fleet.kill(next(name for name in others("n3") if name != fleet.coordinator()))  # now it is needed
+    assert lock(fleet, "n3", "full", "a") == held
+    assert lock(fleet, "n3", "while full", "a") == decided
+    for name in ("full", "while full"):
+        release(fleet, "n3", name, "a")
+
+
+def leads(fleet: Fleet, node: str) -> bool:
+    """Whether it coordinates; another that does is stalled until somebody else does."""
+    now = fleet.coordinator()
+    if now != node:
+        fleet.freeze(now)
+        try:
+            fleet.successor(now)
+        finally:
+            fleet.thaw(now)
+    return fleet.coordinator() == node
+
+
+def lock_when_decided(fleet: Fleet, node: str, name: str, owner: str) -> int:
+    tokens: list[int] = []
+
+    def decided() -> bool:
+        with suppress(errors.UnreachableError):
+            tokens.append(lock(fleet, node, name, owner))
+        return bool(tokens)
+
+    until(decided, "it is decided", 30.0)
+    return tokens[0]
+
+
+# ---- a flood
+
+
+def test_a_flood_on_its_ports_does_not_keep_the_coordinator_from_deciding(fleet: Fleet) -> None:
+    first = fleet.coordinator()
+    ready = home_of(fleet.machines[first]).ready(first)
+    before = fleet.ask(first, wire.Nodes(), wire.SyncData).loads[ready.id][0].dropped_frames
+    flood = Flood(ready.host, ready.port)
+    try:
+        until(lambda: flood.sent > FLOOD_CONNECTIONS, "the flood is on")
+        for number in range(FLOOD_DECISIONS):
+            node = NODES[number % len(NODES)]
+            lock_when_decided(fleet, node, "flood", f"{number}")
+            fleet.cluster._mesh.ask(lambda: of_largest_size(fleet, first))
+            release(fleet, node, "flood", f"{number}")
+        assert flood.sent > 2 * FLOOD_CONNECTIONS, "it went on meanwhile"
+    finally:
+        flood.end()
+    until(lambda: fleet.ask(first, wire.Nodes(), wire.SyncData).loads[ready.id][0].dropped_frames > before, "counted")
+    assert all(fleet.alive(node) == set(NODES) for node in NODES), "nobody was held to be dead for it"
+
+
+def of_largest_size(fleet: Fleet, node: str) -> None:
+    """A message as large as may be, of a client who may send it, with a part that is not what it is called."""
+    link = fleet.cluster._mesh._attachment.choose(node)
+    message = wire.PutPart("0" * 64)
+    assert link.send(message, bytes(wire.MESSAGE_LIMIT_BYTES - len(wire.encode(message))))
+
+
+# ---- what clients see, as a whole
+
+
+def test_what_clients_of_a_lock_see_under_faults_is_linearizable(fleet: Fleet) -> None:
+    seed = random.randrange(1 << 32)
+    history = Contest(fleet, random.Random(seed)).history()
+    granted = [o for o in history if isinstance(o.input, Acquire) and o.output]
+    assert len(granted) >= CONTEST_GRANTS, seed
+    verdict = check(history, Lock())
+    assert verdict.outcome is Outcome.LINEARIZABLE, f"seed {seed}: {verdict}"
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [(1, 2), (2, True, 1), (1, True, False)],
+    ids=["granted twice", "a token that does not grow", "refused while free"],
+)
+def test_a_wrong_history_of_a_lock_is_caught(outputs: tuple[object, ...]) -> None:
+    inputs = (Acquire("a"), Acquire("b")) if len(outputs) == 2 else (Acquire("a"), Release("a"), Acquire("b"))
+    history = [
+        Operation(0, at, at + 0.5, wanted, out) for at, (wanted, out) in enumerate(zip(inputs, outputs, strict=True))
+    ]
+    assert check(history, Lock()).outcome is Outcome.NOT_LINEARIZABLE

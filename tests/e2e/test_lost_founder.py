@@ -1,0 +1,89 @@
+"""The founding machine is lost for good, disk and all: others let nodes in, renew certificates, and shut nodes out."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from kos_cluster import errors
+from kos_cluster.net import wire
+from kos_cluster.net.bulk import present
+from kos_cluster.net.identity import Credentials
+from kos_cluster.tasks.cluster import Cluster
+from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, until
+
+SHUT_OUT_S = 2.0  # after which no session of a node that was removed is served any more
+ASK_S = 0.5
+
+
+@pytest.fixture
+def fleet(machine_of: Callable[..., Any]) -> Iterator[Fleet]:
+    made = Fleet({name: machine_of() for name in ("n1", "n2", "n3")})
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def admin(fleet: Fleet, machine: Any) -> Any:
+    """An admin on a machine without a node."""
+    token = fleet.cluster.mint_token("admin", 600.0)
+    machine.ok("cluster", "join", NAME, fleet.address, "--token", token)
+    return machine
+
+
+def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Callable[..., Any]) -> None:
+    fleet.cluster.close()
+    cluster = fleet.cluster = connection(admin)
+    fleet.kill("n1")
+    shutil.rmtree(fleet.machines["n1"].home)
+    second = fleet.successor("n1")
+
+    # A node joins, with a token that an admin made elsewhere.
+    late = machine_of()
+    ready = home_of(fleet.machines["n2"]).ready("n2")
+    words = ("cluster", "join", NAME, f"{ready.host}:{ready.port}", "--listen", f"127.0.0.1:{free_port()}")
+    late.ok(*words, "--name", "n4", KOS_TOKEN=cluster.mint_token("node", 60.0))
+    fleet.machines["n4"] = late
+    until(lambda: {"n2", "n3", "n4"} <= fleet.alive("n2") & fleet.alive("n4"), "the new node is one of them")
+
+    # A certificate is renewed, of the node that coordinates and of one that does not.
+    for node in ("n2", "n3"):
+        folder = home_of(fleet.machines[node]).node(node)
+        before = Credentials.load(folder).peer
+        ends_s = fleet.ask(node, wire.RenewNode(), float)
+        after = Credentials.load(folder).peer
+        assert after.serial != before.serial
+        assert ends_s == after.not_after >= before.not_after
+        assert cluster.mint_token("client", 60.0)
+    assert fleet.coordinator("n2", "n3") == second, "nothing was interrupted"
+
+    # Nodes are removed: the one that is lost, and one that lives.
+    assert "n1" in fleet.ask("n2", wire.RemoveNode("n1"), list[str])
+    theirs = connection(late)
+    try:
+        assert [answers(theirs, node) for node in ("n2", "n3")] == [True, True]
+        node_of_theirs = Credentials.load(home_of(late).node("n4"))
+        assert "n4" in fleet.ask("n3", wire.RemoveNode("n4"), list[str])
+        deadline = time.monotonic() + SHUT_OUT_S
+        until(lambda: not any(answers(theirs, node) for node in ("n2", "n3")), "no session of it is served any more")
+        assert time.monotonic() < deadline
+        for node in ("n2", "n3"):
+            ready = home_of(fleet.machines[node]).ready(node)
+            with pytest.raises(errors.AuthError, match="revoked"):
+                present(ready.host, ready.port, node_of_theirs)
+    finally:
+        theirs.close()
+    until(lambda: fleet.alive("n2") == fleet.alive("n3") == {"n2", "n3"}, "it is gone from the members")
+    assert cluster.mint_token("client", 60.0).startswith("KOS1.")
+
+
+def answers(cluster: Cluster, node: str) -> bool:
+    try:
+        cluster._mesh.request(wire.Status(), wire.ClusterStatus, node=node, timeout_s=ASK_S)
+    except errors.KosError:
+        return False
+    return True

@@ -1,0 +1,231 @@
+"""Hosts that cannot reach each other, both ways or one way: who is in the majority goes on, who is not says so, and
+all agree again when the network is whole.
+
+The hosts are network namespaces joined by a bridge. They are cut off by taking them from the bridge, or made deaf by a
+rule of their own that drops what comes from others; in both cases no connection is told.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from kos_cluster import errors
+from tests.e2e.conftest import Machine, _until
+from tests.e2e.fleet import side_by_side
+
+until = _until
+HOSTS = ("n1", "n2", "n3")
+ADDRESS = {name: f"10.77.0.{number}" for number, name in enumerate(HOSTS, 1)}
+WORK = "echo begun; while [ ! -e '{}' ]; do sleep 0.05; done; echo ended"
+HEALED_S = 40.0  # for all to agree again: connections that stalled are tried again by the kernel ever more seldom
+
+
+class Network:
+    """Three hosts on a bridge."""
+
+    def __init__(self) -> None:
+        self._tag = f"k{random.randrange(16**6):06x}"
+        self._ip("netns", "add", self._tag)
+        self._in_bridge("link", "add", "br0", "type", "bridge")
+        self._in_bridge("link", "set", "br0", "up")
+        for name in HOSTS:
+            host = self._host(name)
+            self._ip("netns", "add", host)
+            self._ip("-n", host, "link", "add", "eth0", "type", "veth", "peer", "name", f"to{name}", "netns", self._tag)
+            self._in_bridge("link", "set", f"to{name}", "master", "br0", "up")
+            self._ip("-n", host, "link", "set", "lo", "up")
+            self._ip("-n", host, "addr", "add", f"{ADDRESS[name]}/24", "dev", "eth0")
+            self._ip("-n", host, "link", "set", "eth0", "up")
+            # Room for rules before the one for local addresses, which is the first else.
+            self._ip("-n", host, "rule", "add", "pref", "100", "lookup", "local")
+            self._ip("-n", host, "rule", "del", "pref", "0")
+
+    def prefix(self, name: str) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", self._host(name))
+
+    def cut_off(self, name: str) -> None:
+        self._in_bridge("link", "set", f"to{name}", "nomaster")
+
+    def join_again(self, name: str) -> None:
+        self._in_bridge("link", "set", f"to{name}", "master", "br0")
+
+    def deafen(self, name: str) -> None:
+        """It hears nothing of the others; they hear it."""
+        for other in HOSTS:
+            if other != name:
+                words = ("rule", "add", "pref", "50", "from", ADDRESS[other], "blackhole")
+                self._ip("-n", self._host(name), *words)
+
+    def hear_again(self, name: str) -> None:
+        for other in HOSTS:
+            if other != name:
+                self._ip("-n", self._host(name), "rule", "del", "pref", "50", "from", ADDRESS[other], "blackhole")
+
+    def end(self) -> None:
+        for name in (*map(self._host, HOSTS), self._tag):
+            with suppress(subprocess.CalledProcessError):
+                self._ip("netns", "del", name)
+
+    def _host(self, name: str) -> str:
+        return f"{self._tag}{name}"
+
+    def _in_bridge(self, *words: str) -> None:
+        self._ip("-n", self._tag, *words)
+
+    def _ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+# A program on a host that tells, for each line it reads, what that host's node says.
+WITNESS = """
+import json, sys
+from kos_cluster.errors import KosError
+from kos_cluster.home import Home
+from kos_cluster.net import wire
+from kos_cluster.tasks.mesh import Mesh
+mesh = Mesh(Home().cluster("lab"))
+mesh.start()
+for line in sys.stdin:
+    try:
+        said = mesh.request(wire.Nodes(), wire.SyncData, node=sys.argv[1])
+    except KosError:
+        print("[[], [], null]", flush=True)
+        continue
+    names = {member.id: member.name for member in said.members}
+    alive = [member.name for member in said.members if member.state.value == "alive"]
+    print(json.dumps([alive, [names.get(id) for id in said.voters], names.get(said.coordinator)]), flush=True)
+"""
+
+
+class Host:
+    """A machine with a node of the cluster, and what that node says."""
+
+    def __init__(self, name: str, machine: Machine) -> None:
+        self.name = name
+        self.machine = machine
+        self._witness = machine.popen([sys.executable, "-c", WITNESS, name], stdin=subprocess.PIPE)
+
+    def says(self) -> tuple[set[str], set[str], str | None]:
+        """Who is alive, who votes, and who coordinates."""
+        self._witness.stdin.write("\n")
+        self._witness.stdin.flush()
+        alive, voters, coordinator = json.loads(self._witness.stdout.readline())
+        return set(alive), set(voters), coordinator
+
+    def end(self) -> None:
+        self._witness.kill()
+        self._witness.communicate()
+        self.machine.end()
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    if shutil.which("ip") is None:
+        pytest.skip("there is no ip command")
+    try:
+        made = Network()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def hosts(network: Network, machine_of: Callable[..., Machine]) -> Iterator[dict[str, Host]]:
+    """A cluster of the three, each of which votes; its user is an admin on each host."""
+    made = {name: machine_of(*network.prefix(name)) for name in HOSTS}
+    founder, *others = HOSTS
+    made[founder].ok("cluster", "create", "lab", "--listen", ADDRESS[founder], "--name", founder)
+    tokens = {name: made[founder].ok("cluster", "token").strip() for name in others}
+    side_by_side(
+        lambda name: made[name].ok(
+            *("cluster", "join", "lab", ADDRESS[founder], "--listen", ADDRESS[name], "--name", name),
+            KOS_TOKEN=tokens[name],
+        ),
+        others,
+    )
+    for name in others:  # its user is the same on all of them
+        shutil.copytree(client(made[founder]), client(made[name]), dirs_exist_ok=True)
+    known = {name: Host(name, machine) for name, machine in made.items()}
+    yield known
+    for host in known.values():
+        host.end()
+
+
+def client(machine: Machine) -> Path:
+    return machine.home / "clusters" / "lab" / "client"
+
+
+def agreed(hosts: dict[str, Host]) -> str:
+    """Wait until all see all alive and voting, and the same coordinator; its name."""
+
+    def same() -> str | None:
+        said = [host.says() for host in hosts.values()]
+        coordinators = {coordinator for _, _, coordinator in said}
+        whole = all(alive == voters == set(HOSTS) for alive, voters, _ in said)
+        return coordinators.pop() if whole and len(coordinators) == 1 else None
+
+    return str(until(same, "all agree", HEALED_S))
+
+
+def successor(host: Host, of: str) -> str:
+    """Wait until this host sees another coordinate; its name."""
+    return str(until(lambda: (now := host.says()[2]) != of and now, f"another than {of} coordinates", HEALED_S))
+
+
+def refuses(host: Host) -> None:
+    """Nothing can be decided from here, and that is said with the arithmetic."""
+    until(lambda: host.says()[0] == {host.name}, "it sees nobody else", HEALED_S)
+    typed = {words: host.machine.start("cluster", *words.split()) for words in ("token", "status")}
+    said = {words: process.communicate(timeout=HEALED_S) for words, process in typed.items()}
+    assert typed["token"].returncode == errors.UnreachableError.exit_code, said
+    assert "2 of its 3 voters must agree, and only 1 can be reached" in said["token"][1]
+    assert "3 voters, 1 reachable, 2 needed: nothing can be agreed on until 1 more can be reached" in said["status"][0]
+
+
+def test_a_coordinator_that_is_cut_off_decides_nothing_and_comes_back(network: Network, hosts: dict[str, Host]) -> None:
+    """The majority goes on, and no work of it is lost, also when both sides hear what the other held to be dead."""
+    first = agreed(hosts)
+    majority, third = (name for name in HOSTS if name != first)
+    goes_on = hosts[majority].machine.home / "end it"
+    work = hosts[majority].machine.start("run", "--on", third, "sh", "-c", WORK.format(goes_on))
+    assert work.stdout.readline() == "begun\n"
+    network.cut_off(first)
+    try:
+        second = successor(hosts[majority], first)
+        assert hosts[majority].machine.ok("cluster", "token").startswith("KOS1.")
+        refuses(hosts[first])
+    finally:
+        network.join_again(first)
+    assert agreed(hosts) == second
+    assert hosts[first].machine.ok("cluster", "token").startswith("KOS1.")
+    goes_on.touch()
+    said, complaints = work.communicate(timeout=HEALED_S)
+    assert (work.returncode, said) == (0, "ended\n"), complaints
+
+
+def test_a_coordinator_that_is_deaf_steps_down_and_comes_back(network: Network, hosts: dict[str, Host]) -> None:
+    first = agreed(hosts)
+    majority, third = (name for name in HOSTS if name != first)
+    network.deafen(first)
+    try:
+        second = successor(hosts[majority], first)
+        until(lambda: hosts[first].says()[2] is None, "it steps down")
+        until(lambda: hosts[first].says()[0] == {first}, "it sees nobody else", HEALED_S)
+        assert [hosts[name].says()[2] for name in (majority, third)] == [second] * 2, (
+            "whom nobody answers unseats nobody"
+        )
+        assert hosts[majority].machine.ok("cluster", "token").startswith("KOS1.")
+    finally:
+        network.hear_again(first)
+    agreed(hosts)
+    assert hosts[first].machine.ok("cluster", "token").startswith("KOS1.")

@@ -29,6 +29,7 @@ Action = Callable[["argparse.Namespace", "Console"], int]
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
+LOOK = "Type 'kos doctor' to look for the cause."  # the next step after an error that names none
 CRASH_REPORTS_LIMIT = 20
 
 MODULES = {
@@ -73,7 +74,7 @@ def run(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
     try:
         return _act(argv, out, err)
     except KosError as error:
-        return _say(err, f"kos: {error}", error.exit_code)
+        return _say(err, f"kos: {error.message} {error.hint or LOOK}", error.exit_code)
     except KeyboardInterrupt:
         return _say(err, "kos: interrupted.", EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -12,6 +12,7 @@ import pytest
 
 from kos_cluster.cli import looking
 from kos_cluster.cli.main import CRASH_REPORTS_LIMIT, EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_PIPE, run
+from kos_cluster.errors import ProtocolError, UsageError
 
 Kos = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -167,3 +168,10 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     loaded: set[Any] = set(done.stdout.split())
     assert not loaded & {"zmq", "cryptography", "numpy", "msgspec", "rich", "asyncio", "platformdirs", "ssl"}
+
+
+def test_an_error_that_names_no_next_step_sends_to_the_doctor(home: Path, monkeypatch: pytest.MonkeyPatch):
+    failing_with(monkeypatch, ProtocolError("A malformed message arrived."))
+    assert ending("nodes")[2] == "kos: A malformed message arrived. Type 'kos doctor' to look for the cause.\n"
+    failing_with(monkeypatch, UsageError("That was wrong.", "Type it right."))
+    assert ending("nodes")[2] == "kos: That was wrong. Type it right.\n"

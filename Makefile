@@ -12,7 +12,7 @@ FAULTS := $(addprefix tests/e2e/test_,faults.py partitions.py flagship.py lost_f
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .NOTPARALLEL:
-.PHONY: help demo test lint check docs bench sim mutants faults clean system-packages
+.PHONY: help demo test lint check foreign docs bench sim mutants faults clean system-packages
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ lint: $(DEV)  ## ruff, mypy, import-linter
 
 check: $(DEV)  ## the test suite alone
 	$(BIN)/python -m pytest
+
+foreign: $(DEV)  ## the tests that read cases of others, from $$KOS_CASES or ../shared/cases
+	$(BIN)/python -m pytest tests/foreign
 
 docs: $(DEV)  ## write the parts of the documentation that are made from the code
 	$(BIN)/python -m docs.tables

@@ -26,6 +26,8 @@ def up_(parsed: argparse.Namespace, console: Console) -> int:
         if len(home.clusters()) == 1:
             home.set_current(cluster.name)
     console.answer(_told(result, time.perf_counter() - began))
+    if not result.settled:
+        console.note("Not enough nodes vote yet; 'kos cluster status' tells what the loss of one would mean.")
     return 0
 
 

@@ -426,7 +426,6 @@ class Consensus:
 
     def _apply(self, entries: Sequence[raft.Entry]) -> None:
         changes: list[replies.Change] = []
-        self._applied_index = entries[-1].index
         for entry in entries:
             reply: replies.Reply = replies.Done()
             if entry.kind == raft.Kind.COMMAND:

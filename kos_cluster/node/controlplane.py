@@ -245,6 +245,7 @@ class ControlPlane:
 
     def _moved(self) -> None:
         self._view += 1
+        self._coordinating.look()
         self._changed()
 
     def _decided(self, changes: tuple[replies.Change, ...]) -> None:
@@ -257,7 +258,7 @@ class ControlPlane:
             self._deny(serial)
         self._drain()
         self.certifier.changed()
-        self._coordinating.changed(changes)
+        self._coordinating.look()
 
     def _deny(self, serial: int) -> None:
         """Shut a certificate out; a holder that has a newer one for the same keys goes on under that."""

@@ -18,9 +18,9 @@ import time
 from kos_cluster.core import raft
 from kos_cluster.core.raft.config import CAUGHT_UP_ENTRIES
 from kos_cluster.core.records import Member, MemberState
-from kos_cluster.core.replicated import commands, replies
+from kos_cluster.core.replicated import commands
 from kos_cluster.core.roles import Role
-from kos_cluster.core.voters import Blocked, Candidate, Demote, HandOver, Promote, choose_voters
+from kos_cluster.core.voters import Blocked, Candidate, Demote, HandOver, Promote, choose_voters, voters_wanted
 from kos_cluster.errors import KosError
 from kos_cluster.node.assigning import Assigning
 from kos_cluster.node.certifying import Certifier
@@ -31,6 +31,7 @@ from kos_cluster.node.membership import ALIVE, Membership
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+FORMING_LOOK_S = 0.05  # while voters are missing: the loss of one more node could then be the loss of agreement
 SILENT_S = 3.0  # a node that has not answered the coordinator for so long is not made a voter
 
 
@@ -49,8 +50,8 @@ class Coordinating:
         self._look = asyncio.Event()
         self._blocked = ""
 
-    def changed(self, changes: tuple[replies.Change, ...]) -> None:
-        """Something was decided: look now."""
+    def look(self) -> None:
+        """Something was decided, or a node came or went: do not wait for the next look."""
         self._look.set()
 
     async def run(self) -> None:
@@ -63,9 +64,15 @@ class Coordinating:
                 except KosError as error:
                     log.warning("A step of the coordinator was refused: %s", error)
             try:
-                await asyncio.wait_for(self._look.wait(), LOOK_S)
+                await asyncio.wait_for(self._look.wait(), FORMING_LOOK_S if self._forming else LOOK_S)
             except TimeoutError:
                 continue
+
+    @property
+    def _forming(self) -> bool:
+        """Whether a node that learns could be the voter that is missing, as soon as it has caught up."""
+        group = self._consensus.membership
+        return self._consensus.leads and bool(group.learners) and len(group.voters) < voters_wanted(len(group.members))
 
     async def _step(self) -> bool:
         """One step, if any is due; whether it was made."""

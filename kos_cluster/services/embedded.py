@@ -1,7 +1,8 @@
 """The embedded cluster: all nodes on this machine, on loopback, made by `kos up` and removed by `kos down`.
 
-Rules: one `up` or `down` at a time in a home. `up` returns when every node can take work and the founder lists them
-all, or raises and leaves nothing running. Typing `up` or `down` again is always safe: `up` starts only what has died.
+Rules: one `up` or `down` at a time in a home. `up` returns when every node can take work and the cluster has its
+voters, so that no loss of one node stops it from then on; or raises and leaves nothing running. Typing `up` or `down`
+again is always safe: `up` starts only what has died.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 from kos_cluster.errors import PortTakenError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.net.identity import Credentials
 from kos_cluster.services import sweeping
 from kos_cluster.services.daemons import DEFAULT_PROFILE, NodeStart, read_start, resume, start_all, write_start
 from kos_cluster.services.founding import found
 from kos_cluster.services.ports import LOOPBACK, free_pairs
+from kos_cluster.services.settling import settled
 
 DEFAULT_NODES_LIMIT = 4  # of `kos up` without -n; more daemons than that only cost memory
 NODES_LIMIT = 64
@@ -25,11 +28,15 @@ PORT_TRIES = 3
 
 @dataclass(frozen=True)
 class Up:
-    """What `up` did. `started` names the nodes that did not run before."""
+    """What `up` did. `started` names the nodes that did not run before.
+
+    `settled`: enough of them vote. On a slow machine that can take longer than `up` waits.
+    """
 
     cluster: ClusterHome
     nodes: list[str]
     started: list[str]
+    settled: bool = True
 
 
 def cores() -> int:
@@ -70,7 +77,8 @@ def up(home: Home, count: int | None, profile: str | None = None) -> Up:
             )
         if running:
             with contextlib.suppress(PortTakenError):  # then all of them get other ports
-                return Up(cluster, nodes, resume(cluster))
+                started = resume(cluster)
+                return Up(cluster, nodes, started, _settled(cluster, nodes))
         count = count or len(nodes)
     return _formed(cluster, count or default_count(), profile or DEFAULT_PROFILE)
 
@@ -95,7 +103,7 @@ def _formed(cluster: ClusterHome, count: int, profile: str) -> Up:
         try:
             _found(cluster, nodes, profile)
             start_all(cluster, nodes)
-            return Up(cluster, nodes, nodes)
+            return Up(cluster, nodes, nodes, _settled(cluster, nodes))
         except PortTakenError:
             down(cluster)
             if not tries_left:
@@ -116,3 +124,14 @@ def _found(cluster: ClusterHome, nodes: list[str], profile: str) -> None:
         slots = slots_a_node(len(nodes))
         start = NodeStart(LOOPBACK, port, "", bootstrap, profile, slots, beacon=False)
         write_start(cluster, node, start)
+
+
+def _settled(cluster: ClusterHome, nodes: list[str]) -> bool:
+    """Whether enough of the nodes vote.
+
+    The last one is asked, not the founder: what a follower tells, the loss of the founder cannot undo.
+    """
+    asked = sweeping.alive(cluster, nodes[-1])
+    if asked is None:
+        return False
+    return settled(Credentials.load(cluster.client), f"{asked.host}:{asked.port}", len(nodes))

@@ -14,12 +14,10 @@ import msgspec
 from kos_cluster import errors
 from kos_cluster.errors import AuthError, KosError, UnreachableError
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials
-from kos_cluster.net.transport import Context, Link
+from kos_cluster.services.asking import asking
 
 TELL_TIMEOUT_S = 15.0
-REPEAT_S = 0.2
 
 
 def tell_left(credentials: Credentials, addresses: Sequence[str]) -> bool | None:
@@ -41,20 +39,5 @@ def tell_left(credentials: Credentials, addresses: Sequence[str]) -> bool | None
 
 
 async def _tell(credentials: Credentials, address: str) -> wire.Reply:
-    host, _, port = address.rpartition(":")
-    peer = await asyncio.to_thread(present, host, int(port), credentials)
-    answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
-
-    def said(message: wire.Message, _: memoryview) -> None:
-        if isinstance(message, wire.Reply) and not answer.done():
-            answer.set_result(message)
-
-    context = Context()
-    link = Link(context, credentials, peer.curve_public, host, int(port), said, lambda _: None)
-    try:
-        while not link.send(wire.Request(1, wire.LeaveCluster())):
-            await asyncio.sleep(REPEAT_S)
-        return await answer
-    finally:
-        link.close()
-        context.term()
+    async with asking(credentials, address) as ask:
+        return await ask(wire.LeaveCluster())

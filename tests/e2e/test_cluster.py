@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+
 NODE_KEYS = {
     "name", "id", "address", "state", "role", "coordinator", "slots", "running", "cpu_percent", "memory_percent",
     "version",
@@ -172,6 +174,16 @@ def test_up_heals_a_cluster_that_lost_a_node(machine: Any, until: Callable[..., 
     assert nodes["node2"]["pid"] != second
     assert nodes["node2"]["state"] == "alive"
     assert machine.ok("cluster", "exec", "node2", "echo well") == "well\n"
+    machine.ok("down")
+
+
+def test_a_cluster_that_is_up_outlives_its_founder_at_once(machine: Any, until: Callable[..., Any]) -> None:
+    machine.ok("up", "-n", "3", "--profile", "fast")
+    founder = ClusterHome(Home(machine.home), EMBEDDED_NAME).ready("node1")
+    assert founder is not None
+    os.kill(founder.pid, signal.SIGKILL)
+    until(lambda: machine.json("cluster", "status")["coordinator"] in ("node2", "node3"), "another coordinates")
+    assert "a lock" in machine.ok("lock", "bench", "--", "echo", "a lock")
     machine.ok("down")
 
 

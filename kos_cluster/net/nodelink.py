@@ -57,6 +57,7 @@ class NodeLink:
         self._link: Link | None = None
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._failures = 0  # in a row
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"link-{host}:{port}")
 
     @property
@@ -72,7 +73,8 @@ class NodeLink:
         self.send(self._hello)
 
     def hurry(self) -> None:
-        """Try again now: the node is known to be back."""
+        """Try again now: the node is known to be back. What failed before counts no more."""
+        self._failures = 0
         self._hurry.set()
 
     def renewed(self, credentials: Credentials) -> None:
@@ -90,22 +92,22 @@ class NodeLink:
 
     async def _keep(self) -> None:
         """Never ends by itself: a dead node is tried for ever, slowly, since it may come back."""
-        pause_s, failures = FIRST_PAUSE_S, 0
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
+                self._hurry.clear()
                 await self._present()
-                pause_s, failures = FIRST_PAUSE_S, 0
+                pause_s, self._failures = FIRST_PAUSE_S, 0
                 await self._hold()
             except KosError as error:
                 self.failure = error
-                failures += 1
-                if failures == GONE_AFTER_TRIES or isinstance(error, AuthError):
+                self._failures += 1
+                if self._failures == GONE_AFTER_TRIES or isinstance(error, AuthError):
                     self._listener.link_gone(self, error.message)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S) if not await self._hurried(pause_s) else FIRST_PAUSE_S
 
     async def _hurried(self, pause_s: float) -> bool:
-        """Wait between two tries; True when `hurry` cut it short."""
-        self._hurry.clear()
+        """Wait between two tries; True when `hurry` cut it short, also while the last one was under way."""
         try:
             await asyncio.wait_for(self._hurry.wait(), pause_s)
         except TimeoutError:

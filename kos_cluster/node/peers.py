@@ -85,8 +85,10 @@ class Peers:
     # ---- what is known of the others
 
     def came(self, origin: Origin) -> None:
-        """A node has said something over its own link."""
-        self._routes[origin.peer.id] = origin.route
+        """A node has said something over its own link. A new one shows that it is back, whatever ours has met."""
+        if self._routes.get(origin.peer.id) != origin.route:
+            self._routes[origin.peer.id] = origin.route
+            self.hurry(origin.peer.id)
         self._heard()
 
     def learn(self, member: Member) -> None:

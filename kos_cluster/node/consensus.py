@@ -254,6 +254,10 @@ class Consensus:
 
     async def _offer(self, proposal: commands.Proposal, deadline: float) -> replies.Reply | None:
         """Put it into this node's own log; None when it must be offered again, perhaps elsewhere."""
+        while not self._stamp.knows(self.term):  # just elected: it has not applied all that was decided before
+            if not self.leads or self._loop.time() >= deadline:
+                return None
+            await self.moved(deadline - self._loop.time())
         now_s = self._stamp.now_s(time.time(), self._loop.time())
         entry = commands.encode(msgspec.structs.replace(proposal, now_s=now_s))
         placed = self._place(lambda id_: raft.Propose(id_, entry))
@@ -441,7 +445,7 @@ class Consensus:
             placed = self._placed.pop(entry.index, None)
             if placed is not None:
                 _settle(placed.answer, reply if placed.term == entry.term else None)
-        self._stamp.applied(self.state.clock_s, self._loop.time())
+        self._stamp.applied(self.state.clock_s, entries[-1].term, self._loop.time())
         self._stir()
         if changes:
             self._tell_changes(tuple(changes))
@@ -451,7 +455,7 @@ class Consensus:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
         self._index = self._snapshot_index = snapshot.index
         self._applied_bytes = 0
-        self._stamp.applied(self.state.clock_s, self._loop.time())
+        self._stamp.applied(self.state.clock_s, snapshot.term, self._loop.time())
         self._lose_all()
         self._stir()
         self._tell_changes(())

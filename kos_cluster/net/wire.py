@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster.core import raft, swim
+from kos_cluster.core import kademlia, raft, swim
 from kos_cluster.core.loadgossip import LoadReport
 from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, Needs, Runs, Versions
 from kos_cluster.core.replicated.commands import Proposal
@@ -79,6 +79,12 @@ class LoadNews(msgspec.Struct, frozen=True, tag="LOAD"):
     """What nodes say to each other about how busy they are; see `core.loadgossip`."""
 
     report: LoadReport
+
+
+class Finding(msgspec.Struct, frozen=True, tag="FINDING"):
+    """What nodes say to each other to find one by its id; see `core.kademlia`."""
+
+    message: kademlia.Message
 
 
 class Consensus(msgspec.Struct, frozen=True, tag="CONSENSUS"):
@@ -466,6 +472,7 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     """`trouble` says why the node that answers takes no part in the decisions, if it does not.
 
     `sealed_to`: the ids of the nodes that hold a copy of the authority's key. `now_s`: its clock, Unix seconds.
+    `contacts`: the nodes that it can name to one who looks a node up; -1: it makes no look-ups.
     """
 
     coordinator: str
@@ -475,6 +482,7 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     trouble: str = ""
     sealed_to: list[str] = []
     now_s: float = 0.0
+    contacts: int = -1
 
 
 class DetachedJob(msgspec.Struct, frozen=True):
@@ -529,6 +537,7 @@ Message = (
     | Expelled
     | Heartbeat
     | LoadNews
+    | Finding
     | Consensus
     | Propose
     | Proposed

@@ -62,6 +62,7 @@ PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
 NODES_SAY = (
     wire.Heartbeat,
     wire.LoadNews,
+    wire.Finding,
     wire.Consensus,
     wire.Propose,
     wire.Proposed,
@@ -316,6 +317,7 @@ class Daemon:
                 next_sample = now + SAMPLE_S
                 self._owners.expire(now)
                 self._control.peers.tick(now)
+                self._control.lookups.tick()
                 self._control.check_belongs()
                 self._sample()
                 self._control.measured(self._load)
@@ -377,7 +379,7 @@ class Daemon:
             return
         self._server.send(origin.route, welcome)
         if origin.peer.role is Role.NODE:
-            self._control.peers.came(origin)
+            self._control.node_greeted(origin)
         else:
             self._server.send(origin.route, self._control.sync_data(-1))
 

@@ -35,7 +35,7 @@ def short_folder() -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that two processes which share the files end at about the same time."""
+    """The files that take longest come first, so that two processes that share them end at about the same time."""
     items.sort(key=lambda item: item.path.parent.name != "e2e")
 
 

@@ -66,6 +66,19 @@ def test_a_used_token_is_refused(bulk, token, port) -> None:
         join_here(port, token)
 
 
+def test_a_token_does_not_outlive_its_time_because_the_cluster_was_down(
+    bulk, authority, store, port, monkeypatch
+) -> None:
+    token = minted(authority, store, Role.CLIENT, ttl_s=1)
+    other = minted(authority, store, Role.CLIENT, ttl_s=7200)
+    now_s = time.time() + 3700
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    store.agreed.stood_still_s = 3700
+    with pytest.raises(JoinError, match="has expired"):
+        join_here(port, token, role="client")
+    assert join_here(port, other, role="client").client.peer.role is Role.CLIENT
+
+
 def test_an_expired_token_is_refused(bulk, authority, store, port) -> None:
     token = minted(authority, store, Role.NODE, ttl_s=1)
     late = commands.encode(commands.Proposal(time.time() + 10, commands.Tick()))

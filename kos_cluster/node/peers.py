@@ -109,9 +109,10 @@ class Peers:
             self._close(self._found.pop(member.id, None))  # the record is news, so it is tried first
 
     def found(self, id_: str, address: str) -> None:
-        """A certificate has just proved that the node is at this address, which is used unless another works."""
-        way = self._ways.get(self.address(id_))
-        if address == self.address(id_) or (way is not None and way.link.up):
+        """A certificate has just proved that the node is at this address. Its own record's is used while it works."""
+        where = self.address(id_)
+        way = self._ways.get(where)
+        if address == where or (where and (way is None or way.link.failure is None)):
             return
         self._close(self._found.pop(id_, None))
         self._found[id_] = address

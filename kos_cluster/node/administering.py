@@ -22,7 +22,6 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.coordinating import is_caught_up
 from kos_cluster.node.draining import drained, removing
-from kos_cluster.node.membership import ALIVE
 
 LOCK_POLL_LIMIT_S = 10.0  # for one answer to a waiter; it asks again
 PATIENCE_S = 15.0  # for which a waiter that does not ask again keeps its place
@@ -72,7 +71,8 @@ class Administration:
         _check_admin_stays([i for i in identities if identity.id not in (i.id, i.came_with)], _where(identity))
         voters = self._consensus.membership.voters
         if identity.id in voters:
-            alive = {m.id for m in self._control.membership.members() if m.state in ALIVE}
+            # A node that is suspected may be one that others hold dead already.
+            alive = {self._control.member.id, *self._control.membership.unsuspected()}
             refusal = change_refused(voters, alive, remove=identity.id)
             if refusal:
                 raise StateError(

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from kos_cluster import errors
 from kos_cluster.net import wire
 from kos_cluster.sim.linearizability import Operation, Outcome, check
+from kos_cluster.sim.sequential import CompareAndSet, Read, Register, Write
 from tests.e2e.contest import Acquire, Contest, Lock, Release
 from tests.e2e.fleet import LEASE_S, Fleet, SmallDisk, home_of, until
 from tests.e2e.flood import Flood
@@ -21,6 +23,7 @@ from tests.e2e.flood import Flood
 NODES = ("n1", "n2", "n3")
 FLOOD_DECISIONS = 10
 FLOOD_CONNECTIONS = 40  # that are on before the first of them, and more before the last
+CONTEST_OPERATIONS = 5  # of each kind that had an effect, likewise
 CONTEST_GRANTS = 30  # at least, for a history to say something
 SMALL_DISK_BYTES = 24 << 20
 
@@ -284,13 +287,35 @@ def of_largest_size(fleet: Fleet, node: str) -> None:
 # ---- what clients see, as a whole
 
 
-def test_what_clients_of_a_lock_see_under_faults_is_linearizable(fleet: Fleet) -> None:
+def test_what_clients_of_a_lock_and_a_register_see_under_faults_is_linearizable(fleet: Fleet) -> None:
     seed = random.randrange(1 << 32)
-    history = Contest(fleet, random.Random(seed)).history()
-    granted = [o for o in history if isinstance(o.input, Acquire) and o.output]
+    lock_history, history = Contest(fleet, random.Random(seed)).histories()
+    granted = [o for o in lock_history if isinstance(o.input, Acquire) and o.output]
     assert len(granted) >= CONTEST_GRANTS, seed
-    verdict = check(history, Lock())
-    assert verdict.outcome is Outcome.LINEARIZABLE, f"seed {seed}: {verdict}"
+    verdict = check(lock_history, Lock())
+    assert verdict.outcome is Outcome.LINEARIZABLE, f"the lock, seed {seed}: {verdict}"
+
+    for kind in (Read, Write, CompareAndSet):
+        done = [o for o in history if isinstance(o.input, kind) and o.output not in (None, False)]
+        assert len(done) >= CONTEST_OPERATIONS, f"{kind.__name__}, seed {seed}"
+    verdict = check(history, Register())
+    assert verdict.outcome is Outcome.LINEARIZABLE, f"the register, seed {seed}: {verdict}"
+    for broken in (with_a_stale_read, with_a_second_winner):
+        assert check(broken(history), Register()).outcome is Outcome.NOT_LINEARIZABLE, broken.__name__
+
+
+def with_a_stale_read(history: list[Operation]) -> list[Operation]:
+    """The same, but for the last read: it answers with what the first write wrote."""
+    old = min((o for o in history if isinstance(o.input, Write) and o.returned is not None), key=lambda o: o.called)
+    last = max((o for o in history if isinstance(o.input, Read) and o.returned is not None), key=lambda o: o.called)
+    assert isinstance(old.input, Write)
+    return [o for o in history if o is not last] + [msgspec.structs.replace(last, output=old.input.value)]
+
+
+def with_a_second_winner(history: list[Operation]) -> list[Operation]:
+    """The same, but for another client, of which each swap succeeds that another made with success."""
+    won = next(o for o in history if isinstance(o.input, CompareAndSet) and o.output is True)
+    return [*history, msgspec.structs.replace(won, process="another")]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import itertools
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,10 +24,11 @@ from kos_cluster.net.registers import RegistersAsked, RegisterWritten
 from kos_cluster.sim.linearizability import Operation
 from kos_cluster.sim.recording import Recorder
 from kos_cluster.sim.sequential import CompareAndSet, Read, Write
-from tests.e2e.fleet import LEASE_S, Fleet
+from tests.e2e.fleet import LEASE_S, Fleet, until
 
 CLIENTS = 4
 ASK_S = 1.5  # for one answer
+CALM_CALLS = 5  # of each kind that writes the register, before the first fault
 THINK_S = 0.02  # between two requests of a client of the register
 REGISTER = "contest"
 UNKNOWN = object()  # no answer came
@@ -81,6 +83,10 @@ class Contest:
         self._guard = threading.Lock()
         self._rng = rng
         self._ended = threading.Event()
+        self.calls: Counter[type] = Counter(
+            {Write: 0, CompareAndSet: 0}
+        )  # on the register, that may have done something
+        self.calm_s = 0.0  # when the first fault began
 
     def histories(self) -> tuple[list[Operation], list[Operation]]:
         threads = [
@@ -91,6 +97,8 @@ class Contest:
         for thread in threads:
             thread.start()
         try:
+            until(lambda: min(self.calls.values()) >= CALM_CALLS, "something was written")
+            self.calm_s = time.monotonic()
             killed = self._fleet.coordinator()
             self._fleet.kill(killed)
             self._fleet.successor(killed)
@@ -129,17 +137,16 @@ class Contest:
         )
 
     def _write(self, process: str) -> None:
-        seen: object = None
-        for turn in itertools.count():
-            if self._ended.is_set():
-                return
-            value = f"{process}-{turn}"
-            wanted = (Write(value), Read(), CompareAndSet(seen, value))[turn % 3]
-            if seen is UNKNOWN and isinstance(wanted, CompareAndSet):
-                continue
-            answer = self._call(self._register, process, wanted, partial(self._asked, wanted))
-            if isinstance(wanted, Read):
-                seen = answer
+        """Read before each write, until an answer comes: a history with many open writes is not searched in time."""
+        writes = itertools.count()
+        while not self._ended.is_set():
+            seen = self._call(self._register, process, Read(), partial(self._asked, Read()))
+            if seen is not UNKNOWN:
+                turn = next(writes)
+                value = f"{process}-{turn}"
+                wanted = CompareAndSet(seen, value) if turn % 2 else Write(value)
+                if self._call(self._register, process, wanted, partial(self._asked, wanted)) is not False:
+                    self.calls[type(wanted)] += 1
             time.sleep(THINK_S)
 
     def _asked(self, wanted: Read | Write | CompareAndSet, node: str) -> object:
@@ -161,7 +168,9 @@ class Contest:
         with suppress(errors.UnreachableError):
             answer = ask(node)
         with self._guard:
-            if answer is UNKNOWN:
+            if answer is UNKNOWN and isinstance(input, Read):
+                recorder.failed(process)
+            elif answer is UNKNOWN:
                 recorder.unknown(process)
             else:
                 recorder.ok(process, answer, time.monotonic())

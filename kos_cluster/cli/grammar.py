@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_work(commands)
     _add_lock(commands)
+    _add_register(commands)
     _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
     _add_bench(commands)
     _add_sim(commands)
@@ -177,6 +178,17 @@ def _add_lock(commands: _Commands) -> None:
     waiting = lock.add_mutually_exclusive_group()
     waiting.add_argument("--wait", type=duration, metavar="TIME", help="wait so long (default: as long as it takes)")
     waiting.add_argument("--no-wait", action="store_true", help="give up when it is not free")
+
+
+def _add_register(commands: _Commands) -> None:
+    register = commands.add("register", "read and write small texts that the whole cluster agrees on", "register")
+    register.add_argument("name", metavar="NAME", nargs="?", help="which one (default: list all)")
+    register.add_argument("value", metavar="VALUE", nargs="?", help="what to write (default: read it)")
+    register.add_argument("--unset", action="store_true", help="remove it")
+    expecting = register.add_mutually_exclusive_group()
+    expecting.add_argument("--if", dest="expected", metavar="OLD", help="write only if it holds OLD")
+    expecting.add_argument("--if-unset", action="store_true", help="write only if it is not set")
+    _add_json(register)
 
 
 def _add_placement(parser: Parser) -> None:

@@ -37,6 +37,7 @@ MODULES = {
     "members": ("create", "token", "join", "leave"),
     "caring": ("drain", "remove", "rotate"),
     "locking": ("lock",),
+    "registering": ("register",),
     "doctoring": ("doctor",),
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),

@@ -38,6 +38,7 @@ from kos_cluster.tasks.locking import TTL_S, Lock
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import PLAIN, Options, split_options
+from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.stories import merged
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
@@ -231,6 +232,17 @@ class Cluster:
             if not isinstance(seconds, int | float):
                 raise UsageError(f"{what}={seconds!r} is not a number of seconds.", "Write for example ttl=30.")
         return Lock(self._mesh, name, float(ttl), None if wait is None else float(wait))
+
+    def register(self, name: str) -> Register:
+        """A small named text that the whole cluster agrees on: `.get()`, `.set(value)`, `.compare_and_set(old, new)`.
+
+        Values are strings of up to 4,096 bytes, and None for one that is not set; all registers take 64 KiB at most.
+        """
+        return Register(self._mesh, name)
+
+    def registers(self) -> dict[str, str]:
+        """What each register holds that is set, by name."""
+        return {name: value for name, value in read(self._mesh).items() if value is not None}
 
     def drain_node(self, name: str, *, undo: bool = False) -> None:
         """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""

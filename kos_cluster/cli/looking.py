@@ -45,6 +45,8 @@ def status_(parsed: argparse.Namespace, console: Console) -> int:
         console.answer(f"Voters: {', '.join(status['voters'])}.")
     if status["drained"]:
         console.answer(f"Drained, so given no more work: {', '.join(status['drained'])}.")
+    if status["silent"]:
+        console.answer(f"No answer from here in time, so known from others: {', '.join(status['silent'])}.")
     for name, trouble in status["trouble"].items():
         console.answer(f"{name} takes no part in the decisions: {trouble}")
     console.answer(f"You are {status['identity']}, with the role {status['role']}.")
@@ -69,5 +71,6 @@ def _row(node: dict[str, Any]) -> list[str]:
 def _notes(node: dict[str, Any]) -> list[str]:
     """What is particular about a node."""
     vote = ["coordinator"] if node["coordinator"] else ["voter"] if node["voter"] else []
+    silent = ["does not answer"] if node["state"] == "alive" and not node["answers"] else []
     trouble = [f"takes no part: {node['trouble']}"] if node["trouble"] else []
-    return [*vote, *(["drained"] if node["drained"] else []), *trouble]
+    return [*vote, *(["drained"] if node["drained"] else []), *silent, *trouble]

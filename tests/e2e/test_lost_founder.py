@@ -11,10 +11,10 @@ import pytest
 
 from kos_cluster import errors
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials
 from kos_cluster.tasks.cluster import Cluster
 from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, until
+from tests.net.presented import present
 
 SHUT_OUT_S = 2.0  # after which no session of a node that was removed is served any more
 ASK_S = 0.5

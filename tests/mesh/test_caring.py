@@ -17,12 +17,12 @@ from kos_cluster.core.records import TaskState
 from kos_cluster.errors import AuthError, NoSuchNodeError, RevokedError, StateError, UnreachableError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.tasks import renewal
 from tests.mesh.conftest import Mesh, until
 from tests.mesh.speaker import Speaker
+from tests.net.presented import present
 
 REFUSED_WITHIN_S = 2.0  # a removed node's live sessions, counted from the answer of the removal
 ASK_EVERY_S = 0.02

@@ -7,7 +7,7 @@ from typing import Any
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
-from kos_cluster.cli.tables import Column
+from kos_cluster.cli.tables import Column, rate
 
 NODE_COLUMNS = (
     Column("NAME"),
@@ -17,6 +17,8 @@ NODE_COLUMNS = (
     Column("RUNNING", right=True),
     Column("CPU", right=True),
     Column("MEMORY", right=True),
+    Column("NET IN", right=True),
+    Column("NET OUT", right=True),
     Column("VERSION"),
     Column(""),
 )
@@ -63,6 +65,8 @@ def _row(node: dict[str, Any]) -> list[str]:
         str(node["running"]),
         f"{node['cpu_percent']:.0f} %",
         f"{node['memory_percent']:.0f} %",
+        rate(node["received_bytes_s"]),
+        rate(node["sent_bytes_s"]),
         node["version"],
         ", ".join(_notes(node)),
     ]

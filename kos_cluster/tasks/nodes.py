@@ -67,6 +67,8 @@ def node_rows(data: SyncData, troubles: Mapping[str, str]) -> list[dict[str, Any
             "queued": load.queued if alive else 0,
             "cpu_percent": load.cpu_percent,
             "memory_percent": load.memory_percent,
+            "received_bytes_s": load.received_bytes_s,
+            "sent_bytes_s": load.sent_bytes_s,
             "version": member.versions.kos,
             "wire": member.versions.wire,
             "python": member.versions.python,

@@ -266,7 +266,7 @@ def test_a_follower_that_is_deaf_or_mute_unseats_nobody_and_comes_back(
     network: Network,
     hosts: dict[str, Host],
 ) -> None:
-    """The majority goes on under the same coordinator, also when the other hears it, or is heard, and asks for votes."""
+    """The majority goes on under the same coordinator, also when the other hears it, or is heard by it."""
     first = agreed(hosts)
     follower, third = (name for name in HOSTS if name != first)
     begin(network, follower)

@@ -210,7 +210,7 @@ def test_a_removed_node_is_refused_within_two_seconds_and_stops_saying_why(three
     assert len(futures) == 20
     until(lambda: not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE, "its daemon stops", 20)
     log = (home.run("node3") / "log").read_text()
-    assert "This node, node3, was removed from cluster 'local': the others refuse its certificate." in log
+    assert "This node, node3, was removed from cluster 'local': the nodes that answer refuse its certificate." in log
     assert row(three, "node3")["state"] == "left"
     assert set(three.cluster.map(where, [0.0] * 8)) <= {"node1", "node2"}
     with pytest.raises(UnreachableError, match="left"):

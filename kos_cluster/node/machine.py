@@ -17,7 +17,6 @@ from kos_cluster import __version__
 from kos_cluster.core.records import Load, Versions
 from kos_cluster.net.wire import WIRE_VERSION
 
-
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SAMPLE_SHORTEST_S = 0.01  # what a shorter time between two samples is taken for
 

@@ -231,16 +231,19 @@ def test_a_cancelled_job_stops_wherever_it_runs(trio: Trio, until: Callable[...,
 
 def held(marks: str, go: str) -> None:
     """A task that shows where it runs, and ends when it may."""
-    mark = Path(marks, f"{os.environ['KOS_NODE']} {os.getpid()}")
+    mark = Path(marks, f"{os.environ['KOS_NODE']} {os.getpid()} {time.time_ns()}")
     mark.touch()
-    while not os.path.exists(go):
-        time.sleep(0.05)
+    try:
+        while not os.path.exists(go):
+            time.sleep(0.05)
+    finally:  # interrupted, its process may go on with other tasks
+        mark.unlink()
 
 
-def running(marks: Path) -> dict[int, str]:
-    """The processes of such tasks that live, with the names of their nodes."""
-    named = [mark.name.split() for mark in marks.iterdir()]
-    return {int(pid): node for node, pid in named if os.path.exists(f"/proc/{pid}")}
+def running(marks: Path) -> dict[str, str]:
+    """The marks of such tasks that run, with the names of their nodes."""
+    named = {mark.name: mark.name.split() for mark in marks.iterdir()}
+    return {mark: node for mark, (node, pid, _) in named.items() if os.path.exists(f"/proc/{pid}")}
 
 
 def test_what_a_driver_that_stands_still_runs_elsewhere_ends_when_another_drives(
@@ -252,7 +255,7 @@ def test_what_a_driver_that_stands_still_runs_elsewhere_ends_when_another_drives
     job = trio.cluster.detach(held, [str(marks)] * 6, [str(go)] * 6)
     until(lambda: set(running(marks).values()) == set(trio.nodes), "each node has some of it")
     driver = job.state().driver_name
-    first = {pid for pid, node in running(marks).items() if node != driver}
+    first = {mark for mark, node in running(marks).items() if node != driver}
     pid = next(node["pid"] for node in trio.cluster.nodes() if node["name"] == driver)
     still = [process for process in psutil.Process(pid).children() if "kos_cluster.tasks.driver" in process.cmdline()]
     still.append(psutil.Process(pid))

@@ -7,7 +7,7 @@ from typing import Any
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
-from kos_cluster.cli.tables import Column
+from kos_cluster.cli.tables import Column, rate
 
 NODE_COLUMNS = (
     Column("NAME"),
@@ -17,6 +17,8 @@ NODE_COLUMNS = (
     Column("RUNNING", right=True),
     Column("CPU", right=True),
     Column("MEMORY", right=True),
+    Column("NET IN", right=True),
+    Column("NET OUT", right=True),
     Column("VERSION"),
     Column(""),
 )
@@ -45,6 +47,8 @@ def status_(parsed: argparse.Namespace, console: Console) -> int:
         console.answer(f"Voters: {', '.join(status['voters'])}.")
     if status["drained"]:
         console.answer(f"Drained, so given no more work: {', '.join(status['drained'])}.")
+    if status["silent"]:
+        console.answer(f"No answer from here in time, so known from others: {', '.join(status['silent'])}.")
     for name, trouble in status["trouble"].items():
         console.answer(f"{name} takes no part in the decisions: {trouble}")
     console.answer(f"You are {status['identity']}, with the role {status['role']}.")
@@ -61,6 +65,8 @@ def _row(node: dict[str, Any]) -> list[str]:
         str(node["running"]),
         f"{node['cpu_percent']:.0f} %",
         f"{node['memory_percent']:.0f} %",
+        rate(node["received_bytes_s"]),
+        rate(node["sent_bytes_s"]),
         node["version"],
         ", ".join(_notes(node)),
     ]
@@ -69,5 +75,6 @@ def _row(node: dict[str, Any]) -> list[str]:
 def _notes(node: dict[str, Any]) -> list[str]:
     """What is particular about a node."""
     vote = ["coordinator"] if node["coordinator"] else ["voter"] if node["voter"] else []
+    silent = ["does not answer"] if node["state"] == "alive" and not node["answers"] else []
     trouble = [f"takes no part: {node['trouble']}"] if node["trouble"] else []
-    return [*vote, *(["drained"] if node["drained"] else []), *trouble]
+    return [*vote, *(["drained"] if node["drained"] else []), *silent, *trouble]

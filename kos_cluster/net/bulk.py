@@ -26,9 +26,9 @@ from kos_cluster.errors import AuthError, JoinError, KosError, PortTakenError, U
 from kos_cluster.net import joining, tls, transfers
 from kos_cluster.net.identity import Credentials, Peer, verify_peer
 from kos_cluster.net.outcome import to_wire
-from kos_cluster.net.transfers import Outcome, get_kept, get_result, present, put_part
+from kos_cluster.net.transfers import Outcome, get_kept, get_result, put_part
 
-__all__ = ["BulkServer", "Handler", "get_kept", "get_result", "present", "put_part"]
+__all__ = ["BulkServer", "Handler", "get_kept", "get_result", "put_part"]
 
 CONNECTIONS_LIMIT = 128
 UNPROVEN_LIMIT = 48  # of one source at once

@@ -39,11 +39,13 @@ from kos_cluster.node.membership import ALIVE, Membership
 from kos_cluster.node.peers import Peers
 from kos_cluster.node.raftlog import RaftLog
 from kos_cluster.node.store import Store
+from kos_cluster.node.turning import removed
 from kos_cluster.node.vouching import Vouching
 
 log = logging.getLogger(__name__)
 
 JOINED_TIMEOUT_S = 10.0  # for the first answer of another node
+REFUSED_TIMEOUT_S = 5.0  # for what the others say, when one refuses this node
 FAREWELL_S = 0.5  # for the news that this node stops
 HANDOVER_S = 1.0  # for another node to coordinate, when this one stops and did
 
@@ -132,18 +134,29 @@ class ControlPlane:
             await asyncio.sleep(0.01)
         return True
 
+    async def answered(self) -> None:
+        """When a node has refused this one at its start, wait for what the others say, a little.
+
+        Raises RevokedError when this node was removed; also when the others say nothing, as it has no work to lose yet.
+        """
+        deadline = time.monotonic() + REFUSED_TIMEOUT_S
+        while self.peers.refused:
+            if time.monotonic() > deadline:
+                raise self._removed()
+            self.check_belongs()
+            await asyncio.sleep(0.01)
+
     async def run(self) -> None:
         """The coordinator's duties, while this node leads. Does not return."""
         await self._coordinating.run()
 
     def check_belongs(self) -> None:
         """Raises RevokedError when the other nodes do not take this one to be of the cluster any more."""
-        if self.peers.turned_away(time.monotonic()) is not None:
-            name, cluster = self._member.name, self._ground.credentials.peer.cluster
-            raise RevokedError(
-                f"This node, {name}, was removed from cluster {cluster!r}: the others refuse its certificate.",
-                f"Type 'kos cluster leave --cluster {cluster}' here; to come back, join again with a new token.",
-            )
+        if self.peers.turned_away(time.monotonic()):
+            raise self._removed()
+
+    def _removed(self) -> RevokedError:
+        return removed(self._member.name, self._ground.credentials.peer.cluster)
 
     async def farewell(self) -> None:
         """This node stops: let another coordinate, and tell the others."""

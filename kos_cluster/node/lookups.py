@@ -13,11 +13,11 @@ that cannot be reached where it is looked for, is looked up through the others. 
     an address, when dialled, proved to be another's   Mistaken; the node is looked up
     a message to a node with no known address          - ; the node is looked up
 
-Rules. What others say of an address opens no link. It is tried by presenting the certificate there, in threads that
-serve nothing else; only when the certificate shown there is of the node that was meant, and holds, is anything said
-to it. So a member that lies makes this node show its certificate at places that it names, `DIALS_LIMIT` at a time, and
-costs a look-up the time of that. A sender whose address is not known is answered, and not kept. Nodes that the cluster
-does not know (any more) are not looked up, and nodes of a wire version without look-ups are asked nothing.
+Rules. What others say of an address opens no link. It is tried by presenting the certificate there; only when
+the certificate shown there is of the node that was meant, and holds, is anything said to it. So a member that lies makes
+this node show its certificate at places that it names, `DIALS_LIMIT` at a time, and costs a look-up the time of that. A
+sender whose address is not known is answered, and not kept. Nodes that the cluster does not know (any more) are not
+looked up, and nodes of a wire version without look-ups are asked nothing.
 
 Limits: a node is looked up again after `AGAIN_S` at the soonest, and the time doubles up to `LONGEST_AGAIN_S`, so that
 one that is gone for weeks costs nothing. `SOUGHT_LIMIT` nodes are remembered. `DIALS_LIMIT` addresses are tried at a
@@ -33,7 +33,6 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from kos_cluster.core.buckets import Contact
 from kos_cluster.core.kademlia import (
@@ -55,8 +54,8 @@ from kos_cluster.core.records import Member
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import KosError
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
-from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.identity import Credentials
+from kos_cluster.net.presenting import present
 from kos_cluster.node.peers import Peers
 
 log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class Lookups:
         self._events: deque[Event] = deque()
         self._feeding = False
         self._sought: OrderedDict[str, tuple[float, float]] = OrderedDict()  # id -> not before, and the pause after it
-        self._threads = ThreadPoolExecutor(DIALS_LIMIT, thread_name_prefix="look-up")
+        self._turns = asyncio.Semaphore(DIALS_LIMIT)
         self._dials: set[asyncio.Task[None]] = set()
 
     @property
@@ -107,7 +106,6 @@ class Lookups:
     def close(self) -> None:
         for dial in self._dials:
             dial.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     # ---- what happens
 
@@ -204,13 +202,14 @@ class Lookups:
     async def _try(self, contact: Contact, question: FindNode) -> None:
         until = time.monotonic() + ANSWER_TIMEOUT_S
         try:
-            peer = await self._loop.run_in_executor(self._threads, _present, contact, self._credentials, until)
+            async with self._turns:
+                if time.monotonic() >= until:
+                    return  # too late; the machine has given the question up
+                peer = await present(contact.host, contact.port, self._credentials)
         except (KosError, OSError, ValueError, OverflowError) as error:  # also for a name or port that cannot be one
             log.debug("%s is not at %s:%d: %s", contact.id, contact.host, contact.port, error)
             self._feed(Failed(contact))
             return
-        if peer is None:
-            return  # too late; the machine has given the question up
         if peer.id != contact.id or peer.role is not Role.NODE or self._denied(peer.serial):
             log.warning("%s is said to be at %s:%d, where %s is.", contact.id, contact.host, contact.port, peer)
             self._feed(Mistaken(contact))
@@ -230,11 +229,6 @@ class Lookups:
         """Whether a node can be asked, as far as is known."""
         member = self._member(id_)
         return member is None or member.versions.wire >= SPOKEN_SINCE
-
-
-def _present(contact: Contact, credentials: Credentials, until: float) -> Peer | None:
-    """Who shows a certificate at this address; None when it is too late to ask."""
-    return present(contact.host, contact.port, credentials) if time.monotonic() < until else None
 
 
 def _contact(id_: str, address: str) -> Contact:

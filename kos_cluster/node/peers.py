@@ -8,9 +8,8 @@ What is sent while an own link comes up waits for it, a little; all else that ca
 A node is looked for where its own record says, or where a look-up has found it, while that works (`lookups`).
 
 Rules. Who speaks is the identity that the link has proved. A link whose node proves to be another than the one that it
-was opened for is closed. A link that nobody wants is closed `IDLE_S` later; links that are up stay. This node holds
-itself to be removed when another refuses its certificate as revoked and none has spoken with it for `TURNED_AWAY_S`:
-one that is wrong, or ahead of the others, cannot stop it alone.
+was opened for is closed. A link that nobody wants is closed `IDLE_S` later; links that are up stay. Whether this node
+was removed is `turning.TurnedAway`'s to say, from who refuses it and who speaks with it.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.net.transport import Context, Origin, Payload, Server
+from kos_cluster.node.turning import TurnedAway
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ WAITING_LIMIT = 64  # messages that wait for one link to come up
 WAITING_S = 2.0  # for so long they are worth sending
 IDLE_S = 30.0
 LAST_WORD_S = 1.0  # for which a link to a node that was removed stays
-TURNED_AWAY_S = 2.0
 LINKS_LIMIT = 1100  # links that this node has opened; beyond it no further ones are
 FOUND_LIMIT = 1024  # nodes that were found elsewhere than their records say, or that have none here
 
@@ -86,8 +85,7 @@ class Peers:
         self._found: dict[str, str] = {}  # id -> the address that a look-up has proved, while it works
         self._asked: dict[int, asyncio.Future[wire.Reply]] = {}
         self._next = 1
-        self._heard_s = time.monotonic()  # when any node has spoken with us last
-        self._revoked: RevokedError | None = None  # how one has refused us since
+        self._turned_away = TurnedAway(time.monotonic())
 
     # ---- what is known of the others
 
@@ -96,7 +94,7 @@ class Peers:
         if self._routes.get(origin.peer.id) != origin.route:
             self._routes[origin.peer.id] = origin.route
             self.hurry(origin.peer.id)
-        self._heard()
+        self._turned_away.heard(time.monotonic())
 
     def learn(self, member: Member) -> None:
         """Where a member can be reached."""
@@ -150,12 +148,15 @@ class Peers:
         if way is not None:
             way.link.succeeded(peer)
 
-    def turned_away(self, now: float) -> RevokedError | None:
-        """How another node has refused this one, when it is held to be removed from the cluster."""
-        return self._revoked if now - self._heard_s > TURNED_AWAY_S else None
+    @property
+    def refused(self) -> bool:
+        """Whether a node has refused this one as revoked, and none has spoken with it since."""
+        return self._turned_away.refused
 
-    def _heard(self) -> None:
-        self._heard_s, self._revoked = time.monotonic(), None
+    def turned_away(self, now: float) -> bool:
+        """Whether this node is held to be removed from the cluster."""
+        own = self._credentials.peer.id
+        return self._turned_away.held({address for id_, address in self._addresses.items() if id_ != own}, now)
 
     # ---- sending
 
@@ -230,7 +231,7 @@ class Peers:
             return
         way.waiting.clear()
         if isinstance(link.failure, RevokedError) and link.shown == self._credentials.peer.serial:
-            self._revoked = link.failure
+            self._turned_away.refuse(link.address, time.monotonic())
         id_ = way.id or (link.peer.id if link.peer is not None else "")
         if id_:
             self._give_up(id_, link.address)
@@ -248,7 +249,7 @@ class Peers:
                 self._give_up(way.id, link.address)
                 self._listener.node_mistaken(way.id, link.address)
             return
-        self._heard()
+        self._turned_away.heard(time.monotonic())
         if isinstance(message, wire.Welcome):
             way.id = peer.id
             self._addresses.setdefault(peer.id, link.address)

@@ -28,7 +28,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat, detached, failures, output, serialise
-from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
+from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
@@ -175,7 +175,7 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Each node as `kos cluster nodes --json` shows it."""
-        told = self._mesh.request_all(wire.Nodes(), wire.SyncData)
+        told = self._mesh.request_all(wire.Nodes(), wire.SyncData, VIEWS_ENOUGH_S)
         return node_rows(newest(told.values()), {name: data.trouble for name, data in told.items()})
 
     def status(self) -> dict[str, Any]:

@@ -158,10 +158,10 @@ class Mesh:
         self._check_open()
         return asyncio.run_coroutine_threadsafe(self._renewal.renew(), self._loop).result()
 
-    def request_all(self, question: wire.Asked, kind: type[T]) -> dict[str, T]:
+    def request_all(self, question: wire.Asked, kind: type[T], enough_s: float = REQUEST_TIMEOUT_S) -> dict[str, T]:
         """Ask every node that is up; those that do not answer in time are left out. By node name."""
         self._check_open()
-        running = asyncio.run_coroutine_threadsafe(self._asking.all(question), self._loop)
+        running = asyncio.run_coroutine_threadsafe(self._asking.all(question, enough_s), self._loop)
         return {name: msgspec.msgpack.decode(raw, type=kind) for name, raw in running.result().items()}
 
     def close(self) -> None:

@@ -16,11 +16,12 @@ from kos_cluster.errors import AuthError, IncompatibleError, JoinError, Protocol
 from kos_cluster.net import bulk as bulk_module
 from kos_cluster.net import joining, tls
 from kos_cluster.net.authority import CertificateAuthority
-from kos_cluster.net.bulk import BulkServer, present
+from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.joining import join
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.net.wire import WIRE_VERSION
 from kos_cluster.node import machine
+from tests.net.presented import present
 
 HOST = "127.0.0.1"
 VERSIONS = machine.versions()

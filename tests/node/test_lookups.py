@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -62,7 +61,7 @@ class Scene:
         self.known: dict[str, Member] = {}
         self.there = {f"{host}:{port}": self.peer(id_) for id_, (host, port) in PLACES.items()}
         self.dialled: list[str] = []
-        self.hold: threading.Event | None = None  # what whoever dials has to wait for
+        self.hold: asyncio.Event | None = None  # what whoever dials has to wait for
         monkeypatch.setattr(module, "present", self._present)
         self.lookups = Lookups(
             member("me"),
@@ -76,10 +75,10 @@ class Scene:
     def peer(self, id_: str, role: Role = Role.NODE, serial: int = 1) -> Peer:
         return Peer("lab", id_, id_, role, serial, b"", 0.0)
 
-    def _present(self, host: str, port: int, credentials: Credentials) -> Peer:
+    async def _present(self, host: str, port: int, credentials: Credentials) -> Peer:
         self.dialled.append(f"{host}:{port}")
         if self.hold is not None:
-            self.hold.wait(WAIT_S)
+            await self.hold.wait()
         if f"{host}:{port}" not in self.there:
             raise UnreachableError("Nobody is there.")
         return self.there[f"{host}:{port}"]
@@ -191,7 +190,7 @@ def test_a_certificate_that_does_not_hold_proves_nothing(shown: Peer, play: Call
 
 def test_made_up_contacts_are_dialled_a_few_at_a_time(play: Callable[[Play], None]) -> None:
     async def act(scene: Scene) -> None:
-        scene.hold = threading.Event()
+        scene.hold = asyncio.Event()
         scene.meet("liar")
         for number in range(DIALS_LIMIT):
             scene.lookups.seek(f"lost{number}")

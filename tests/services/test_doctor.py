@@ -148,8 +148,8 @@ def row(name: str, **changes: Any) -> dict[str, Any]:
     here = machine.versions()
     return {
         "name": name, "id": name, "state": "alive", "voter": True, "coordinator": name == "n1", "drained": False,
-        "trouble": "", "slots": 1, "running": 0, "version": here.kos, "wire": here.wire, "python": here.python,
-        "numpy": here.numpy, "cloudpickle": here.cloudpickle, **changes,
+        "answers": True, "trouble": "", "slots": 1, "running": 0, "version": here.kos, "wire": here.wire,
+        "python": here.python, "numpy": here.numpy, "cloudpickle": here.cloudpickle, **changes,
     }  # fmt: skip
 
 

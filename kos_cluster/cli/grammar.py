@@ -9,6 +9,7 @@ Everything from the first word of a command to run onwards belongs to that comma
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -84,6 +85,7 @@ class _Commands:
         return parser
 
 
+@functools.cache
 def build_parser() -> argparse.ArgumentParser:
     """The whole grammar."""
     parser = Parser(prog="kos", description="Turns the machines on a desk, in a lab or in a rack into one computer.")

@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_work(commands)
     _add_lock(commands)
     _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
+    _add_kernel(_Commands(commands.add("kernel", "give Jupyter the kernel 'Python 3 (KOS)'")))
     _add_bench(commands)
     _add_sim(commands)
     return parser
@@ -241,6 +242,17 @@ def _add_work(commands: _Commands) -> None:
 
 def _add_id(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="a job, or one task of it as JOB.INDEX")
+
+
+def _add_kernel(commands: _Commands) -> None:
+    install = commands.add("install", "install the kernel, for this Python, where Jupyter looks", "kernel_install")
+    where = install.add_mutually_exclusive_group()
+    where.add_argument("--user", action="store_true", help="for this user (the default outside virtual environments)")
+    where.add_argument("--sys-prefix", action="store_true", help="in this Python's environment (the default in one)")
+    where.add_argument("--prefix", metavar="P", help="beneath P/share/jupyter")
+    _add_json(commands.add("list", "list the kernels of KOS that Jupyter finds", "kernel_list"))
+    remove = commands.add("remove", "remove a kernel that 'kos kernel install' made", "kernel_remove")
+    remove.add_argument("name", metavar="KERNEL", nargs="?", default="", help="as listed (default: kos)")
 
 
 def _add_bench(commands: _Commands) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
+
+import msgspec
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
@@ -45,7 +48,7 @@ def ps_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.json:
         console.json(jobs)
     else:
-        console.table(JOB_COLUMNS, [_job_row(job, time.time()) for job in jobs])
+        console.listing(jobs, JOB_COLUMNS, [_job_row(job, time.time()) for job in jobs])
     return 0
 
 
@@ -81,7 +84,8 @@ def story_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.json:
         console.json(stories)
     else:
-        console.table(STORY_COLUMNS, [row for story in stories for row in _story_rows(story)])
+        rows = [row for story in stories for row in _story_rows(story)]
+        console.listing([record for story in stories for record in _story_records(story)], STORY_COLUMNS, rows)
     return 0
 
 
@@ -104,6 +108,12 @@ def _story_rows(story: Story) -> list[list[str]]:
         return [[*task, "", "", "", "", "not sent yet", ""]]
     heads = [task, *([["", ""]] * (len(story.attempts) - 1))]
     return [[*head, *_attempt_cells(attempt)] for head, attempt in zip(heads, story.attempts, strict=True)]
+
+
+def _story_records(story: Story) -> list[dict[str, Any]]:
+    """One record an attempt, as `_story_rows` has rows."""
+    task = {"task": story.task, "name": story.name, "state": story.state}
+    return [{**task, **msgspec.to_builtins(attempt)} for attempt in story.attempts] or [task]
 
 
 def _attempt_cells(attempt: Attempt) -> list[str]:

@@ -70,6 +70,13 @@ def connect(name: str | None = None) -> Cluster:
         return cluster
 
 
+def disconnect() -> None:
+    """Close every connection of this process. Tasks that are not done are cancelled; `connect` connects anew."""
+    for cluster in list(_connections.values()):
+        if cluster.usable:
+            cluster.close()
+
+
 class Cluster:
     """A connection to a cluster. Made by `connect`; closed by `close` or at the end of the process."""
 
@@ -93,6 +100,10 @@ class Cluster:
     def usable(self) -> bool:
         """Whether this is open and of this process (a forked child must connect anew)."""
         return not self._mesh.closed and self._mesh.pid == os.getpid()
+
+    def check_reachable(self) -> None:
+        """Raises UnreachableError when no node answers now: what is submitted would wait until one does."""
+        self._mesh.check_reachable()
 
     # ---- running work
 

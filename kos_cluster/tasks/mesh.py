@@ -118,6 +118,10 @@ class Mesh:
     def story(self, job: Job, index: int) -> Story | None:
         return None if self.closed else self.ask(lambda: self._core.story(job.id, index))
 
+    def check_reachable(self) -> None:
+        """Raises UnreachableError when no node answers."""
+        self.ask(lambda: self._attachment.choose(""))
+
     def why_never(self, job: Job) -> tuple[str, ...]:
         """Each node's reason why it can never run this job's tasks; empty when one can.
 

@@ -174,7 +174,7 @@ class _Kept:
         for place, names in zip(_PLACES, self._added, strict=True):
             vars(place).update(names)
         for kind in CellShell._walk_mro():
-            kind._instance = self._shell
+            kind._instance = self._shell  # type: ignore[assignment]
         atexit.register(self._shell.atexit_operations)
         return self._shell
 

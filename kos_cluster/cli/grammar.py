@@ -235,9 +235,18 @@ def _add_work(commands: _Commands) -> None:
     logs = commands.add("logs", "print the last output of a job or a task", "logs")
     _add_id(logs)
     _add_json(logs)
+    why = commands.add(
+        "why", "tell where a job's tasks are and why: what they need, what each node does with them", "why"
+    )
+    _add_id(why)
+    _add_json(why)
     story = commands.add("story", "tell what happened to a job's tasks: attempts, nodes, causes", "story")
     _add_id(story)
     _add_json(story)
+    report = commands.add(
+        "report", "write one file that shows what ran where and when: a gantt, transfers, failures", "report"
+    )
+    report.add_argument("file", metavar="FILE.html", help="the file; it needs no network to be read")
 
 
 def _add_id(parser: Parser) -> None:

@@ -1,4 +1,4 @@
-"""`kos ps`, `cancel`, `logs` and `story`: looking at work, and stopping it.
+"""`kos ps`, `cancel`, `logs`, `why` and `story`: looking at work, and stopping it.
 
 Rules: an id is a job's, or one task's as JOB.INDEX. An id that no node knows is NoSuchTaskError.
 """
@@ -30,6 +30,7 @@ JOB_COLUMNS = (
     Column("NODES"),
     Column("DRIVER"),
 )
+WHY_COLUMNS = (Column("TASKS"), Column("COUNT", right=True), Column("STATE"), Column("NODE"), Column("WHY"))
 STORY_COLUMNS = (
     Column("TASK"),
     Column("STATE"),
@@ -73,6 +74,18 @@ def logs_(parsed: argparse.Namespace, console: Console) -> int:
         if len(logs) > 1:
             console.answer(f"--- {task}")
         console.raw(console.out, data)
+    return 0
+
+
+def why_(parsed: argparse.Namespace, console: Console) -> int:
+    """Tell where tasks are and why."""
+    rows = kos.connect(parsed.cluster).why(parsed.id)
+    if not rows:
+        raise _unknown(parsed.id)
+    if parsed.json:
+        console.json(rows)
+    else:
+        console.listing(rows, WHY_COLUMNS, [[row.tasks, str(row.count), row.state, row.node, row.why] for row in rows])
     return 0
 
 

@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, Runs, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Member, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -117,6 +117,10 @@ class Mesh:
 
     def story(self, job: Job, index: int) -> Story | None:
         return None if self.closed else self.ask(lambda: self._core.story(job.id, index))
+
+    def standing(self, job_id: str) -> tuple[Needs, dict[str, str]] | None:
+        """What a job of this process needs, and what each node would do with a task of it now."""
+        return self.ask(lambda: self._core.standing(job_id, self._now()))
 
     def check_reachable(self) -> None:
         """Raises UnreachableError when no node answers."""

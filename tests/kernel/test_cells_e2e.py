@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.clusters import cluster_of_two, kos
 from tests.kernel.kernels import Kernel
 
+COMPLETED_WITHIN_S = 0.05
 STOPPED_WITHIN_S = 3.0  # the promise is 1 s; a loaded machine gets more before a test fails
 
 
@@ -30,6 +31,13 @@ def notebook(home: str) -> Iterator[Kernel]:
         yield kernel
     finally:
         kernel.stop()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def ok(cell: Any) -> Any:
@@ -285,6 +293,35 @@ def test_a_listing_that_is_assigned_is_an_object_and_shows_nothing(notebook: Ker
     assert "[execute_result] NAME " in ok(notebook.run("nodes")).shown()[0]
 
 
+def test_why_tells_where_tasks_are_and_what_each_node_does_with_them(notebook: Kernel, tmp_path: Any) -> None:
+    path = str(tmp_path / "go")
+    ok(
+        notebook.run(
+            f"import kos_cluster, os, time\ndef waits(_):\n  while not os.path.exists({path!r}): time.sleep(0.01)\n"
+            "many = kos_cluster.connect().map(waits, range(4), timeout=60)"  # with a limit each is sent alone
+        )
+    )
+
+    def running() -> bool:
+        ok(notebook.run("why = %kos why {many.job}"))
+        return notebook.value("sum(row['count'] for row in why if row['state'] == 'running')") == "2"
+
+    wait_for(running)
+    shown = ok(notebook.run("%kos why {many.job}")).shown()[0]
+    assert "it needs 1 slot. node1: all 1 slots hold work of this owner; node2: all 1 slots" in shown
+    ok(notebook.run(f"open({path!r}, 'w').close()\nlist(many)\nwhy = %kos why {{many.job}}.3"))
+    assert notebook.value("[(row['state'], row['why']) for row in why]") == "[('done', 'it is over: done')]"
+    assert "No node knows a job or task 'nothing'" in notebook.run("%kos why nothing").error["traceback"][0]
+
+
+def test_a_report_is_written_beside_the_notebook(notebook: Kernel, tmp_path: Any) -> None:
+    ok(notebook.run("import kos_cluster\nlist(kos_cluster.connect().map(len, [bytes(3 << 20)], name='measured'))"))
+    assert "tells of" in ok(notebook.run(f"%kos report {tmp_path}/out.html")).text()
+    page = (tmp_path / "out.html").read_text()
+    assert "measured" in page and "3.0 MiB" in page and "<svg" in page and "http" not in page
+    assert "cannot be written" in notebook.run(f"%kos report {tmp_path}/no/out.html").error["traceback"][0]
+
+
 def test_a_future_can_be_awaited_in_a_cell(notebook: Kernel) -> None:
     cell = ok(notebook.run("import kos_cluster\nawait kos_cluster.connect().submit(pow, 2, 10)"))
     assert cell.shown() == ["[execute_result] 1024"]
@@ -304,7 +341,20 @@ def test_what_a_finished_task_calls_prints_in_the_cell_that_asked(notebook: Kern
 
 def test_live_nodes_are_completed(notebook: Kernel) -> None:
     names = notebook.value("*[n['name'] for n in __import__('kos_cluster').connect().nodes()]").split()
-    assert sorted(notebook.complete("%kos run --on ")) == sorted(names)
+    # The connection that asks may take longer than a completion waits; the next one has the names.
+    wait_for(lambda: sorted(notebook.complete("%kos run --on ")) == sorted(names))
+    job = notebook.value("(f := __import__('kos_cluster').connect().submit(pow, 2, 3)) and f.result() and f.job")
+    wait_for(lambda: notebook.complete(f"%kos story {job[:4]}") == [job])
+
+
+def test_completing_does_not_keep_the_keyboard_waiting(notebook: Kernel) -> None:
+    notebook.complete("%kos run --on ")
+    took = []
+    for _ in range(10):
+        began = time.monotonic()
+        notebook.complete("%kos run --on ")
+        took.append(time.monotonic() - began)
+    assert sorted(took)[5] <= COMPLETED_WITHIN_S, took
 
 
 def test_a_notebook_can_start_and_end_a_cluster_itself(short_folder: Any) -> None:

@@ -243,6 +243,8 @@ def _add_work(commands: _Commands) -> None:
     story = commands.add("story", "tell what happened to a job's tasks: attempts, nodes, causes", "story")
     _add_id(story)
     _add_json(story)
+    profile = commands.add("profile", "in %%%%kos profile: sample the cell's tasks in their workers", "profile")
+    profile.add_argument("argv", metavar="run", nargs=argparse.REMAINDER, help="run --distribute: run the cell there")
     report = commands.add(
         "report", "write one file that shows what ran where and when: a gantt, transfers, failures", "report"
     )

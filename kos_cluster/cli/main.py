@@ -42,7 +42,7 @@ MODULES = {
     "running": ("exec", "run"),
     "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "why", "story"),
-    "reporting": ("report",),
+    "reporting": ("profile", "report"),
     "kernels": ("kernel_install", "kernel_list", "kernel_remove"),
     "bench": ("bench", "bench_control"),
     "sim": ("sim",),

@@ -28,7 +28,7 @@ from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, detached, failures, output, serialise
+from kos_cluster.tasks import compat, detached, failures, output, profiling, serialise, showing
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
@@ -116,6 +116,7 @@ class Cluster:
         say how to run it; the others are the function's own. Raises NotPicklableError, PlacementError, LimitError.
         """
         options, kwargs = split_options(keywords)
+        fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
         payload = serialise.dumps_args(args, kwargs)
         modules = compat.needed(shipped.modules, (payload,))
@@ -288,7 +289,10 @@ class Cluster:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<kos Cluster {self.name!r}{'' if self.usable else ' closed'}>"
+        return f"<kos Cluster {self.name!r}{f': {showing.nodes(self._mesh.members)}' if self.usable else ' closed'}>"
+
+    def _repr_html_(self) -> str:
+        return showing.cluster(repr(self), self._mesh.members if self.usable else [])
 
     # ---- inside
 
@@ -301,6 +305,7 @@ class Cluster:
             raise UsageError(f"{call}() has no option {next(iter(own))!r}.", "Bind it with functools.partial.")
         if not iterables:
             raise UsageError(f"{call}() needs at least one iterable.", f"Call it as cluster.{call}(fn, elements).")
+        fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
         payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
         return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads)), payloads
@@ -393,7 +398,10 @@ class MapResult:
         self._job.cancel()
 
     def __repr__(self) -> str:
-        return f"<kos MapResult {self.job}, {len(self)} tasks>"
+        return f"<kos MapResult {self.job}, {showing.progress(len(self), self._job.counts())}>"
+
+    def _repr_html_(self) -> str:
+        return showing.results(repr(self), len(self), self._job.counts())
 
 
 def _impossible(job: Job, never: Sequence[str]) -> KosError:

@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, Needs, Runs, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Member, MemberState, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -91,6 +91,12 @@ class Mesh:
     def packages(self) -> dict[str, dict[str, str]]:
         """What is installed on each node, by its name."""
         return dict(self._attachment.packages)
+
+    @property
+    def members(self) -> list[Member]:
+        """The nodes that have not left, as last told, by name."""
+        known = list(self._attachment.members.values())
+        return sorted((m for m in known if m.state is not MemberState.LEFT), key=lambda m: m.name)
 
     def open(self, job: Job) -> None:
         """Make a job known, before its first task."""

@@ -272,7 +272,11 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
-    _add_bench_control(_Commands(bench, required=False))
+    kinds = _Commands(bench, required=False)
+    _add_bench_control(kinds)
+    notebook = kinds.add("notebook", "measure what the notebook's side costs, on this machine", "bench_notebook")
+    notebook.add_argument("--repeats", type=count, default=30, metavar="N", help="of each measure (default: 30)")
+    notebook.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
 def _add_bench_control(commands: _Commands) -> None:

@@ -44,7 +44,7 @@ MODULES = {
     "work": ("ps", "cancel", "logs", "why", "story"),
     "reporting": ("profile", "report"),
     "kernels": ("kernel_install", "kernel_list", "kernel_remove"),
-    "bench": ("bench", "bench_control"),
+    "bench": ("bench", "bench_control", "bench_notebook"),
     "sim": ("sim",),
 }
 

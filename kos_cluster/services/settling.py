@@ -7,7 +7,6 @@ the cluster should have do vote, the loss of the first node would be the loss of
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -15,7 +14,7 @@ from kos_cluster.core.voters import voters_wanted
 from kos_cluster.errors import AuthError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials
-from kos_cluster.services.asking import asking
+from kos_cluster.services.asking import asking, run_within
 
 SETTLE_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -24,19 +23,17 @@ POLL_S = 0.02
 def settled(credentials: Credentials, address: str, nodes: int) -> bool:
     """Wait until the node at this address (HOST:PORT) knows a coordinator, and as many voters as `nodes` should have.
 
-    False when that took longer than `SETTLE_TIMEOUT_S`, or when the node is gone. It may be called where a loop runs,
-    as in a notebook's cell.
+    False when that took longer than `SETTLE_TIMEOUT_S`, or when the node is gone.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="settling") as thread:
-        try:
-            thread.submit(asyncio.run, _settled(credentials, address, voters_wanted(nodes))).result()
-        except (TimeoutError, UnreachableError, AuthError):
-            return False
+    try:
+        run_within(_settled(credentials, address, voters_wanted(nodes)), SETTLE_TIMEOUT_S)
+    except (TimeoutError, UnreachableError, AuthError):
+        return False
     return True
 
 
 async def _settled(credentials: Credentials, address: str, voters: int) -> None:
-    async with asyncio.timeout(SETTLE_TIMEOUT_S), asking(credentials, address) as ask:
+    async with asking(credentials, address) as ask:
         while True:
             status = msgspec.msgpack.decode((await ask(wire.Status())).value, type=wire.ClusterStatus)
             if status.coordinator and len(status.voters) >= voters:

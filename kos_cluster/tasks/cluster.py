@@ -12,6 +12,7 @@ import concurrent.futures
 import os
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, detached, failures, output, serialise
+from kos_cluster.tasks import compat, detached, failures, output, profiling, serialise, showing
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
@@ -40,6 +41,7 @@ from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.stories import merged
+from kos_cluster.tasks.why import Why, explain
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
@@ -71,6 +73,13 @@ def connect(name: str | None = None) -> Cluster:
         return cluster
 
 
+def disconnect() -> None:
+    """Close every connection of this process. Tasks that are not done are cancelled; `connect` connects anew."""
+    for cluster in list(_connections.values()):
+        if cluster.usable:
+            cluster.close()
+
+
 class Cluster:
     """A connection to a cluster. Made by `connect`; closed by `close` or at the end of the process."""
 
@@ -95,6 +104,10 @@ class Cluster:
         """Whether this is open and of this process (a forked child must connect anew)."""
         return not self._mesh.closed and self._mesh.pid == os.getpid()
 
+    def check_reachable(self) -> None:
+        """Raises UnreachableError when no node answers now: what is submitted would wait until one does."""
+        self._mesh.check_reachable()
+
     # ---- running work
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future:
@@ -104,6 +117,7 @@ class Cluster:
         say how to run it; the others are the function's own. Raises NotPicklableError, PlacementError, LimitError.
         """
         options, kwargs = split_options(keywords)
+        fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
         payload = serialise.dumps_args(args, kwargs)
         modules = compat.needed(shipped.modules, (payload,))
@@ -209,6 +223,12 @@ class Cluster:
         """Every known attempt at a job's tasks, or at one task."""
         return merged(self._mesh.request_all(wire.Stories(id), list[Story]).values())
 
+    def why(self, id: str) -> list[Why]:
+        """Where a job's tasks, or one task, are and why; empty when nobody knows the id."""
+        job = id.partition(".")[0]
+        summary = next((known for known in self.jobs() if known.job == job), None)
+        return explain(id, summary, self.stories(id), self.nodes(), self._mesh.standing(job), time.time())
+
     def cancel(self, id: str) -> bool:
         """Cancel a job or task by id, whoever submitted it. False when no node knows it."""
         if self._mesh.request(wire.CancelDetached(id), bool, timeout_s=detached.AGREED_TIMEOUT_S):
@@ -281,7 +301,10 @@ class Cluster:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<kos Cluster {self.name!r}{'' if self.usable else ' closed'}>"
+        return f"<kos Cluster {self.name!r}{f': {showing.nodes(self._mesh.members)}' if self.usable else ' closed'}>"
+
+    def _repr_html_(self) -> str:
+        return showing.cluster(repr(self), self._mesh.members if self.usable else [])
 
     # ---- inside
 
@@ -294,6 +317,7 @@ class Cluster:
             raise UsageError(f"{call}() has no option {next(iter(own))!r}.", "Bind it with functools.partial.")
         if not iterables:
             raise UsageError(f"{call}() needs at least one iterable.", f"Call it as cluster.{call}(fn, elements).")
+        fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
         payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
         return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads)), payloads
@@ -386,7 +410,10 @@ class MapResult:
         self._job.cancel()
 
     def __repr__(self) -> str:
-        return f"<kos MapResult {self.job}, {len(self)} tasks>"
+        return f"<kos MapResult {self.job}, {showing.progress(len(self), self._job.counts())}>"
+
+    def _repr_html_(self) -> str:
+        return showing.results(repr(self), len(self), self._job.counts())
 
 
 def _impossible(job: Job, never: Sequence[str]) -> KosError:

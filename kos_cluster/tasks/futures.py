@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kos_cluster.tasks import failures, serialise
+from kos_cluster.tasks import failures, serialise, showing
 
 if TYPE_CHECKING:
     from kos_cluster.core.records import Story
@@ -73,6 +74,14 @@ class Future(concurrent.futures.Future[Any]):
             raise
         return None
 
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        """Call `fn(future)` once it is done, in the context of this call: what it prints belongs to the caller's cell.
+
+        It is called in the mesh thread, so it must not wait for other tasks.
+        """
+        context = contextvars.copy_context()
+        super().add_done_callback(lambda future: context.run(fn, future))
+
     def cancel(self) -> bool:
         """Cancel the task, also when it runs already: it is stopped meanwhile. False when it is done."""
         if self.done():
@@ -103,6 +112,9 @@ class Future(concurrent.futures.Future[Any]):
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled() else "done" if self.done() else "pending"
         return f"<kos Future {self.task} {state}>"
+
+    def _repr_html_(self) -> str:
+        return showing.future(repr(self), self.story())
 
     def _end_as_cancelled(self) -> bool:
         if not super().cancel():

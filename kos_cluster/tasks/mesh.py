@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, Runs, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Member, MemberState, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -92,6 +92,12 @@ class Mesh:
         """What is installed on each node, by its name."""
         return dict(self._attachment.packages)
 
+    @property
+    def members(self) -> list[Member]:
+        """The nodes that have not left, as last told, by name."""
+        known = list(self._attachment.members.values())
+        return sorted((m for m in known if m.state is not MemberState.LEFT), key=lambda m: m.name)
+
     def open(self, job: Job) -> None:
         """Make a job known, before its first task."""
         self._post(self._open, job)
@@ -117,6 +123,14 @@ class Mesh:
 
     def story(self, job: Job, index: int) -> Story | None:
         return None if self.closed else self.ask(lambda: self._core.story(job.id, index))
+
+    def standing(self, job_id: str) -> tuple[Needs, dict[str, str]] | None:
+        """What a job of this process needs, and what each node would do with a task of it now."""
+        return self.ask(lambda: self._core.standing(job_id, self._now()))
+
+    def check_reachable(self) -> None:
+        """Raises UnreachableError when no node answers."""
+        self.ask(lambda: self._attachment.choose(""))
 
     def why_never(self, job: Job) -> tuple[str, ...]:
         """Each node's reason why it can never run this job's tasks; empty when one can.

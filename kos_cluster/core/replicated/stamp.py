@@ -14,7 +14,7 @@ replicated clock comes up with a wall clock that is ahead by and by: with one th
 
 Rules: `now` is the monotonic clock. A node stamps only when it `knows` the replicated clock: when it has applied an
 entry of the term in which it coordinates, and so all entries before. A clock that was never stamped takes the wall
-clock as it is. While all nodes are down the replicated clock stands still, so leases and tokens outlive that.
+clock as it is. While all nodes are down the replicated clock stands still, so leases outlive that.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ that cannot be reached where it is looked for, is looked up through the others. 
 Rules. What others say of an address opens no link. It is tried by presenting the certificate there; only when
 the certificate shown there is of the node that was meant, and holds, is anything said to it. So a member that lies
 makes this node show its certificate at places that it names, `DIALS_LIMIT` at a time, and costs a look-up the time of
-that. A sender whose address is not known is answered, and not kept. Nodes that the cluster does not know (any more) are not
-looked up, and nodes of a wire version without look-ups are asked nothing.
+that. A sender whose address is not known is answered, and not kept. Nodes that the cluster does not know (any more) are
+not looked up, and nodes of a wire version without look-ups are asked nothing.
 
 Limits: a node is looked up again after `AGAIN_S` at the soonest, and the time doubles up to `LONGEST_AGAIN_S`, so that
 one that is gone for weeks costs nothing. `SOUGHT_LIMIT` nodes are remembered. `DIALS_LIMIT` addresses are tried at a

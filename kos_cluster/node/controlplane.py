@@ -45,6 +45,7 @@ from kos_cluster.node.vouching import Vouching
 log = logging.getLogger(__name__)
 
 JOINED_TIMEOUT_S = 10.0  # for the first answer of another node
+FIRST_WORD_S = 2.0  # for any word of a node that was known before, at a start
 REFUSED_TIMEOUT_S = 5.0  # for what the others say, when one refuses this node
 FAREWELL_S = 0.5  # for the news that this node stops
 HANDOVER_S = 1.0  # for another node to coordinate, when this one stops and did
@@ -135,10 +136,14 @@ class ControlPlane:
         return True
 
     async def answered(self) -> None:
-        """When a node has refused this one at its start, wait for what the others say, a little.
+        """Wait a little for the first word of another node; when it is a refusal, for what the others say.
 
         Raises RevokedError when this node was removed; also when the others say nothing, as it has no work to lose yet.
         """
+        first_word_s = time.monotonic() + FIRST_WORD_S
+        known = any(member.state is not MemberState.LEFT for member in self.membership.members()[1:])
+        while known and not self.peers.met and time.monotonic() < first_word_s:
+            await asyncio.sleep(0.01)
         deadline = time.monotonic() + REFUSED_TIMEOUT_S
         while self.peers.refused:
             if time.monotonic() > deadline:

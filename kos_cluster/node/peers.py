@@ -149,6 +149,11 @@ class Peers:
             way.link.succeeded(peer)
 
     @property
+    def met(self) -> bool:
+        """Whether any node has spoken with this one since its start, or refused it."""
+        return self._turned_away.met
+
+    @property
     def refused(self) -> bool:
         """Whether a node has refused this one as revoked, and none has spoken with it since."""
         return self._turned_away.refused

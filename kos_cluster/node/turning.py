@@ -24,6 +24,7 @@ class TurnedAway:
     """What one node has heard, and who has refused it since. Times are monotonic seconds."""
 
     def __init__(self, now: float) -> None:
+        self.met = False  # any node has spoken with this one, or refused it
         self._heard_s = now
         self._refused_s: dict[str, float] = {}  # address -> when it has refused first
 
@@ -34,11 +35,12 @@ class TurnedAway:
 
     def heard(self, now: float) -> None:
         """A node of the cluster has spoken with this one."""
-        self._heard_s = now
+        self.met, self._heard_s = True, now
         self._refused_s.clear()
 
     def refuse(self, address: str, now: float) -> None:
         """The node at this address has refused this one's certificate as revoked."""
+        self.met = True
         self._refused_s.setdefault(address, now)
 
     def held(self, members: Set[str], now: float) -> bool:

@@ -326,7 +326,11 @@ def test_removing_a_client_ends_its_jobs_and_without_its_keepers_a_result_is_los
     assert lost.results() == [bytes(100_000)]
     typed("cluster", "drain", "desk", "--undo")
     for name in ("r1", "r2"):
-        assert typed("cluster", "remove", name, "--yes")[0] == 0
+        typed("cluster", "drain", name)
+    until(lambda: trio.cluster.status()["coordinator"] == "desk", "the one that stays coordinates", 30)
+    for name in ("r1", "r2"):
+        code, _, err = typed("cluster", "remove", name, "--yes")
+        assert code == 0, err
         until(lambda: trio.alive() == (2 if name == "r1" else 1), f"{name} is gone", 30)  # noqa: B023
     code, _, err = typed("attach", lost.id)
     assert code == errors.TaskLostError.exit_code

@@ -173,6 +173,7 @@ def _add_care(commands: _Commands) -> None:
 
 
 def _add_lock(commands: _Commands) -> None:
+    _add_json(commands.add("locks", "list the locks that are held, by whom and for how long", "locks"))
     lock = commands.add("lock", "run a command while holding a lock of the whole cluster", "lock")
     lock.before_command = True
     lock.usage = "kos lock [--ttl TIME] [--wait TIME | --no-wait] NAME -- COMMAND..."

@@ -36,7 +36,7 @@ MODULES = {
     "forming": ("up", "down", "node"),
     "members": ("create", "token", "join", "leave"),
     "caring": ("drain", "remove", "rotate"),
-    "locking": ("lock",),
+    "locking": ("lock", "locks"),
     "registering": ("register",),
     "doctoring": ("doctor",),
     "looking": ("status", "nodes"),

@@ -371,6 +371,10 @@ class LockAsked(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
+class LocksAsked(msgspec.Struct, frozen=True, tag=True):
+    """Which locks are held? As `LockAsked` for all. Reply: list[HeldLock]."""
+
+
 class LockRenewed(msgspec.Struct, frozen=True, tag=True):
     """Keep a lock for its time once more. Reply: LockState. LockHeldError when it is somebody else's by now."""
 
@@ -446,6 +450,7 @@ Asked = (
     | RenewNode
     | LockWanted
     | LockAsked
+    | LocksAsked
     | LockRenewed
     | LockReleased
     | RegistersAsked
@@ -469,6 +474,17 @@ class LockState(msgspec.Struct, frozen=True):
     token: int
     until_s: float = 0.0
     held: str = ""
+
+
+class HeldLock(msgspec.Struct, frozen=True):
+    """A lock that is held. Times are of the replicated clock, Unix seconds; `waiting`: how many wait for it."""
+
+    name: str
+    holder: str
+    token: int
+    since_s: float
+    until_s: float
+    waiting: int
 
 
 class ClusterStatus(msgspec.Struct, frozen=True):

@@ -193,6 +193,14 @@ class Administration:
         lock = (await self._consensus.read()).locks.get(name)
         return wire.LockState(0) if lock is None else wire.LockState(lock.token, lock.until_s, lock.holder)
 
+    async def locks_held(self) -> list[wire.HeldLock]:
+        """As `lock_held`, of all."""
+        held = (await self._consensus.read()).locks.snapshot()
+        return [
+            wire.HeldLock(lock.name, lock.holder, lock.token, lock.since_s, lock.until_s, len(lock.queue))
+            for lock in sorted(held, key=lambda lock: lock.name)
+        ]
+
     async def renew_lock(self, peer: Peer, wanted: wire.LockRenewed) -> wire.LockState:
         """Raises LockHeldError when the lease has ended."""
         reply = await self._consensus.propose(commands.RenewLock(wanted.name, _owner(peer, wanted.owner), wanted.token))

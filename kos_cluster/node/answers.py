@@ -36,6 +36,7 @@ COMMAND_OF: dict[type, Command] = {
     wire.RenewNode: Command.ROTATE,
     wire.LockWanted: Command.SUBMIT,
     wire.LockAsked: Command.READ,
+    wire.LocksAsked: Command.READ,
     wire.LockRenewed: Command.SUBMIT,
     wire.LockReleased: Command.SUBMIT,
     RegistersAsked: Command.READ,
@@ -146,6 +147,8 @@ class Answers:
                 return await self._administration.lock(peer, ask)
             case wire.LockAsked(name):
                 return await self._administration.lock_held(name)
+            case wire.LocksAsked():
+                return await self._administration.locks_held()
             case wire.LockRenewed():
                 return await self._administration.renew_lock(peer, ask)
             case wire.LockReleased():

@@ -264,6 +264,10 @@ class Cluster:
         """What each register holds that is set, by name."""
         return {name: value for name, value in read(self._mesh).items() if value is not None}
 
+    def locks(self) -> list[wire.HeldLock]:
+        """The locks that are held, by name."""
+        return self._mesh.request(wire.LocksAsked(), list[wire.HeldLock], timeout_s=DECISION_TIMEOUT_S)
+
     def drain_node(self, name: str, *, undo: bool = False) -> None:
         """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""
         self._mesh.request(wire.DrainNode(name, not undo), bool, timeout_s=DECISION_TIMEOUT_S)

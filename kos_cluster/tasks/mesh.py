@@ -130,7 +130,8 @@ class Mesh:
 
     def check_reachable(self) -> None:
         """Raises UnreachableError when no node answers."""
-        self.ask(lambda: self._attachment.choose(""))
+        if not self._attachment.by_node:  # read without asking the mesh thread: it is one look, and a hint at best
+            raise self._attachment.unreachable()
 
     def why_never(self, job: Job) -> tuple[str, ...]:
         """Each node's reason why it can never run this job's tasks; empty when one can.

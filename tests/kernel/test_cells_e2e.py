@@ -271,7 +271,7 @@ def test_a_listing_is_shown_where_it_stands_alone(notebook: Kernel) -> None:
     kinds = [kind for kind, _ in cell.messages if kind != "execute_input"]
     assert kinds == ["display_data"] * 3
     bundles = [content["data"] for kind, content in cell.messages if kind == "display_data"]
-    assert bundles[0]["text/plain"].count(" alive ") == 2 and bundles[0]["text/html"].count("<td") == 18
+    assert bundles[0]["text/plain"].count(" alive ") == 2 and bundles[0]["text/html"].count(">alive<") == 2
     assert "2 of 2 nodes alive" in bundles[1]["text/plain"] and "2 of 2 nodes alive" in bundles[1]["text/html"]
 
 
@@ -354,6 +354,20 @@ def test_a_profile_of_nothing_is_a_sentence(notebook: Kernel, cell: str, sentenc
     ok(notebook.run("import kos_cluster"))
     (line,) = notebook.run(cell).error["traceback"]
     assert sentence in line
+
+
+def test_locks_that_are_held_are_listed(notebook: Kernel) -> None:
+    ok(
+        notebook.run(
+            "import kos_cluster\nlock = kos_cluster.connect().lock('weights')\nlock.__enter__()\nlocks = %kos locks"
+        )
+    )
+    assert notebook.value("[(row['name'], row['token'] == lock.token, row['waiting']) for row in locks]") == (
+        "[('weights', True, 0)]"
+    )
+    assert "weights  " in ok(notebook.run("%kos locks")).shown()[0]
+    ok(notebook.run("lock.__exit__(None, None, None)\nlocks = %kos locks"))
+    assert notebook.value("len(locks)") == "0"
 
 
 def test_clusters_futures_and_results_are_shown(notebook: Kernel) -> None:

@@ -42,6 +42,8 @@ MODULES = {
     "running": ("exec", "run"),
     "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "story"),
+    "top": ("top", "monitor"),
+    "metrics": ("metrics",),
     "bench": ("bench", "bench_control"),
     "sim": ("sim",),
 }

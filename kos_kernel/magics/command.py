@@ -26,7 +26,9 @@ def register(shell: InteractiveShell) -> None:
 
     def kos(line: str, cell: str | None = None) -> None:
         try:
-            if cell is None:
+            if cell is None and line.split()[:1] == ["monitor"]:
+                show_monitor(line)
+            elif cell is None:
                 command(line)
             else:
                 from kos_kernel.magics import cells
@@ -59,6 +61,21 @@ def command(line: str) -> None:
         sentence = err.last.removeprefix("kos: ") or f"It ended with exit code {code}."
         raise CommandError(sentence, exit_code=code)
     err.release()
+
+
+def show_monitor(line: str) -> None:
+    """`%kos monitor`: the widget, below the cell."""
+    from IPython.display import display
+
+    from kos_cluster.cli.grammar import Shown, parse
+    from kos_kernel import monitor
+
+    try:
+        parsed = parse(words(line))
+    except Shown as shown:
+        print(shown.text)
+        return
+    display(monitor(parsed.cluster))
 
 
 def words(line: str) -> list[str]:

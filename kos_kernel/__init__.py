@@ -19,9 +19,15 @@ def monitor(cluster: str | None = None) -> Monitor:
 
     Raises NotInClusterError, UnreachableError, AuthError.
     """
+    from kos_cluster.errors import KosError
     from kos_kernel.dashboard.widget import Monitor
+    from kos_kernel.rendering import as_sentence
 
-    return Monitor(cluster)
+    try:
+        return Monitor(cluster)
+    except KosError as error:
+        as_sentence(error)
+        raise
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -109,13 +109,13 @@ def _node(node: NodeSight, y: int) -> str:
     parts = [
         _dot(22, y + 12, _COLOURS.get(str(node.state), "#59636e")),
         _text(34, y + 16, node.name, "strong"),
-        _text(190, y + 16, ", ".join([str(node.state), *notes]), "soft"),
+        _text(150, y + 16, ", ".join([str(node.state), *notes]), "soft"),
     ]
     if node.up:
         shares = (("slots", node.busy_share), ("CPU", node.cpu_share), ("memory", node.memory_share))
         for place, (name, share) in enumerate(shares):
-            x = 370 + place * 126
-            parts += [_bar(x, y + 9, 54, [(share, "#0969da")]), _text(x + 60, y + 16, f"{share:.0%} {name}", "soft")]
+            x = 300 + place * 150
+            parts += [_bar(x, y + 9, 50, [(share, "#0969da")]), _text(x + 60, y + 16, f"{share:.0%} {name}", "soft")]
     return "".join(parts)
 
 

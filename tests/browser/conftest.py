@@ -37,7 +37,7 @@ def chromium() -> str:
 def machine() -> Iterator[Machine]:
     """A machine with an embedded cluster of three nodes."""
     made = Machine()
-    made.ok("up", "-n", "3")
+    made.ok("up", "-n", "3", "--profile", "fast")
     yield made
     made.kos("down")
     made.end()

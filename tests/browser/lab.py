@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from tests.e2e.conftest import Machine
 
 PATIENCE_MS = 30_000
 TOKEN = "look"
+
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def free_port() -> int:
@@ -67,6 +71,15 @@ class Lab:
         page.goto(self.url(path))
         return page
 
+    def stop_kernels(self) -> None:
+        """As when the server was stopped: no notebook has a kernel any more."""
+        asking = {"Authorization": f"token {TOKEN}"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.address}/api/sessions", headers=asking)) as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            address = f"{self.address}/api/sessions/{session['id']}"
+            urllib.request.urlopen(urllib.request.Request(address, method="DELETE", headers=asking)).close()
+
     def url(self, path: str) -> str:
         return f"{self.address}/{path}{'&' if '?' in path else '?'}token={TOKEN}"
 
@@ -85,14 +98,31 @@ class Notebook:
     def cell(self, index: int) -> Locator:
         return self.page.locator(".jp-Notebook .jp-CodeCell").nth(index)
 
+    def write(self, index: int, code: str) -> Locator:
+        """Put other code into a cell; its editor."""
+        editor = self.cell(index).locator(".cm-content")
+        editor.click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.press("Delete")
+        self.page.keyboard.insert_text(code)
+        return editor
+
     def run(self, index: int, wait: bool = True) -> Locator:
         """Run a cell, and wait until it has ended."""
         cell = self.cell(index)
         cell.locator(".jp-InputArea-editor").click()
         self.page.keyboard.press("Control+Enter")
         if wait:
-            expect(cell.locator(".jp-InputPrompt")).to_have_text(_NUMBERED, timeout=PATIENCE_MS)
+            expect(cell.locator(".jp-InputPrompt")).to_have_text(_NUMBERED)
         return cell
+
+    def restart(self) -> None:
+        """Restart the kernel by the menu, and wait until it is ready again."""
+        self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        self.page.get_by_role("menuitem", name="Restart Kernel…", exact=True).click()
+        self.page.get_by_role("button", name="Confirm Kernel Restart").click()
+        self.page.locator(".jp-Dialog").wait_for(state="detached")
+        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(state="attached")
 
     @property
     def monitor(self) -> Locator:
@@ -103,17 +133,17 @@ class Notebook:
         (of or self.page).screenshot(path=path)
         return path
 
-    def save(self) -> None:
-        self.page.keyboard.press("Control+s")
-
     def close(self) -> None:
         self.page.close()
 
 
-_NUMBERED = __import__("re").compile(r"\[\d+\]")
+_NUMBERED = re.compile(r"\[\d+\]")
 
 
 def saved(lab: Lab, name: str) -> list[dict[str, Any]]:
-    """The outputs of a notebook's file."""
-    document = json.loads((lab.machine.work / name).read_text())
+    """The outputs of a notebook's file; none while it is being written."""
+    try:
+        document = json.loads((lab.machine.work / name).read_text())
+    except json.JSONDecodeError:
+        return []
     return [output for cell in document["cells"] for output in cell.get("outputs", [])]

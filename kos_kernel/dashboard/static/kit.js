@@ -23,7 +23,7 @@ function say(node, text) {
 }
 
 function mark(node, name, value) {
-  if (value == null || value === false) node.removeAttribute(name);
+  if (value == null || value === false || value === "") node.removeAttribute(name);
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
 }
 
@@ -219,6 +219,7 @@ class VirtualList {
     for (const row of this.spare) row.remove();
     this.spare.length = Math.min(this.spare.length, 30);
     this.range = [from, to];
+    mark(this.box, "aria-activedescendant", this.rows.get(this.active)?.id);
   }
 
   make() {
@@ -244,7 +245,6 @@ class VirtualList {
         this.box.scrollTop = top + this.rowHeight - this.box.clientHeight;
     }
     this.draw();
-    mark(this.box, "aria-activedescendant", this.rows.get(this.active)?.id);
   }
 
   key(event) {

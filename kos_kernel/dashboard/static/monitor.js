@@ -9,7 +9,6 @@ import panes from "./panes.js";
 const LOOK_MS = 10_000;
 const STALE_MS = 4_000; // without news while it is looked at
 const ANSWER_MS = 30_000;
-const NARROW_PX = 560; // of a pane: its rows take two lines
 const BROAD_PX = 1080; // of the whole: panes stand side by side
 
 function darkPage() {
@@ -70,7 +69,7 @@ function render({ model, el: host }) {
     grid.append(box);
     if (made.resize) {
       const sizes = new ResizeObserver(([entry]) => {
-        const narrow = entry.contentRect.width < NARROW_PX;
+        const narrow = entry.contentRect.width < pane.narrow;
         box.classList.toggle("narrow", narrow);
         made.resize(narrow);
       });

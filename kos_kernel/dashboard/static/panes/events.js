@@ -13,6 +13,7 @@ const KINDS = {
 export default {
   name: "events",
   title: "Events",
+  narrow: 430, // px: below it a row takes more lines
   mount() {
     let events = []; // the newest first
     let shown = [];

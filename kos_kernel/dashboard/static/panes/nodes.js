@@ -41,6 +41,7 @@ function create() {
 export default {
   name: "nodes",
   title: "Nodes",
+  narrow: 520, // px: below it a row takes more lines
   mount({ ask, root, role }) {
     const nodes = new Map(); // id -> its fields
     const series = new Map(); // id -> {cpu, memory, network}
@@ -75,7 +76,7 @@ export default {
       row.slots.draw([[up(node) ? node.running / (node.slots || 1) : 0, "accent"]], slotsOf(node));
       kit.say(row.slotsText, up(node) ? `${node.running} of ${node.slots}` : "–");
       kit.say(row.queued, up(node) && node.queued ? `+${kit.count(node.queued)}` : "");
-      row.queued.title = "tasks that are queued at the node";
+      kit.mark(row.queued, "title", row.queued.textContent && "queued at the node");
       for (const key of ["cpu", "memory"]) {
         row[key].spark.draw(known[key]);
         kit.say(row[key].value, up(node) ? kit.percent(node[key]) : "–");

@@ -23,7 +23,7 @@ export default {
       const value = kit.el("b");
       const note = kit.el("span");
       const spark = top == null ? kit.bar("nodes alive") : kit.sparkline(POINTS);
-      const box = kit.el("div", { class: "kos-tile", "data-key": key }, kit.el("h4", {}, title), value, note, spark);
+      const box = kit.el("div", { class: "kos-tile", "data-key": key }, kit.el("div", { class: "kos-title" }, title), value, note, spark);
       return { key, top, text, value, note, spark, box };
     });
     const node = kit.el("div", { class: "kos-tiles" }, ...tiles.map((tile) => tile.box));

@@ -169,6 +169,7 @@ function taskList({ ask, root, story, cancel }) {
 export default {
   name: "work",
   title: "Work",
+  narrow: 600, // px: below it a row takes more lines
   mount({ ask, root, role }) {
     const jobs = new Map(); // id -> its fields
     let shown = [];
@@ -214,9 +215,10 @@ export default {
       kit.say(row.state, job.state);
       row.state.className = `kos-state ${STATES[job.state] ?? ""}`;
       const of = job.total || 1;
-      const text = `${kit.count(job.done)} of ${kit.count(job.total)} done${job.failed ? `, ${kit.count(job.failed)} failed` : ""}${job.running ? `, ${kit.count(job.running)} running` : ""}`;
-      row.bar.draw([[job.done / of, "good"], [job.failed / of, "bad"], [job.running / of, "accent"]], text);
-      kit.say(row.counts, `${kit.count(job.done)} / ${kit.count(job.total)}${job.failed ? ` · ${kit.count(job.failed)} failed` : ""}${job.reruns ? ` · ${kit.count(job.reruns)} rerun` : ""}`);
+      const ill = job.state === "cancelled" ? "cancelled" : "failed";
+      const text = `${kit.count(job.done)} of ${kit.count(job.total)} done${job.failed ? `, ${kit.count(job.failed)} ${ill}` : ""}${job.running ? `, ${kit.count(job.running)} running` : ""}`;
+      row.bar.draw([[job.done / of, "good"], [job.failed / of, job.state === "cancelled" ? "warn" : "bad"], [job.running / of, "accent"]], text);
+      kit.say(row.counts, `${kit.count(job.done)} / ${kit.count(job.total)}${job.failed ? ` · ${kit.count(job.failed)} ${ill}` : ""}${job.reruns ? ` · ${kit.count(job.reruns)} rerun` : ""}`);
       const took = kit.duration(Math.max(0, (job.ended_s ?? now) - job.since_s));
       const nodes = job.nodes.length > 3 ? `${job.nodes.length} nodes` : job.nodes.join(", ");
       kit.say(row.where, [took, nodes, job.driver && `driven by ${job.driver}`].filter(Boolean).join(" · "));
@@ -299,7 +301,7 @@ export default {
       tools: [input, filter],
       note: () => (jobs.size ? kit.count(jobs.size) : ""),
       resize(narrow) {
-        list.setHeight(narrow ? 86 : 46);
+        list.setHeight(narrow ? 96 : 46);
         tasks.resize(narrow);
       },
       update(news) {

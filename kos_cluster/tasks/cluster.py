@@ -28,6 +28,7 @@ from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.local import Environment
+from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat, detached, failures, output, profiling, serialise, showing
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
@@ -298,9 +299,9 @@ class Cluster:
         """What each register holds that is set, by name."""
         return {name: value for name, value in read(self._mesh).items() if value is not None}
 
-    def locks(self) -> list[wire.HeldLock]:
+    def locks(self) -> list[HeldLock]:
         """The locks that are held, by name."""
-        return self._mesh.request(wire.LocksAsked(), list[wire.HeldLock], timeout_s=DECISION_TIMEOUT_S)
+        return self._mesh.request(LocksAsked(), list[HeldLock], timeout_s=DECISION_TIMEOUT_S)
 
     def drain_node(self, name: str, *, undo: bool = False) -> None:
         """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""

@@ -80,9 +80,8 @@ class Asking:
         for number, node in self._asked.items():
             waiting = self._waiting.get(number)
             if node == id_ and waiting is not None and not waiting.done():
-                waiting.set_exception(
-                    UnreachableError(f"The node that was asked is lost: {why}.", "Ask again: another node answers.")
-                )
+                sentence = f"The node that was asked is lost: {why.rstrip('.')}."
+                waiting.set_exception(UnreachableError(sentence, "Ask again, if another node is alive ('kos nodes')."))
 
     def answered(self, reply: wire.Reply) -> None:
         waiting = self._waiting.pop(reply.id, None)

@@ -117,10 +117,9 @@ class Notebook:
         return cell
 
     def restart(self) -> None:
-        """Restart the kernel by the menu, and wait until it is ready again."""
-        self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
-        self.page.get_by_role("menuitem", name="Restart Kernel…", exact=True).click()
-        self.page.get_by_role("button", name="Confirm Kernel Restart").click()
+        """Restart the kernel by the button, and wait until it is ready again."""
+        self.page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="restart"] jp-button').click()
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
         self.page.locator(".jp-Dialog").wait_for(state="detached")
         self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(state="attached")
 

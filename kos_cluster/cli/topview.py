@@ -81,7 +81,6 @@ def _nodes(model: Model, nodes: Sequence[NodeSight]) -> Table:
     table = _table("NODE", "STATE", ("SLOTS", True), "CPU", "", ("MEMORY", True), ("NETWORK", True), "")
     for node in nodes:
         up = node.up
-        network = node.received_bytes_per_s
         table.add_row(
             printable(node.name),
             Text(node.state, style=STYLES.get(node.state, "")),
@@ -89,7 +88,7 @@ def _nodes(model: Model, nodes: Sequence[NodeSight]) -> Table:
             Text(spark(model.history.last(f"cpu/{node.id}", SPARK_COLUMNS)), style="cyan"),
             f"{node.cpu_share:4.0%}" if up else "-",
             f"{node.memory_share:.0%}" if up else "-",
-            "-" if network is None else f"{(network + (node.sent_bytes_per_s or 0.0)) / 1e6:.1f} MB/s",
+            f"{node.network_bytes_s / 1e6:.1f} MB/s" if up else "-",
             Text(", ".join(_notes(node)), style="dim"),
         )
     return table

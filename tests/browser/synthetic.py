@@ -34,7 +34,14 @@ def snapshot(now: float, passed_s: float, count: int, jobs: int) -> Snapshot:
 
 def _node(number: int, passed_s: float) -> NodeSight:
     wave = (1 + math.sin(passed_s / 7 + number)) / 2
-    load = Load(running=round(8 * wave), queued=number % 3, cpu_percent=100 * wave, memory_percent=30 + number % 50)
+    load = Load(
+        running=round(8 * wave),
+        queued=number % 3,
+        cpu_percent=100 * wave,
+        memory_percent=30 + number % 50,
+        received_bytes_s=round(wave * 9e7),
+        sent_bytes_s=10**6 * number,
+    )
     state = MemberState.DEAD if number == 7 else MemberState.SUSPECT if number == 9 else MemberState.ALIVE
     return NodeSight(
         id=f"{number:032x}",

@@ -24,7 +24,7 @@ from kos_cluster.services.monitor.sampler import Sampler
 from kos_cluster.services.monitor.snapshot import CANCELLED, DONE, FAILED, GONE, RUNNING, NodeSight
 
 FRESH_S = 0.9  # a sample that is younger is told again
-NODE_GAUGES: tuple[tuple[str, str, Callable[[NodeSight], float | None]], ...] = (
+NODE_GAUGES: tuple[tuple[str, str, Callable[[NodeSight], float]], ...] = (
     ("kos_node_slots", "Slots of the node.", lambda node: node.slots),
     ("kos_node_slots_busy", "Slots that work.", lambda node: node.load.running),
     ("kos_node_tasks_queued", "Tasks that wait at the node.", lambda node: node.load.queued),
@@ -38,12 +38,12 @@ NODE_GAUGES: tuple[tuple[str, str, Callable[[NodeSight], float | None]], ...] = 
     (
         "kos_node_network_received_bytes_per_second",
         "What the node's machine takes in from the network.",
-        lambda node: node.received_bytes_per_s,
+        lambda node: node.load.received_bytes_s,
     ),
     (
         "kos_node_network_sent_bytes_per_second",
         "What the node's machine sends into the network.",
-        lambda node: node.sent_bytes_per_s,
+        lambda node: node.load.sent_bytes_s,
     ),
     ("kos_node_load_age_seconds", "How old these figures of the node are.", lambda node: node.load_age_s),
 )
@@ -103,9 +103,7 @@ def _of_nodes(model: Model) -> Iterator[Metric]:
     yield _by("kos_node_coordinator", "1 for the node that coordinates.", "node", coordinator)
     living = [node for node in model.nodes if node.up]
     for name, text, figure in NODE_GAUGES:
-        values = {node.name: value for node in living if (value := figure(node)) is not None}
-        if values:
-            yield _by(name, text, "node", values)
+        yield _by(name, text, "node", {node.name: figure(node) for node in living})
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

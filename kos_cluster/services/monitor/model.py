@@ -33,8 +33,8 @@ class Totals(msgspec.Struct, frozen=True):
     queued: int = 0
     cpu_share: float = 0.0  # each node weighs by its slots
     memory_share: float = 0.0  # each node weighs by its memory
-    received_bytes_per_s: float | None = None  # None: no node tells
-    sent_bytes_per_s: float | None = None
+    received_bytes_s: int = 0
+    sent_bytes_s: int = 0
     jobs_running: int = 0
     waiting: int = 0
     running: int = 0
@@ -143,8 +143,8 @@ class Model:
             queued=sum(node.load.queued for node in up),
             cpu_share=sum(node.cpu_share * node.slots for node in up) / slots if slots else 0.0,
             memory_share=sum(node.memory_share * node.memory_bytes for node in up) / memory if memory else 0.0,
-            received_bytes_per_s=_sum(node.received_bytes_per_s for node in up),
-            sent_bytes_per_s=_sum(node.sent_bytes_per_s for node in up),
+            received_bytes_s=sum(node.load.received_bytes_s for node in up),
+            sent_bytes_s=sum(node.load.sent_bytes_s for node in up),
             jobs_running=sum(job.state == RUNNING for job in jobs),
             waiting=sum(job.waiting for job in jobs if job.state == RUNNING),
             running=sum(job.running for job in jobs if job.state == RUNNING),
@@ -168,15 +168,13 @@ class Model:
         yield "memory", totals.memory_share
         yield "busy", totals.busy / totals.slots if totals.slots else 0.0
         yield "ended", totals.ended_per_s
-        if totals.received_bytes_per_s is not None:
-            yield "network", totals.received_bytes_per_s + (totals.sent_bytes_per_s or 0.0)
+        yield "network", totals.received_bytes_s + totals.sent_bytes_s
         for node in self.nodes:
             if node.up:
                 yield f"cpu/{node.id}", node.cpu_share
                 yield f"memory/{node.id}", node.memory_share
                 yield f"busy/{node.id}", node.busy_share
-                if node.received_bytes_per_s is not None:
-                    yield f"network/{node.id}", node.received_bytes_per_s + (node.sent_bytes_per_s or 0.0)
+                yield f"network/{node.id}", node.network_bytes_s
 
 
 def _dated(job: JobSight, old: JobSight | None, now: float) -> JobSight:
@@ -185,8 +183,3 @@ def _dated(job: JobSight, old: JobSight | None, now: float) -> JobSight:
         return job
     ended_s = old.ended_s if old is not None and old.ended_s is not None else now
     return msgspec.structs.replace(job, ended_s=ended_s)
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    told = [value for value in values if value is not None]
-    return sum(told) if told else None

@@ -57,13 +57,9 @@ class NodeSight(msgspec.Struct, frozen=True):
         return min(1.0, self.load.running / self.slots) if self.slots else 0.0
 
     @property
-    def received_bytes_per_s(self) -> float | None:
-        """What its machine takes in from the network; None when the node does not tell."""
-        return getattr(self.load, "received_bytes_per_s", None)
-
-    @property
-    def sent_bytes_per_s(self) -> float | None:
-        return getattr(self.load, "sent_bytes_per_s", None)
+    def network_bytes_s(self) -> int:
+        """What its machine takes in from the network and sends into it, each second."""
+        return self.load.received_bytes_s + self.load.sent_bytes_s
 
 
 class JobSight(msgspec.Struct, frozen=True):

@@ -51,7 +51,6 @@ class Feed:
 def _row(node: NodeSight) -> Row:
     """The fields in the order in which the front end names them."""
     load = node.load
-    received, sent = node.received_bytes_per_s, node.sent_bytes_per_s
     return [
         node.name,
         node.address,
@@ -64,8 +63,8 @@ def _row(node: NodeSight) -> Row:
         load.queued,
         round(node.cpu_share, 2),
         round(node.memory_share, 2),
-        None if received is None else round(received),
-        None if sent is None else round(sent),
+        load.received_bytes_s,
+        load.sent_bytes_s,
         node.memory_bytes,
     ]
 

@@ -92,8 +92,7 @@ def test_the_metrics_say_what_the_cluster_is(scraped: dict[tuple[str, str], floa
 def test_every_metric_is_documented_and_every_documented_one_exists(scraped: dict[tuple[str, str], float]) -> None:
     told = {name for name, _ in scraped}
     documented = set(re.findall(r"^\| `(kos_\w+)`", (ROOT / "docs" / "monitor.md").read_text(), re.MULTILINE))
-    network = {f"kos_node_network_{way}_bytes_per_second" for way in ("received", "sent")}  # told by newer nodes
-    assert documented == told | network
+    assert documented == told
 
 
 def test_every_query_of_the_dashboard_asks_for_what_exists() -> None:

@@ -118,13 +118,18 @@ def test_a_cluster_that_does_not_answer_is_told_once_and_then_that_it_does() -> 
 def test_totals_weigh_nodes_by_what_they_have() -> None:
     model = Model()
     dead = node(3, state=MemberState.DEAD, load=Load(), coordinator=False)
-    big = node(2, slots=12, load=Load(running=6, cpu_percent=90.0, memory_percent=25.0), coordinator=False)
+    big = node(
+        2,
+        slots=12,
+        load=Load(running=6, cpu_percent=90.0, memory_percent=25.0, received_bytes_s=3, sent_bytes_s=6),
+        coordinator=False,
+    )
     model.handle(snapshot(0, [node(1), big, dead], [job(done=4, failed=1)]))
     totals = model.totals
     assert (totals.nodes, totals.up, totals.slots, totals.busy) == (3, 2, 16, 7)
     assert totals.cpu_share == pytest.approx((0.5 * 4 + 0.9 * 12) / 16)
     assert (totals.waiting, totals.running, totals.done, totals.failed) == (3, 2, 4, 1)
-    assert totals.received_bytes_per_s is None, "no node tells"
+    assert (totals.received_bytes_s, totals.sent_bytes_s) == (3, 6)
 
 
 def test_the_rate_is_of_tasks_that_ended_while_it_looked() -> None:

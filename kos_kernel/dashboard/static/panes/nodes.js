@@ -56,7 +56,7 @@ export default {
     };
     const up = (node) => node.state !== "dead";
     const slotsOf = (node) => `${node.running} of ${node.slots} slots busy, ${kit.counted(node.queued, "task")} queued`;
-    const network = (node) => (node.received == null ? null : node.received + (node.sent ?? 0));
+    const network = (node) => node.received + node.sent;
 
     function fill(row, index) {
       const id = shown[index];
@@ -81,7 +81,7 @@ export default {
         row[key].spark.draw(known[key]);
         kit.say(row[key].value, up(node) ? kit.percent(node[key]) : "–");
       }
-      kit.say(row.network, up(node) && node.received != null ? `↓ ${kit.bytes(node.received)}/s ↑ ${kit.bytes(node.sent)}/s` : "–");
+      kit.say(row.network, up(node) ? `↓ ${kit.bytes(node.received)}/s ↑ ${kit.bytes(node.sent)}/s` : "–");
     }
 
     const list = new kit.VirtualList({ label: "Nodes", head: kit.head("kos-node", "Node", "Slots", "CPU", "Memory", "Network"), create, fill, open: (index) => detail(shown[index]), height: 38 });

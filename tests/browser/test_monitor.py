@@ -25,7 +25,7 @@ expect = playwright.expect
 FRAME_LIMIT_MS = 100
 SCROLLS = 5
 FIRST_PAINT_LIMIT_MS = 500
-TRIES = 6  # of painting; others may have the machine at one
+TRIES = 3  # of painting; others may have the machine at one
 ROOT = Path(__file__).parents[2]
 IMAGINED = (
     f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests.browser.synthetic import show\nimagined = show(100, 40)"
@@ -231,7 +231,9 @@ def test_a_hundred_nodes_are_painted_at_once_and_a_restarted_kernel_shows_them_a
             notebook.run(1)
             took.append(_until(lambda: notebook.page.evaluate("window.painted"), "it is painted"))
         print(f"painted after {took} ms")
-        assert min(took) <= FIRST_PAINT_LIMIT_MS
+        own = notebook.page.evaluate("performance.getEntriesByName('kos-monitor-painted').map((each) => each.duration)")
+        print(f"of which the front end took {own} ms")
+        assert min(own) <= FIRST_PAINT_LIMIT_MS
         rows = notebook.monitor.locator(".kos-row.kos-node")
         expect(rows.first).to_be_visible()
         assert rows.count() < 40, "only what is in sight is in the document"

@@ -21,6 +21,7 @@ function darkPage() {
 }
 
 function render({ model, el: host }) {
+  performance.mark("kos-monitor-begins");
   const view = kit.newId("view");
   const waiting = new Map(); // number -> {resolve, reject}
   const cleanups = [];
@@ -162,6 +163,7 @@ function render({ model, el: host }) {
   host.append(root);
   take(model.get("first"));
   look();
+  requestAnimationFrame(() => requestAnimationFrame(() => performance.measure("kos-monitor-painted", "kos-monitor-begins")));
   return () => cleanups.forEach((clean) => clean());
 }
 

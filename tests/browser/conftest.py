@@ -45,9 +45,14 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def server(chromium: str, machine: Machine) -> Iterator[str]:
-    """The address of a JupyterLab on that machine, with the token to get in. Voila is in it, under /voila."""
+    """The address of a JupyterLab on that machine, with the token to get in. Voila is in it, under /voila.
+
+    It finds the kernel "Python 3 (KOS)", as 'kos kernel install' has written it.
+    """
     port = free_port()
+    machine.ok("kernel", "install", "--prefix", str(machine.home / "prefix"))
     folders = {name: str(machine.home / "jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
+    folders["JUPYTER_PATH"] = str(machine.home / "prefix" / "share" / "jupyter")
     words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
     words += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={machine.work}"]
     words += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]

@@ -35,7 +35,7 @@ class Lab:
         self.pictures = pictures
 
     def write(self, name: str, *cells: str) -> None:
-        """A notebook file with these cells."""
+        """A notebook file with these cells, for the kernel of KOS."""
         document = {
             "cells": [
                 {
@@ -48,7 +48,7 @@ class Lab:
                 }
                 for n, cell in enumerate(cells)
             ],
-            "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+            "metadata": {"kernelspec": {"name": "kos", "display_name": "Python 3 (KOS)", "language": "python"}},
             "nbformat": 4,
             "nbformat_minor": 5,
         }

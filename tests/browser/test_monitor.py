@@ -32,7 +32,7 @@ IMAGINED = (
 )
 LOAD, MONITOR, MANY, SLOW, CELL = range(5)
 CELLS = (
-    "%load_ext kos_kernel\nimport time, kos_cluster as kos\ncluster = kos.connect()\nx = 21",
+    "import time, kos_cluster as kos\ncluster = kos.connect()\nx = 21",
     "%kos monitor",
     "def square(n):\n    if n % 20_000 == 7:\n        raise ValueError(n)\n    return n * n\n"
     "many = cluster.map(square, range(100_000), name='many')\nlen(many.futures)",
@@ -268,7 +268,7 @@ FIRST_PAINT = """() => {
 
 
 def test_voila_shows_the_same_notebook(lab: Lab) -> None:
-    lab.write("app.ipynb", "%load_ext kos_kernel", "%kos monitor")
+    lab.write("app.ipynb", "%kos monitor")
     page = lab.page("voila/render/app.ipynb", 1000, 900)
     try:
         monitor = page.locator(".kos-monitor").first

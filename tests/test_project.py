@@ -133,6 +133,22 @@ def test_every_module_says_what_it_is_for() -> None:
     assert not silent
 
 
+@pytest.mark.parametrize(
+    "machine", ["swim", "loadgossip", "raft", "kademlia", "lookup", "buckets", "twophase", "replicated/locks"]
+)
+def test_a_machine_opens_with_its_theory_rules_limits_and_table(machine: str) -> None:
+    """A package does in its parts, each of which has the table of what it decides."""
+    path = ROOT / "kos_cluster" / "core" / machine
+    sources = [part.read_text() for part in (path.glob("*.py") if path.is_dir() else [path.with_suffix(".py")])]
+    opening = "\n".join(ast.get_docstring(ast.parse(source)) or "" for source in sources)
+    assert re.search(r"^(## )?Theory( of operation)?\b", opening, re.MULTILINE)
+    assert re.search(r"^(## )?Rules\b", opening, re.MULTILINE)
+    assert re.search(r"^    [a-z].*\S {3,}\S.*\n    \S.* {2,}\S", opening, re.MULTILINE), "a table"
+    limits = re.findall(r"^([A-Z_]+(?:LIMIT\w*|_S|_BYTES)) = [^#\n]*(#.*)?$", "\n".join(sources), re.MULTILINE)
+    assert limits
+    assert not [name for name, what in limits if not what and not name.endswith(("_S", "_BYTES"))], "limits of what?"
+
+
 def test_modules_are_small() -> None:
     long = {name_of(path): count for path in modules() if (count := path.read_text().count("\n")) > MODULE_LINES_LIMIT}
     assert not long

@@ -28,6 +28,31 @@ until = _until
 HOSTS = ("n1", "n2", "n3")
 ADDRESS = {name: f"10.77.0.{number}" for number, name in enumerate(HOSTS, 1)}
 WORK = "echo begun; while [ ! -e '{}' ]; do sleep 0.05; done; echo ended"
+# A program that is cut off with its host while what it has submitted runs on all of them.
+PROGRAM = """
+import os, sys, time
+import kos_cluster as kos
+def work(number, go=sys.argv[1]):
+    while not os.path.exists(go):
+        time.sleep(0.05)
+    return number
+def where(_):
+    time.sleep(0.2)
+    return os.environ["KOS_NODE"]
+cluster = kos.connect()
+while len([node for node in cluster.nodes() if node["state"] == "alive"]) < 3:
+    time.sleep(0.05)
+futures, settled = cluster.map(work, range(12)).futures, []
+for future in futures:
+    future.add_done_callback(settled.append)
+while len({node["name"] for node in cluster.nodes() if node["running"]}) < 3:
+    time.sleep(0.05)
+print("begun", flush=True)
+print(cluster.gather(futures) == list(range(12)), len(settled), flush=True)
+while len(set(cluster.map(where, range(12)))) < 3:
+    pass
+print("all hosts work for it again", flush=True)
+"""
 STATUS_WITHIN_S = 1.8  # more than without a partition
 HEALED_S = 40.0  # for all to agree again: connections that stalled are tried again by the kernel ever more seldom
 
@@ -213,12 +238,17 @@ def refuses(host: Host) -> None:
 
 
 def test_a_coordinator_that_is_cut_off_decides_nothing_and_comes_back(network: Network, hosts: dict[str, Host]) -> None:
-    """The majority goes on, and no work of it is lost, also when both sides hear what the other held to be dead."""
+    """The majority goes on, and no work of it is lost, also when both sides hear what the other held to be dead.
+
+    What was submitted on the host that is cut off completes, and its program goes on with all hosts.
+    """
     first = agreed(hosts)
     majority, third = (name for name in HOSTS if name != first)
     goes_on = hosts[majority].machine.home / "end it"
     work = hosts[majority].machine.start("run", "--on", third, "sh", "-c", WORK.format(goes_on))
     assert work.stdout.readline() == "begun\n"
+    program = hosts[first].machine.popen([sys.executable, "-c", PROGRAM, str(goes_on)])
+    assert program.stdout.readline() == "begun\n"
     whole, usual_s = hosts[majority].status()
     assert (whole["alive"], whole["silent"]) == (3, [])
     network.cut_off(first)
@@ -237,6 +267,8 @@ def test_a_coordinator_that_is_cut_off_decides_nothing_and_comes_back(network: N
     goes_on.touch()
     said, complaints = work.communicate(timeout=HEALED_S)
     assert (work.returncode, said) == (0, "ended\n"), complaints
+    said, complaints = program.communicate(timeout=HEALED_S)
+    assert (program.returncode, said) == (0, "True 12\nall hosts work for it again\n"), complaints
 
 
 def test_a_coordinator_that_is_deaf_steps_down_and_comes_back(network: Network, hosts: dict[str, Host]) -> None:

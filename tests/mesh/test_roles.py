@@ -282,6 +282,8 @@ def test_a_record_that_its_member_did_not_sign_changes_nothing(scene: Callable[[
                 forger.say(forger.heartbeat(incarnation=time.time_ns(), **changes))
             forger.say(wire.Heartbeat(swim.Gossip((swim.Dead(victim.id, victim.incarnation, "nobody"),))))
             assert _standing(await forger.members()) == before
+            log = (ClusterHome(there.home, EMBEDDED_NAME).run("node1") / "log").read_text()
+            assert f"What {there.me.peer.id} said about {victim.id} was ignored: its signature is wrong." in log
 
     asyncio.run(forge())
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from kos_cluster.net import beacon as beacon_module
-from kos_cluster.net.beacon import GROUP, Beacon, Finder
+from kos_cluster.net.beacon import FOUND_LIMIT, GROUP, INTERVAL_S, Announcement, Beacon, Finder
 
 LOOPBACK = "127.0.0.1"
 CA = "a" * 64
@@ -72,3 +77,44 @@ def test_a_machine_without_multicast_goes_on(group_port: int) -> None:
 
     assert asyncio.run(scene()) != ""
     assert beacon_module.find("lab", CA, 0.05, "203.0.113.9", group_port) == []
+
+
+def test_announcements_are_one_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    put_off: list[tuple[float, Callable[[], None]]] = []
+    timer = SimpleNamespace(cancel=lambda: None)
+    loop = SimpleNamespace(call_later=lambda delay_s, do: put_off.append((delay_s, do)) or timer)
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    beacon = Beacon(Announcement("lab", CA, "10.0.0.3", 7567))
+    beacon.connection_made(SimpleNamespace(sendto=sent.append, close=lambda: None))  # type: ignore[arg-type]
+    for announced in range(1, 5):
+        assert (len(sent), len(put_off)) == (announced, announced)
+        delay_s, do = put_off[-1]
+        assert delay_s == INTERVAL_S
+        do()
+    beacon.close()
+    assert len(set(sent)) == 1
+
+
+def test_a_flood_of_forged_beacons_is_soon_over_and_bounded(group_port: int) -> None:
+    finder = Finder("lab", CA, LOOPBACK, group_port)
+    ended = threading.Event()
+
+    def flood() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK))
+            for port in itertools.cycle(range(1, 10 * FOUND_LIMIT)):
+                if ended.is_set():
+                    return
+                forged = msgspec.msgpack.encode(Announcement("lab", CA, "10.0.0.9", port))
+                stranger.sendto(b"KOSB1" + forged, (GROUP, group_port))
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        finder.listen(3600.0)
+    finally:
+        ended.set()
+        flooding.join()
+        finder.close()
+    assert 1 < len(finder.found) <= FOUND_LIMIT

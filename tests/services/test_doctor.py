@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import shutil
 import socket
@@ -68,6 +69,7 @@ def test_little_room_is_found(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free_mib * doctor.MIB))
     assert (found(cluster, "disk").verdict, found(cluster, "shared memory").verdict) == (disk, shm)
     assert bool(found(cluster, "disk").mend) is (disk != "ok")
+    assert ("mount -o remount" in found(cluster, "shared memory").mend) is (shm != "ok")
     assert str(free_mib) in found(cluster, "disk").said
 
 
@@ -113,6 +115,32 @@ def test_an_address_that_is_no_longer_this_machines_is_found(cluster: ClusterHom
     )
     write_start(cluster, "desk", msgspec.structs.replace(start, advertise="nowhere.invalid"))
     assert bad(found(cluster, "address of desk")).startswith("fail: nowhere.invalid cannot be resolved")
+
+
+def test_a_port_that_a_firewall_keeps_shut_is_found(cluster: ClusterHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: tuple[str, int], timeout_s: float) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(doctor.sweeping, "alive", lambda cluster, node: "it runs")
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    port = doctor.read_start(cluster, "desk").port
+    for use, number in (("control", port), ("bulk", port + 1)):
+        finding = found(cluster, f"{use} port of desk")
+        assert bad(finding) == f"fail: desk runs, but 127.0.0.1:{number} cannot be connected to (timed out)."
+        assert finding.mend == f"Let the firewall pass TCP {number}, here and between the machines."
+
+
+def test_a_machine_that_cannot_hear_beacons_is_found(cluster: ClusterHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = doctor.read_start(cluster, "desk")
+    write_start(cluster, "desk", msgspec.structs.replace(start, beacon=True))
+
+    def no_route(name: str, ca_sha256: str) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(doctor.beacon, "Finder", no_route)
+    finding = found(cluster, "beacon of desk")
+    assert bad(finding) == f"warn: UDP port {doctor.beacon.PORT}, for multicast, cannot be had (No such device)."
+    assert "name a node when joining" in finding.mend
 
 
 def test_a_certificate_that_should_have_been_renewed_or_is_damaged_is_found(
@@ -194,6 +222,7 @@ def test_the_quorum_is_told_with_its_arithmetic(
     peer = authority.local("c1", "ada", Role.CLIENT).peer
     quorum, sealed = doctor._agreement(FakeCluster(0.0, names), rows, status_of("lab", peer, rows))  # type: ignore[arg-type]
     assert (quorum.verdict, said in quorum.said) == (verdict, True)
+    assert ("kos up" in quorum.mend) is (verdict != "ok")
     assert sealed.verdict is Verdict.OK
 
 

@@ -231,6 +231,11 @@ class Ownership:
             reasons.append(f"{node.view.name}: {never}")
         return tuple(reasons)
 
+    def place(self, needs: Needs, now: float) -> placement.Placement:
+        """Where a single task would go that another owner is to submit there."""
+        views = [node.view for node in self._nodes.values() if node.up]
+        return placement.place(needs, views, self._rng, prefetch=False, now=now)
+
     def forget(self, job_id: str) -> None:
         """Drop a job whose tasks are all final; its story can no longer be told."""
         job = self._jobs.get(job_id)

@@ -30,6 +30,7 @@ from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, N
 from kos_cluster.core.replicated.commands import Proposal
 from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
+from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 
 WIRE_VERSION = 2
 OLDEST_WIRE_VERSION = 1  # that is understood, so that nodes can be upgraded one by one
@@ -448,6 +449,9 @@ Asked = (
     | DetachedResults
     | DetachedOutput
     | CancelDetached
+    | StartKernel
+    | KernelOf
+    | StopKernel
 )
 
 

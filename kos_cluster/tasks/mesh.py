@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, Runs, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Member, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -124,6 +124,18 @@ class Mesh:
         Raises NoSuchNodeError or UnreachableError when the node that the job names is not there or dead.
         """
         return self.ask(lambda: self._why_never(job))
+
+    def place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
+        """The node for a task that another owner is to submit there, or why there is none now."""
+        return self.ask(lambda: self._place(needs))
+
+    def member(self, id_: str) -> Member | None:
+        """What is known of a node by now."""
+        return self.ask(lambda: self._attachment.members.get(id_))
+
+    def _place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
+        placed = self._core.place(needs, self._now())
+        return self._attachment.members.get(placed.node or ""), placed.reasons
 
     def _why_never(self, job: Job) -> tuple[str, ...]:
         if job.needs.on and not self._attachment.linked(job.needs.on):

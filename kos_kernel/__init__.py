@@ -1,5 +1,12 @@
 """KOS in IPython and Jupyter: `%load_ext kos_kernel` gives the `%kos` and `%%kos` magics.
 
+    kernel, __main__   the kernel "Python 3 (KOS)", which has the extension loaded
+    attaching          when a notebook comes to a cluster, and how it leaves
+    output, threads    output lands in the cell that caused it
+    interrupts         an interrupt reaches a cell that awaits
+    bar, listings, rendering    progress, tables and errors as a notebook shows them
+    magics/            what is typed, and cells on their way
+
 Rules: loading is light: everything that talks to a cluster is imported when it is first used. Nothing here keeps
 state of a cluster; that is `kos_cluster`'s.
 """
@@ -14,19 +21,25 @@ if TYPE_CHECKING:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Called by `%load_ext kos_kernel`."""
-    from kos_kernel import output
-    from kos_kernel.magics import command, completion
+    from kos_kernel import interrupts, output, threads
+    from kos_kernel.magics import asking, command, completion
 
     command.register(shell)
+    asking.register(shell)
     completion.register(shell)
     output.register(shell)
+    threads.register(shell)
+    interrupts.register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Called by `%unload_ext kos_kernel`; `%reload_ext` is this and loading."""
-    from kos_kernel import output
-    from kos_kernel.magics import command, completion
+    from kos_kernel import interrupts, output, threads
+    from kos_kernel.magics import asking, command, completion
 
+    interrupts.unregister(shell)
+    threads.unregister()
     output.unregister()
     completion.unregister(shell)
+    asking.unregister(shell)
     command.unregister(shell)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 import msgspec
@@ -50,6 +50,15 @@ class Console:
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
         (draw if on_terminal(self.out) else plain)(columns, list(rows), self.out)
+
+    def listing(self, records: Sequence[Any], columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+        """What is listed: a row of cells for people for each of what `records` tells programs."""
+        self.table(columns, rows)
+
+    def facts(self, record: Mapping[str, Any], lines: Iterable[str]) -> None:
+        """What is told in lines for people, and in `record` for programs."""
+        for line in lines:
+            self.answer(line)
 
 
 def on_terminal(stream: TextIO) -> bool:

@@ -9,6 +9,7 @@ Everything from the first word of a command to run onwards belongs to that comma
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -84,6 +85,7 @@ class _Commands:
         return parser
 
 
+@functools.cache
 def build_parser() -> argparse.ArgumentParser:
     """The whole grammar."""
     parser = Parser(prog="kos", description="Turns the machines on a desk, in a lab or in a rack into one computer.")
@@ -97,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_work(commands)
     _add_lock(commands)
     _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
+    _add_kernel(_Commands(commands.add("kernel", "give Jupyter the kernel 'Python 3 (KOS)'")))
     _add_bench(commands)
     _add_sim(commands)
     return parser
@@ -232,13 +235,33 @@ def _add_work(commands: _Commands) -> None:
     logs = commands.add("logs", "print the last output of a job or a task", "logs")
     _add_id(logs)
     _add_json(logs)
+    why = commands.add(
+        "why", "tell where a job's tasks are and why: what they need, what each node does with them", "why"
+    )
+    _add_id(why)
+    _add_json(why)
     story = commands.add("story", "tell what happened to a job's tasks: attempts, nodes, causes", "story")
     _add_id(story)
     _add_json(story)
+    report = commands.add(
+        "report", "write one file that shows what ran where and when: a gantt, transfers, failures", "report"
+    )
+    report.add_argument("file", metavar="FILE.html", help="the file; it needs no network to be read")
 
 
 def _add_id(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="a job, or one task of it as JOB.INDEX")
+
+
+def _add_kernel(commands: _Commands) -> None:
+    install = commands.add("install", "install the kernel, for this Python, where Jupyter looks", "kernel_install")
+    where = install.add_mutually_exclusive_group()
+    where.add_argument("--user", action="store_true", help="for this user (the default outside virtual environments)")
+    where.add_argument("--sys-prefix", action="store_true", help="in this Python's environment (the default in one)")
+    where.add_argument("--prefix", metavar="P", help="beneath P/share/jupyter")
+    _add_json(commands.add("list", "list the kernels of KOS that Jupyter finds", "kernel_list"))
+    remove = commands.add("remove", "remove a kernel that 'kos kernel install' made", "kernel_remove")
+    remove.add_argument("name", metavar="KERNEL", nargs="?", default="", help="as listed (default: kos)")
 
 
 def _add_bench(commands: _Commands) -> None:

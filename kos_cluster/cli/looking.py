@@ -28,7 +28,7 @@ def nodes_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.json:
         console.json(nodes)
     else:
-        console.table(NODE_COLUMNS, [_row(node) for node in nodes])
+        console.listing(nodes, NODE_COLUMNS, [_row(node) for node in nodes])
     return 0
 
 
@@ -37,19 +37,24 @@ def status_(parsed: argparse.Namespace, console: Console) -> int:
     status = kos.connect(parsed.cluster).status()
     if parsed.json:
         console.json(status)
-        return 0
-    console.answer(f"Cluster {status['cluster']}: {status['alive']} of {status['nodes']} nodes alive.")
-    console.answer(f"Slots: {status['running']} of {status['slots']} busy.")
-    console.answer(f"Coordinator: {status['coordinator'] or 'not alive'}.")
-    if status["voters"]:
-        console.answer(f"Voters: {', '.join(status['voters'])}.")
-    if status["drained"]:
-        console.answer(f"Drained, so given no more work: {', '.join(status['drained'])}.")
-    for name, trouble in status["trouble"].items():
-        console.answer(f"{name} takes no part in the decisions: {trouble}")
-    console.answer(f"You are {status['identity']}, with the role {status['role']}.")
-    console.answer(status["loss"])
+    else:
+        console.facts(status, _status_lines(status))
     return 0
+
+
+def _status_lines(status: dict[str, Any]) -> list[str]:
+    voters = [f"Voters: {', '.join(status['voters'])}."] if status["voters"] else []
+    drained = [f"Drained, so given no more work: {', '.join(status['drained'])}."] if status["drained"] else []
+    return [
+        f"Cluster {status['cluster']}: {status['alive']} of {status['nodes']} nodes alive.",
+        f"Slots: {status['running']} of {status['slots']} busy.",
+        f"Coordinator: {status['coordinator'] or 'not alive'}.",
+        *voters,
+        *drained,
+        *(f"{name} takes no part in the decisions: {trouble}" for name, trouble in status["trouble"].items()),
+        f"You are {status['identity']}, with the role {status['role']}.",
+        status["loss"],
+    ]
 
 
 def _row(node: dict[str, Any]) -> list[str]:

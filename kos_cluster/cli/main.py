@@ -41,7 +41,9 @@ MODULES = {
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
     "attaching": ("attach",),
-    "work": ("ps", "cancel", "logs", "story"),
+    "work": ("ps", "cancel", "logs", "why", "story"),
+    "reporting": ("report",),
+    "kernels": ("kernel_install", "kernel_list", "kernel_remove"),
     "bench": ("bench", "bench_control"),
     "sim": ("sim",),
 }
@@ -69,10 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def run(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
-    """Run one command line (without the leading `kos`) and return its exit code. Never raises, never exits."""
+def run(argv: Sequence[str], out: TextIO, err: TextIO, console: Console | None = None) -> int:
+    """Run one command line (without the leading `kos`) and return its exit code. Never raises, never exits.
+
+    `console`: what the command talks to, if not plainly to `out` and `err`.
+    """
     try:
-        return _act(argv, out, err)
+        return _act(argv, out, err, console)
     except KosError as error:
         return _say(err, f"kos: {error.message} {error.hint or LOOK}", error.exit_code)
     except KeyboardInterrupt:
@@ -87,7 +92,7 @@ def run(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
         return _say(err, _reported(argv, error), EXIT_INTERNAL)
 
 
-def _act(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
+def _act(argv: Sequence[str], out: TextIO, err: TextIO, console: Console | None) -> int:
     from kos_cluster.cli.grammar import Shown, parse
 
     try:
@@ -95,7 +100,7 @@ def _act(argv: Sequence[str], out: TextIO, err: TextIO) -> int:
     except Shown as shown:
         out.write(shown.text)
         return 0
-    return _action(parsed.action)(parsed, _console(out, err))
+    return _action(parsed.action)(parsed, console or _console(out, err))
 
 
 def _say(err: TextIO, text: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""`kos ps`, `cancel`, `logs` and `story`: looking at work, and stopping it.
+"""`kos ps`, `cancel`, `logs`, `why` and `story`: looking at work, and stopping it.
 
 Rules: an id is a job's, or one task's as JOB.INDEX. An id that no node knows is NoSuchTaskError.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
+
+import msgspec
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
@@ -27,6 +30,7 @@ JOB_COLUMNS = (
     Column("NODES"),
     Column("DRIVER"),
 )
+WHY_COLUMNS = (Column("TASKS"), Column("COUNT", right=True), Column("STATE"), Column("NODE"), Column("WHY"))
 STORY_COLUMNS = (
     Column("TASK"),
     Column("STATE"),
@@ -45,7 +49,7 @@ def ps_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.json:
         console.json(jobs)
     else:
-        console.table(JOB_COLUMNS, [_job_row(job, time.time()) for job in jobs])
+        console.listing(jobs, JOB_COLUMNS, [_job_row(job, time.time()) for job in jobs])
     return 0
 
 
@@ -73,6 +77,18 @@ def logs_(parsed: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def why_(parsed: argparse.Namespace, console: Console) -> int:
+    """Tell where tasks are and why."""
+    rows = kos.connect(parsed.cluster).why(parsed.id)
+    if not rows:
+        raise _unknown(parsed.id)
+    if parsed.json:
+        console.json(rows)
+    else:
+        console.listing(rows, WHY_COLUMNS, [[row.tasks, str(row.count), row.state, row.node, row.why] for row in rows])
+    return 0
+
+
 def story_(parsed: argparse.Namespace, console: Console) -> int:
     """Tell what happened to each task."""
     stories = kos.connect(parsed.cluster).stories(parsed.id)
@@ -81,7 +97,8 @@ def story_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.json:
         console.json(stories)
     else:
-        console.table(STORY_COLUMNS, [row for story in stories for row in _story_rows(story)])
+        rows = [row for story in stories for row in _story_rows(story)]
+        console.listing([record for story in stories for record in _story_records(story)], STORY_COLUMNS, rows)
     return 0
 
 
@@ -104,6 +121,12 @@ def _story_rows(story: Story) -> list[list[str]]:
         return [[*task, "", "", "", "", "not sent yet", ""]]
     heads = [task, *([["", ""]] * (len(story.attempts) - 1))]
     return [[*head, *_attempt_cells(attempt)] for head, attempt in zip(heads, story.attempts, strict=True)]
+
+
+def _story_records(story: Story) -> list[dict[str, Any]]:
+    """One record an attempt, as `_story_rows` has rows."""
+    task = {"task": story.task, "name": story.name, "state": story.state}
+    return [{**task, **msgspec.to_builtins(attempt)} for attempt in story.attempts] or [task]
 
 
 def _attempt_cells(attempt: Attempt) -> list[str]:

@@ -219,6 +219,18 @@ class Ownership:
         job = self._jobs.get(job_id)
         return job.stuck if job and job.waiting else ()
 
+    def standing(self, job_id: str, now: float) -> tuple[Needs, dict[str, str]] | None:
+        """What the job's tasks need, and what each node would do with one now; None for a job that is not known."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        needs = job.spec.needs
+        views = {node.view.name: node for node in self._nodes.values()}
+        return needs, {
+            name: placement.standing(needs, node.view, now) if node.up else "it is lost"
+            for name, node in sorted(views.items())
+        }
+
     def impossible(self, needs: Needs) -> tuple[str, ...]:
         """Each node's reason why it can never run such a task; empty when one can, or when no node is known."""
         reasons = []

@@ -86,6 +86,15 @@ def node_free(node: Candidate) -> int:
     return node.slots - max(node.in_flight, node.busy)
 
 
+def standing(needs: Needs, node: Candidate, now: float) -> str:
+    """What would come of placing a task on this node now, in words: why not, or how much is free."""
+    return (
+        why_never(needs, node)
+        or _why_not_now(needs, node, False, now)
+        or f"{max(node_free(node), 0)} of {node.slots} slots free"
+    )
+
+
 def why_never(needs: Needs, node: Candidate) -> str:
     """Why a node can never run the task, or an empty string."""
     if needs.on and needs.on not in (node.name, node.id):

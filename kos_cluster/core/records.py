@@ -144,7 +144,11 @@ class Cause(enum.StrEnum):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One try at one task. `started_s` is None when it is not known to have started. Times are Unix seconds."""
+    """One try at one task. `started_s` is None when it is not known to have started. Times are Unix seconds.
+
+    Bytes are known to the node alone: the task's share of what its batch brought there and gave back, and the most
+    memory that its worker's process has held by then.
+    """
 
     number: int
     node: str
@@ -153,6 +157,9 @@ class Attempt(msgspec.Struct, frozen=True):
     ended_s: float | None = None
     end: AttemptEnd = AttemptEnd.OPEN
     cause: str = ""
+    received_bytes: int = 0
+    returned_bytes: int = 0
+    peak_memory_bytes: int = 0
 
 
 class Story(msgspec.Struct, frozen=True):

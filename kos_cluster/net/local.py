@@ -111,7 +111,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     An index in `failed` has a pickled `tasks.failures.Failure` as its outcome. An index in `large` has an empty
     entry; its outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in
     user code on these. `last` is true when the batch is finished and the worker is idle again. `retire`: the worker
-    must not be used again.
+    must not be used again. `peak_memory_bytes`: the most that the worker's process has held.
     """
 
     batch: int
@@ -121,6 +121,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     elapsed_s: float
     last: bool
     retire: bool = False
+    peak_memory_bytes: int = 0
 
 
 class Display(msgspec.Struct, frozen=True, tag=True):

@@ -104,6 +104,7 @@ class Batches:
         record = BatchRecord(
             message.job, message.job_name, message.runs, message.attempt, time.time(), earlier=message.history
         )
+        record.received_bytes = len(payload)
         order = list(indices_of(message.runs))
         self._batches[key] = _Batch(owner, message, payload, record, order, set(order), missing)
         self._parts.pin(message.parts)
@@ -120,10 +121,13 @@ class Batches:
 
     def part_arrived(self, hash_: str) -> None:
         """A part is here: what waited for it alone may start."""
+        size_bytes = self._parts.size_bytes(hash_)
         for key in self._by_part.pop(hash_, ()):
             batch = self._batches.get(key)
             if batch is not None:
                 batch.missing.discard(hash_)
+                batch.record.received_bytes += size_bytes
+                size_bytes = 0  # it came once, whoever waits for it
                 if not batch.missing:
                     self._apply(queue.PartsComplete(key))
 
@@ -303,9 +307,12 @@ class Batches:
     def _outcomes(self, worker: int, key: Key, batch: _Batch, message: local.Done, payload: bytes) -> None:
         """Pass outcomes on; a task that was interrupted because it is being stopped is told as lost, not as failed."""
         batch.left.difference_update(indices_of(message.runs))
+        record = batch.record
+        record.returned_bytes += len(payload) + sum(size_bytes for _, size_bytes in message.large.values())
+        record.peak_memory_bytes = max(record.peak_memory_bytes, message.peak_memory_bytes)
         cause = self._queue.stopping(key)
         failed = dict.fromkeys(message.failed, AttemptEnd.FAILED)
-        batch.record.ends.update(failed)
+        record.ends.update(failed)
         if cause is not None and message.failed:
             self._report_stopped(batch, message, cause)
         elif message.runs or message.last:
@@ -321,7 +328,7 @@ class Batches:
             )
             self._deliver(owner, result, payload)
         if message.last:
-            batch.record.done, batch.record.ended_s = True, time.time()
+            record.done, record.ended_s = True, time.time()
             self._forget(key)
             self._apply(queue.BatchDone(worker, message.retire))
 

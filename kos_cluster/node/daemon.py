@@ -69,7 +69,7 @@ NODES_SAY = (
     wire.OwnerEnded,
     wire.Reply,
 )
-PRELOADED = ("numpy",)  # imported in the fork server when it is idle, if installed
+PRELOADED = ("numpy", "kos_kernel.magics.warm")  # imported in the fork server when it is idle, where installed
 PRELOAD_AFTER_S = 1.0  # after the start
 
 
@@ -273,7 +273,7 @@ class Daemon:
     async def _preload(self, workers: Workers) -> None:
         """Import what many tasks need; not at once, as the first task would have to wait for it."""
         await asyncio.sleep(PRELOAD_AFTER_S)
-        workers.preload([name for name in PRELOADED if importlib.util.find_spec(name)])
+        workers.preload([name for name in PRELOADED if importlib.util.find_spec(name.partition(".")[0])])
         await self._stop.wait()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from kos_cluster.core.records import Attempt, AttemptEnd, Runs, Story, TaskState, indices_of
+from kos_cluster.core.records import Attempt, AttemptEnd, Runs, Story, TaskState, count_of, indices_of
 
 BATCHES_LIMIT = 8192
 LOGS_LIMIT = 2048
@@ -30,13 +30,26 @@ class BatchRecord:
     ends: dict[int, AttemptEnd] = field(default_factory=dict)  # of tasks that did not end DONE
     done: bool = False
     cause: str = ""
+    received_bytes: int = 0
+    returned_bytes: int = 0
+    peak_memory_bytes: int = 0  # of its worker's process
     earlier: dict[int, list[Attempt]] = field(default_factory=dict)  # attempts on other nodes, told by the owner
 
     def attempt_of(self, index: int, node: str) -> Attempt:
         end = self.ends.get(index, AttemptEnd.DONE if self.done else AttemptEnd.OPEN)
         failed = end not in (AttemptEnd.DONE, AttemptEnd.OPEN)
+        count = count_of(self.runs)
         return Attempt(
-            self.attempt, node, self.arrived_s, self.started_s, self.ended_s, end, self.cause if failed else ""
+            number=self.attempt,
+            node=node,
+            sent_s=self.arrived_s,
+            started_s=self.started_s,
+            ended_s=self.ended_s,
+            end=end,
+            cause=self.cause if failed else "",
+            received_bytes=self.received_bytes // count,
+            returned_bytes=self.returned_bytes // count,
+            peak_memory_bytes=self.peak_memory_bytes,
         )
 
 

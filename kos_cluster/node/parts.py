@@ -90,6 +90,10 @@ class Parts:
         self._files.move_to_end(hash_)
         return self._folder / hash_
 
+    def size_bytes(self, hash_: str) -> int:
+        """A part's size; 0 when it is not here."""
+        return len(self._small[hash_]) if hash_ in self._small else self._files.get(hash_, 0)
+
     def _shrink(self) -> None:
         for hash_ in [h for h in self._small if h not in self._pins]:
             if self._small_bytes <= MEMORY_LIMIT_BYTES:

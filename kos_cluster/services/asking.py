@@ -7,8 +7,10 @@ for; without that a node that does not answer is waited for for ever.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from kos_cluster.net import wire
 from kos_cluster.net.bulk import present
@@ -17,7 +19,19 @@ from kos_cluster.net.transport import Context, Link
 
 UP_POLL_S = 0.02  # between two tries to send while the link comes up
 
+T = TypeVar("T")
 Ask = Callable[[wire.Asked], Awaitable[wire.Reply]]
+
+
+def run_within(work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    """Run a coroutine to its end, also where a loop runs already, as in a notebook's cell. Raises TimeoutError."""
+    limited = asyncio.wait_for(work, timeout_s)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(limited)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as apart:
+        return apart.submit(asyncio.run, limited).result()
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,6 @@ any other node of the cluster is told. It ends after `TELL_TIMEOUT_S` an address
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -15,7 +14,7 @@ from kos_cluster import errors
 from kos_cluster.errors import AuthError, KosError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials
-from kos_cluster.services.asking import asking
+from kos_cluster.services.asking import asking, run_within
 
 TELL_TIMEOUT_S = 15.0
 
@@ -28,7 +27,7 @@ def tell_left(credentials: Credentials, addresses: Sequence[str]) -> bool | None
     """
     for address in addresses:
         try:
-            reply = asyncio.run(asyncio.wait_for(_tell(credentials, address), TELL_TIMEOUT_S))
+            reply = run_within(_tell(credentials, address), TELL_TIMEOUT_S)
         except (TimeoutError, UnreachableError, AuthError):
             continue  # it is not there, or does not know us any more: another one may
         if reply.error is not None:

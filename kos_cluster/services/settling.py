@@ -14,7 +14,7 @@ from kos_cluster.core.voters import voters_wanted
 from kos_cluster.errors import AuthError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials
-from kos_cluster.services.asking import asking
+from kos_cluster.services.asking import asking, run_within
 
 SETTLE_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -26,7 +26,7 @@ def settled(credentials: Credentials, address: str, nodes: int) -> bool:
     False when that took longer than `SETTLE_TIMEOUT_S`, or when the node is gone.
     """
     try:
-        asyncio.run(asyncio.wait_for(_settled(credentials, address, voters_wanted(nodes)), SETTLE_TIMEOUT_S))
+        run_within(_settled(credentials, address, voters_wanted(nodes)), SETTLE_TIMEOUT_S)
     except (TimeoutError, UnreachableError, AuthError):
         return False
     return True

@@ -12,6 +12,7 @@ import concurrent.futures
 import os
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.stories import merged
+from kos_cluster.tasks.why import Why, explain
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
@@ -74,6 +76,13 @@ def connect(name: str | None = None, *, home: Path | None = None) -> Cluster:
         return cluster
 
 
+def disconnect() -> None:
+    """Close every connection of this process. Tasks that are not done are cancelled; `connect` connects anew."""
+    for cluster in list(_connections.values()):
+        if cluster.usable:
+            cluster.close()
+
+
 class Cluster:
     """A connection to a cluster. Made by `connect`; closed by `close` or at the end of the process."""
 
@@ -97,6 +106,10 @@ class Cluster:
     def usable(self) -> bool:
         """Whether this is open and of this process (a forked child must connect anew)."""
         return not self._mesh.closed and self._mesh.pid == os.getpid()
+
+    def check_reachable(self) -> None:
+        """Raises UnreachableError when no node answers now: what is submitted would wait until one does."""
+        self._mesh.check_reachable()
 
     # ---- running work
 
@@ -220,6 +233,12 @@ class Cluster:
     def stories(self, id: str) -> list[Story]:
         """Every known attempt at a job's tasks, or at one task."""
         return merged(self._mesh.request_all(wire.Stories(id), list[Story]).values())
+
+    def why(self, id: str) -> list[Why]:
+        """Where a job's tasks, or one task, are and why; empty when nobody knows the id."""
+        job = id.partition(".")[0]
+        summary = next((known for known in self.jobs() if known.job == job), None)
+        return explain(id, summary, self.stories(id), self.nodes(), self._mesh.standing(job), time.time())
 
     def cancel(self, id: str) -> bool:
         """Cancel a job or task by id, whoever submitted it. False when no node knows it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -72,6 +73,14 @@ class Future(concurrent.futures.Future[Any]):
                 return error
             raise
         return None
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        """Call `fn(future)` once it is done, in the context of this call: what it prints belongs to the caller's cell.
+
+        It is called in the mesh thread, so it must not wait for other tasks.
+        """
+        context = contextvars.copy_context()
+        super().add_done_callback(lambda future: context.run(fn, future))
 
     def cancel(self) -> bool:
         """Cancel the task, also when it runs already: it is stopped meanwhile. False when it is done."""

@@ -118,6 +118,14 @@ class Mesh:
     def story(self, job: Job, index: int) -> Story | None:
         return None if self.closed else self.ask(lambda: self._core.story(job.id, index))
 
+    def standing(self, job_id: str) -> tuple[Needs, dict[str, str]] | None:
+        """What a job of this process needs, and what each node would do with a task of it now."""
+        return self.ask(lambda: self._core.standing(job_id, self._now()))
+
+    def check_reachable(self) -> None:
+        """Raises UnreachableError when no node answers."""
+        self.ask(lambda: self._attachment.choose(""))
+
     def why_never(self, job: Job) -> tuple[str, ...]:
         """Each node's reason why it can never run this job's tasks; empty when one can.
 

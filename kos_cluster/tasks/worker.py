@@ -17,6 +17,7 @@ import contextlib
 import mmap
 import os
 import pickle
+import resource
 import signal
 import socket
 import struct
@@ -354,7 +355,9 @@ class Worker:
 
     def _flush(self, batch: int, out: _Outcomes, *, last: bool, retire: bool = False) -> None:
         self._flush_streams()
-        done = local.Done(batch, _runs(out.indices), out.failed, out.large, perf_counter() - out.started, last, retire)
+        elapsed_s = perf_counter() - out.started
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        done = local.Done(batch, _runs(out.indices), out.failed, out.large, elapsed_s, last, retire, peak_bytes)
         self._send(done, self._encode(out.data))
 
     def _flush_streams(self) -> None:

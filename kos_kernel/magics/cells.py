@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kos_cluster.errors import KosError, UsageError
 from kos_cluster.tasks.failures import fold
+from kos_kernel.attaching import ensure_cluster
 from kos_kernel.magics.command import words
 from kos_kernel.magics.names import free_names, imported_modules
 from kos_kernel.magics.running import INLINE_BACKEND, VALUE, Answer, CellError, RemoteCell
@@ -175,7 +176,10 @@ class _Travel:
         """The answers for all items, in order. Raises what the cell raised, shown as it was raised there."""
         import kos_cluster as kos
 
-        cluster = kos.connect(options.pop("cluster"))
+        name = options.pop("cluster")
+        ensure_cluster(name)
+        cluster = kos.connect(name)
+        cluster.check_reachable()
         # A job of its own, which is forgotten with its variables when it is done.
         results = cluster.map(remote, indices, items, **options)
         try:

@@ -1,7 +1,8 @@
 """The magics `%kos` and `%%kos`.
 
-Rules: `%kos` takes what the `kos` command takes, through the same grammar, and prints what it prints. What ends badly
-raises, so that "run all" stops there, and shows one sentence.
+Rules: `%kos` takes what the `kos` command takes, through the same grammar, and prints what it prints; what it lists it
+gives as an object, see `kos_kernel.listings`. What ends badly raises, so that "run all" stops there, and shows one
+sentence.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kos_cluster.errors import KosError, UsageError
 from kos_kernel.rendering import CommandError, as_sentence, rendered
@@ -17,21 +18,23 @@ from kos_kernel.rendering import CommandError, as_sentence, rendered
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from kos_kernel.listings import Facts, Table
+
 EXIT_INTERRUPTED = 130
 NAME = "kos"
 
 
 def register(shell: InteractiveShell) -> None:
     """Add both magics to the shell."""
+    from kos_kernel.magics import statements
 
-    def kos(line: str, cell: str | None = None) -> None:
+    def kos(line: str, cell: str | None = None) -> Any:
         try:
             if cell is None:
-                command(line)
-            else:
-                from kos_kernel.magics import cells
+                return command(line)
+            from kos_kernel.magics import cells
 
-                cells.run(shell, line, cell)
+            return cells.run(shell, line, cell)
         except KosError as error:
             if not hasattr(error, "_render_traceback_"):
                 as_sentence(error)
@@ -39,26 +42,49 @@ def register(shell: InteractiveShell) -> None:
 
     kos.__doc__ = _help()
     shell.register_magic_function(kos, "line_cell", NAME)  # type: ignore[arg-type]
+    statements.register(shell, NAME)
 
 
 def unregister(shell: InteractiveShell) -> None:
+    from kos_kernel.magics import statements
+
+    statements.unregister(shell)
     for kind in shell.magics_manager.magics.values():
         kind.pop(NAME, None)
 
 
-def command(line: str) -> None:
-    """Run one command line. Raises KosError when it ends with another exit code than 0."""
+def command(line: str) -> Table | Facts | None:
+    """Run one command line; what it lists. Raises KosError when it ends with another exit code than 0."""
     from kos_cluster.cli.main import run
+    from kos_kernel.listings import NotebookConsole
 
     argv = words(line) or ["--help"]
+    _attach(argv)
     err = _LastLineKept(sys.stderr)
-    code = run(argv, sys.stdout, err)
+    console = NotebookConsole(sys.stdout, err)
+    code = run(argv, sys.stdout, err, console)
     if code == EXIT_INTERRUPTED:
         raise rendered(KeyboardInterrupt(err.last), err.last)
     if code != 0:
         sentence = err.last.removeprefix("kos: ") or f"It ended with exit code {code}."
         raise CommandError(sentence, exit_code=code)
     err.release()
+    return console.listed
+
+
+def _attach(argv: list[str]) -> None:
+    """See to it that the first run finds a cluster. What is wrong with the line is left to the command to say."""
+    from kos_cluster.cli.grammar import Shown, parse
+    from kos_kernel import attaching
+
+    try:
+        parsed = parse(argv)
+    except (Shown, UsageError):
+        return
+    if parsed.action == "run" and parsed.argv:
+        attaching.ensure_cluster(parsed.cluster)
+    else:
+        attaching.decided_by(parsed.action)
 
 
 def words(line: str) -> list[str]:

@@ -1,15 +1,17 @@
-"""Tab completion of `%kos`: sub-commands and options from the grammar, node names from the cluster.
+"""Tab completion of `%kos`: commands and options from the grammar, nodes and jobs from the cluster, variables.
 
-Rules: completing never blocks longer than `NODES_WAIT_S` and never shows an error: without an answer in time there are
-no node names. Node names are asked for in a thread, at most one at a time, and kept for `NODES_KEPT_S`.
+Rules: completing never blocks longer than `NAMES_WAIT_S` and never shows an error: without an answer in time there are
+no names. Names are asked for in a thread, at most one at a time; those of the last answer serve meanwhile, and for
+`NAMES_KEPT_S` no new ones are asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import keyword
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
@@ -17,15 +19,16 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-NODES_WAIT_S = 0.2
-NODES_KEPT_S = 5.0
+NAMES_WAIT_S = 0.03
+NAMES_KEPT_S = 2.0
+JOBS_LIMIT = 200  # of the newest, among the completions
 _PREFIXES = ("%kos", "%%kos")
-_NODE_OPTIONS = ("--on",)
-_NODE_COMMANDS = ("exec",)
+
+Sources = Mapping[str, Callable[[], Iterable[str]]]  # NODE, ID, OVER, OUT, CLUSTER -> the names to choose from
 
 
-class NodeNames:
-    """The names of the live nodes, as fresh as can be had quickly."""
+class Names:
+    """Names that the cluster knows, as fresh as can be had quickly."""
 
     def __init__(self, ask: Callable[[], list[str]], clock: Callable[[], float] = time.monotonic) -> None:
         self._ask = ask
@@ -36,14 +39,13 @@ class NodeNames:
         self._asking: threading.Thread | None = None
 
     def get(self) -> list[str]:
-        if self._clock() < self._until_s:
-            return self._names
-        with self._lock:
-            if self._asking is None or not self._asking.is_alive():
-                self._asking = threading.Thread(target=self._refresh, name="kos-node-names", daemon=True)
-                self._asking.start()
-            asking = self._asking
-        asking.join(NODES_WAIT_S)
+        if self._clock() >= self._until_s:
+            with self._lock:
+                if self._asking is None or not self._asking.is_alive():
+                    self._asking = threading.Thread(target=self._refresh, name="kos-names", daemon=True)
+                    self._asking.start()
+                asking = self._asking
+            asking.join(NAMES_WAIT_S)
         return self._names
 
     def _refresh(self) -> None:
@@ -51,32 +53,58 @@ class NodeNames:
             self._names = self._ask()
         except Exception:  # completion has no place to show an error; the command itself will say what is wrong
             self._names = []
-        self._until_s = self._clock() + NODES_KEPT_S
+        self._until_s = self._clock() + NAMES_KEPT_S
 
 
-def complete(parser: argparse.ArgumentParser, words: list[str], node_names: Callable[[], Iterable[str]]) -> list[str]:
+def complete(parser: argparse.ArgumentParser, words: list[str], sources: Sources) -> list[str]:
     """Completions of the last of `words`, which may be empty; `words` are those after `%kos`."""
     *before, current = words
     previous = ""
+    given = 0  # arguments that are neither commands nor options
     for word in before:
         option = _option(parser, previous)
         is_value = option is not None and option.nargs != 0
         commands = _commands(parser)
-        if commands and not is_value and not word.startswith("-"):
-            if word not in commands:
+        if not is_value and not word.startswith("-"):
+            if commands and word not in commands:
                 return []
-            parser = commands[word]
+            if commands:
+                parser = commands[word]
+            else:
+                given += 1
         previous = word
     option = _option(parser, previous)
-    if previous in _NODE_OPTIONS or (previous in _NODE_COMMANDS and parser.prog.endswith(previous)):
-        candidates: Iterable[str] = node_names()
-    elif option is not None and option.nargs != 0:
-        candidates = map(str, option.choices or ())
+    if option is not None and option.nargs != 0:
+        candidates = _values(option, sources)
     elif current.startswith("-"):
-        candidates = [name for action in parser._actions for name in action.option_strings]
+        candidates = [] if _in_remainder(parser, given) else [o for a in parser._actions for o in a.option_strings]
     else:
-        candidates = _commands(parser)
+        candidates = _commands(parser) or _values(_argument(parser, given), sources)
     return sorted(name for name in candidates if name.startswith(current))
+
+
+def _values(action: argparse.Action | None, sources: Sources) -> Iterable[str]:
+    """What may stand for an option's or an argument's value."""
+    if action is None:
+        return ()
+    if action.choices is not None:
+        return map(str, action.choices)
+    key = action.dest.upper() if action.metavar == "NAME" else str(action.metavar)
+    return sources[key]() if key in sources else ()
+
+
+def _argument(parser: argparse.ArgumentParser, given: int) -> argparse.Action | None:
+    """The argument that comes after so many others."""
+    arguments = [action for action in parser._actions if not action.option_strings]
+    if given < len(arguments):
+        return arguments[given]
+    return arguments[-1] if arguments and arguments[-1].nargs in ("*", "+") else None
+
+
+def _in_remainder(parser: argparse.ArgumentParser, given: int) -> bool:
+    """Whether what is typed belongs to a command that is to be run."""
+    arguments = [action for action in parser._actions if not action.option_strings]
+    return bool(arguments) and arguments[-1].nargs == argparse.REMAINDER and given >= len(arguments)
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -104,9 +132,39 @@ def _live_nodes() -> list[str]:
     return [node["name"] for node in kos.connect().nodes() if node["state"] == "alive"]
 
 
+def _jobs() -> list[str]:
+    import kos_cluster as kos
+
+    return [job.job for job in kos.connect().jobs()[-JOBS_LIMIT:]]
+
+
+def _clusters() -> list[str]:
+    from kos_cluster.home import Home
+
+    return Home().clusters()
+
+
+def _variables(namespace: Mapping[str, Any], usable: Callable[[Any], bool]) -> list[str]:
+    return [
+        name
+        for name, value in namespace.items()
+        if not name.startswith("_") and not keyword.iskeyword(name) and usable(value)
+    ]
+
+
 class _Matcher:
-    def __init__(self) -> None:
-        self._nodes = NodeNames(_live_nodes)
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._nodes = Names(_live_nodes)
+        self._jobs = Names(_jobs)
+        self._hidden = shell.user_ns_hidden
+        self._shell = shell
+        self._sources: Sources = {
+            "NODE": self._nodes.get,
+            "ID": self._jobs.get,
+            "CLUSTER": _clusters,
+            "OVER": lambda: self._users(lambda value: hasattr(value, "__iter__") and not isinstance(value, type)),
+            "OUT": lambda: self._users(lambda value: not callable(value)),
+        }
 
     def match(self, context: CompletionContext) -> SimpleMatcherResult:
         lines = context.full_text.splitlines() or [""]
@@ -116,16 +174,20 @@ class _Matcher:
             return SimpleMatcherResult(completions=[])
         from kos_cluster.cli.grammar import build_parser
 
-        found = complete(build_parser(), words, self._nodes.get)
+        found = complete(build_parser(), words, self._sources)
         # The token that IPython replaces may be less than the word in hand (it splits at '-').
         skipped = len(words[-1]) - len(context.token) if words[-1].endswith(context.token) else 0
         completions = [SimpleCompletion(name[skipped:], type="param") for name in found]
         return SimpleMatcherResult(completions=completions, suppress=bool(completions))
 
+    def _users(self, usable: Callable[[Any], bool]) -> list[str]:
+        """The user's own variables of some kind."""
+        return [name for name in _variables(self._shell.user_ns, usable) if name not in self._hidden]
+
 
 def register(shell: InteractiveShell) -> None:
     """Add the matcher to the shell's completer."""
-    matcher = _Matcher()
+    matcher = _Matcher(shell)
 
     @context_matcher(identifier="kos_kernel", priority=100)
     def kos_matcher(context: CompletionContext) -> SimpleMatcherResult:

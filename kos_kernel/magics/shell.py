@@ -7,7 +7,9 @@ one shell a process; each cell, or each set of variables, gets a namespace of it
 
 from __future__ import annotations
 
+import atexit
 import base64
+import builtins
 import json
 import linecache
 import sys
@@ -143,6 +145,8 @@ def the_shell() -> CellShell:
     """This process's shell, made when it is first asked for. IPython's own `get_ipython()` finds it too."""
     if CellShell.initialized():
         return CellShell.instance()
+    if _kept:
+        return _kept.pop().brought_back()
     config = Config()
     config.HistoryManager.enabled = False
     config.HistoryManager.hist_file = ":memory:"
@@ -152,6 +156,45 @@ def the_shell() -> CellShell:
         return CellShell.instance(config=config, user_module=ModuleType("__main__"))
     finally:
         sys.modules["__main__"] = saved_main
+
+
+class _Kept:
+    """A shell that nobody finds, with the names that it had put into `builtins` and `sys`."""
+
+    def __init__(self) -> None:
+        before = [dict(vars(place)) for place in _PLACES]
+        self._shell = the_shell()
+        self._shell.new_namespace()
+        self._shell.run("None", shown=False)  # loads what only a first cell loads
+        self._added = [_taken_back(place, names) for place, names in zip(_PLACES, before, strict=True)]
+        CellShell.clear_instance()
+        atexit.unregister(self._shell.atexit_operations)
+
+    def brought_back(self) -> CellShell:
+        for place, names in zip(_PLACES, self._added, strict=True):
+            vars(place).update(names)
+        for kind in CellShell._walk_mro():
+            kind._instance = self._shell  # type: ignore[assignment]
+        atexit.register(self._shell.atexit_operations)
+        return self._shell
+
+
+def _taken_back(place: ModuleType, before: dict[str, Any]) -> dict[str, Any]:
+    """Remove the names that a module did not have before; what they were."""
+    added = {name: value for name, value in vars(place).items() if name not in before}
+    for name in added:
+        delattr(place, name)
+    return added
+
+
+_PLACES = (builtins, sys)
+_kept: list[_Kept] = []
+
+
+def keep_one() -> None:
+    """Make the shell ahead of time, and hide it: nothing takes this process for one that runs IPython until
+    `the_shell` is asked for. Starts no thread, so the process can be forked."""
+    _kept.append(_Kept())
 
 
 def remember_source(name: str, text: str) -> None:

@@ -61,8 +61,8 @@ class Cell:
 class Kernel:
     """A real IPython kernel, driven through Jupyter's own client."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._manager = KernelManager()
+    def __init__(self, environment: dict[str, str], name: str = "python3") -> None:
+        self._manager = KernelManager(kernel_name=name)
         self._manager.start_kernel(env={**os.environ, **environment})
         self._client = self._manager.client()
         self._client.start_channels()
@@ -107,6 +107,16 @@ class Kernel:
         reply = self._client.complete(code, len(code), reply=True, timeout=CELL_TIMEOUT_S)
         matches: list[str] = reply["content"]["matches"]
         return matches
+
+    def restart(self) -> None:
+        """As a front end does: an interrupt, a request, and after a while the end."""
+        self._manager.restart_kernel()
+        self._client.wait_for_ready(timeout=START_TIMEOUT_S)
+
+    def shut_down(self) -> None:
+        """Likewise."""
+        self._client.stop_channels()
+        self._manager.shutdown_kernel()
 
     def stop(self) -> None:
         self._client.stop_channels()

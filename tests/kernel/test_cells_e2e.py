@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.kernel.clusters import cluster_of_two, kos
 from tests.kernel.kernels import Kernel
 
-UP_TIMEOUT_S = 60
+COMPLETED_WITHIN_S = 0.05
 STOPPED_WITHIN_S = 3.0  # the promise is 1 s; a loaded machine gets more before a test fails
-
-
-def kos(*words: str, home: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kos_cluster.cli.main", *words],
-        env={**os.environ, "KOS_HOME": home},
-        capture_output=True,
-        text=True,
-        timeout=UP_TIMEOUT_S,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[str]:
-    """A cluster of two nodes."""
-    folder = tempfile.mkdtemp(prefix="kos-")
-    try:
-        done = kos("up", "-n", "2", home=folder)
-        assert done.returncode == 0, done.stderr
+    with cluster_of_two() as folder:
         yield folder
-    finally:
-        kos("down", home=folder)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +31,13 @@ def notebook(home: str) -> Iterator[Kernel]:
         yield kernel
     finally:
         kernel.stop()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def ok(cell: Any) -> Any:
@@ -280,14 +266,95 @@ def test_remote_output_lands_in_the_cell_that_submitted_it(notebook: Kernel, tmp
     assert (first.text(), second.text(), third.text()) == ("first\n", "second\n", "")
 
 
-def test_listings_print_the_commands_table(notebook: Kernel) -> None:
-    cell = ok(notebook.run("%kos nodes"))
-    assert len([line for line in cell.text().splitlines() if "alive" in line]) == 2
+def test_a_listing_is_shown_where_it_stands_alone(notebook: Kernel) -> None:
+    cell = ok(notebook.run("%kos nodes\nfor _ in range(2):\n    %kos status\nx = 1"))
+    kinds = [kind for kind, _ in cell.messages if kind != "execute_input"]
+    assert kinds == ["display_data"] * 3
+    bundles = [content["data"] for kind, content in cell.messages if kind == "display_data"]
+    assert bundles[0]["text/plain"].count(" alive ") == 2 and bundles[0]["text/html"].count("<td") == 18
+    assert "2 of 2 nodes alive" in bundles[1]["text/plain"] and "2 of 2 nodes alive" in bundles[1]["text/html"]
+
+
+def test_a_listing_that_is_assigned_is_an_object_and_shows_nothing(notebook: Kernel) -> None:
+    ok(notebook.run("import kos_cluster, time\njob = kos_cluster.connect().submit(pow, 2, 3)\njob.result()"))
+    cell = ok(notebook.run("nodes = %kos nodes\njobs = %kos ps\ntasks = %kos story {job.task}\nstatus = %kos status"))
+    assert cell.shown() == []
+    assert notebook.value("sorted(nodes.to_dict()['state']), len(nodes)") == "['alive', 'alive'] 2"
+    assert (
+        notebook.value(
+            "job.job in jobs.to_dict()['job'], [job['total'] for job in jobs if job['job'] == job_id]".replace(
+                "job_id", repr(notebook.value("job.job"))
+            )
+        )
+        == "True [1]"
+    )
+    assert notebook.value("tasks[0]['task'] == job.task, tasks[0]['end'], tasks[0]['number']") == "True done 1"
+    assert notebook.value("status['alive'], status.to_dict()['cluster']") == "2 local"
+    assert "[execute_result] NAME " in ok(notebook.run("nodes")).shown()[0]
+
+
+def test_why_tells_where_tasks_are_and_what_each_node_does_with_them(notebook: Kernel, tmp_path: Any) -> None:
+    path = str(tmp_path / "go")
+    ok(
+        notebook.run(
+            f"import kos_cluster, os, time\ndef waits(_):\n  while not os.path.exists({path!r}): time.sleep(0.01)\n"
+            "many = kos_cluster.connect().map(waits, range(4), timeout=60)"  # with a limit each is sent alone
+        )
+    )
+
+    def running() -> bool:
+        ok(notebook.run("why = %kos why {many.job}"))
+        return notebook.value("sum(row['count'] for row in why if row['state'] == 'running')") == "2"
+
+    wait_for(running)
+    shown = ok(notebook.run("%kos why {many.job}")).shown()[0]
+    assert "it needs 1 slot. node1: all 1 slots hold work of this owner; node2: all 1 slots" in shown
+    ok(notebook.run(f"open({path!r}, 'w').close()\nlist(many)\nwhy = %kos why {{many.job}}.3"))
+    assert notebook.value("[(row['state'], row['why']) for row in why]") == "[('done', 'it is over: done')]"
+    assert "No node knows a job or task 'nothing'" in notebook.run("%kos why nothing").error["traceback"][0]
+
+
+def test_a_report_is_written_beside_the_notebook(notebook: Kernel, tmp_path: Any) -> None:
+    ok(notebook.run("import kos_cluster\nlist(kos_cluster.connect().map(len, [bytes(3 << 20)], name='measured'))"))
+    assert "tells of" in ok(notebook.run(f"%kos report {tmp_path}/out.html")).text()
+    page = (tmp_path / "out.html").read_text()
+    assert "measured" in page and "3.0 MiB" in page and "<svg" in page and "http" not in page
+    assert "cannot be written" in notebook.run(f"%kos report {tmp_path}/no/out.html").error["traceback"][0]
+
+
+def test_a_future_can_be_awaited_in_a_cell(notebook: Kernel) -> None:
+    cell = ok(notebook.run("import kos_cluster\nawait kos_cluster.connect().submit(pow, 2, 10)"))
+    assert cell.shown() == ["[execute_result] 1024"]
+
+
+def test_what_a_finished_task_calls_prints_in_the_cell_that_asked(notebook: Kernel, tmp_path: Any) -> None:
+    path = str(tmp_path / "go")
+    waits = f"def waits():\n  import os, time\n  while not os.path.exists({path!r}): time.sleep(0.01)\n"
+    ok(notebook.run(f"import kos_cluster\n{waits}"))
+    asked = ok(
+        notebook.run("f = kos_cluster.connect().submit(waits)\nf.add_done_callback(lambda f: print('done', f.done()))")
+    )
+    other = ok(notebook.run(f"open({path!r}, 'w').close()\nf.result()"))
+    notebook.wait(lambda: "done True" in asked.text())
+    assert other.text() == ""
 
 
 def test_live_nodes_are_completed(notebook: Kernel) -> None:
     names = notebook.value("*[n['name'] for n in __import__('kos_cluster').connect().nodes()]").split()
-    assert sorted(notebook.complete("%kos run --on ")) == sorted(names)
+    # The connection that asks may take longer than a completion waits; the next one has the names.
+    wait_for(lambda: sorted(notebook.complete("%kos run --on ")) == sorted(names))
+    job = notebook.value("(f := __import__('kos_cluster').connect().submit(pow, 2, 3)) and f.result() and f.job")
+    wait_for(lambda: notebook.complete(f"%kos story {job[:4]}") == [job])
+
+
+def test_completing_does_not_keep_the_keyboard_waiting(notebook: Kernel) -> None:
+    notebook.complete("%kos run --on ")
+    took = []
+    for _ in range(10):
+        began = time.monotonic()
+        notebook.complete("%kos run --on ")
+        took.append(time.monotonic() - began)
+    assert sorted(took)[5] <= COMPLETED_WITHIN_S, took
 
 
 def test_a_notebook_can_start_and_end_a_cluster_itself(short_folder: Any) -> None:
@@ -298,7 +365,43 @@ def test_a_notebook_can_start_and_end_a_cluster_itself(short_folder: Any) -> Non
         ok(kernel.run("%%kos run --distribute\nimport os\nwhere = os.environ['KOS_NODE']"))
         assert kernel.value("where") == "node1"
         assert "is down" in ok(kernel.run("%kos down")).text()
-        assert kernel.run("%%kos run --distribute\n1").error["ename"] == "NotInClusterError"
+        assert kernel.run("%%kos run --distribute\n1").error["ename"] == "NotInClusterError"  # it was ended on purpose
+    finally:
+        kernel.stop()
+        kos("down", home=str(short_folder))
+
+
+@pytest.mark.parametrize(
+    "first", ["%%kos run --distribute\nwhere = __import__('os').environ['KOS_NODE']", "%kos run true"]
+)
+def test_the_first_run_on_a_machine_without_a_cluster_starts_one(short_folder: Any, first: str) -> None:
+    kernel = Kernel({"KOS_HOME": str(short_folder)})
+    try:
+        ok(kernel.run("%load_ext kos_kernel"))
+        assert kernel.run("%kos run --cpus none x").error  # a mistake starts nothing, and is no first run
+        assert kernel.run("%kos nodes").error
+        cell = ok(kernel.run(first))
+        assert "'%kos down' ends it" in cell.text("stderr")
+        assert "is down" in ok(kernel.run("%kos down")).text()
+    finally:
+        kernel.stop()
+        kos("down", home=str(short_folder))
+
+
+def test_a_cluster_that_died_is_told_in_a_sentence(short_folder: Any) -> None:
+    kernel = Kernel({"KOS_HOME": str(short_folder)})
+    try:
+        ok(kernel.run("%load_ext kos_kernel"))
+        ok(kernel.run("%kos up -n 1\nnodes = %kos nodes\nimport os, signal"))
+        ok(kernel.run("os.kill(nodes[0]['pid'], signal.SIGKILL)"))
+        for line in ("%kos nodes", "%%kos run --distribute\n1"):
+            end = time.monotonic() + 20
+            while "'kos up'" not in (sentence := kernel.run(line).error["traceback"])[0]:
+                assert time.monotonic() < end, sentence  # until the connection has seen it
+            assert len(sentence) == 1 and "No node of cluster 'local' answers" in sentence[0]
+        ok(kernel.run("%kos up"))
+        ok(kernel.run("%%kos run --distribute\nseven = 7"))
+        assert kernel.value("seven") == "7"
     finally:
         kernel.stop()
         kos("down", home=str(short_folder))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kos_cluster.cli.grammar import build_parser
-from kos_kernel.magics.completion import NODES_WAIT_S, NodeNames, complete, words_to_complete
+from kos_kernel.magics.completion import NAMES_WAIT_S, Names, complete, words_to_complete
 
 CASES = {
     "%kos no": "node nodes",
@@ -23,8 +23,28 @@ CASES = {
     "%kos cluster exec ": "node1 node2",
     "%kos cluster exec node1 n": "",
     "%kos unknown ": "",
-    "%kos cancel ": "",
+    "%kos cancel ": "j1 j2",
+    "%kos story j1": "j1",
+    "%kos story j1 ": "",
+    "%kos cluster drain ": "node1 node2",
+    "%kos cluster rotate node1 n": "node1 node2",
+    "%kos --cluster ": "lab local",
+    "%kos run --cluster lo": "local",
+    "%%kos run --distribute --over x": "xs",
+    "%%kos run --distribute --over xs --out s": "scores",
+    "%kos run --cpus ": "",
+    "%kos run ls -": "",
+    "%kos kernel in": "install",
     "  %kos dow": "down",
+}
+
+
+SOURCES = {
+    "NODE": lambda: ["node1", "node2"],
+    "ID": lambda: ["j1", "j2"],
+    "CLUSTER": lambda: ["local", "lab"],
+    "OVER": lambda: ["xs"],
+    "OUT": lambda: ["xs", "scores"],
 }
 
 
@@ -32,7 +52,7 @@ CASES = {
 def test_completions(line: str) -> None:
     words = words_to_complete(line)
     assert words is not None
-    assert complete(build_parser(), words, lambda: ["node1", "node2"]) == CASES[line].split()
+    assert complete(build_parser(), words, SOURCES) == CASES[line].split()
 
 
 @pytest.mark.parametrize("line", ["kos no", "%kosmos no", "%kos", "x = 1", ""])
@@ -55,7 +75,7 @@ def test_node_names_are_kept_for_a_while() -> None:
         asked.append(now[0])
         return [f"node{len(asked)}"]
 
-    names = NodeNames(ask, lambda: now[0])
+    names = Names(ask, lambda: now[0])
     assert names.get() == names.get() == ["node1"]
     now[0] = 60
     assert names.get() == ["node2"]
@@ -68,10 +88,10 @@ def test_a_slow_cluster_does_not_hold_up_the_keyboard() -> None:
         answer.wait(10)
         return ["late"]
 
-    names = NodeNames(ask)
+    names = Names(ask)
     began = time.monotonic()
     assert names.get() == []
-    assert time.monotonic() - began < NODES_WAIT_S + 0.3
+    assert time.monotonic() - began < NAMES_WAIT_S + 0.3
     answer.set()
     waits(lambda: names.get() == ["late"])
 
@@ -80,9 +100,17 @@ def test_an_error_means_no_names() -> None:
     def ask() -> list[str]:
         raise RuntimeError
 
-    assert NodeNames(ask).get() == []
+    assert Names(ask).get() == []
 
 
 def test_a_kernel_completes(kernel: Any) -> None:
     assert kernel.complete("x = 1\n%kos cluster sta") == ["status"]
     assert "--no-redirect" in kernel.complete("%kos run --no-r")
+    assert kernel.complete("%kos kernel li") == ["list"]
+
+
+def test_a_kernel_completes_variables_and_no_name_of_its_own(kernel: Any) -> None:
+    kernel.run("xs = [1]\nxylophone = 3\ndef xf(): pass")
+    assert kernel.complete("%%kos run --distribute --over x") == ["xs"]
+    assert kernel.complete("%%kos run --distribute --over xs --out x") == ["xs", "xylophone"]
+    assert not [name for name in kernel.complete("%%kos run --over ") if name.startswith("_") or name in ("In", "Out")]

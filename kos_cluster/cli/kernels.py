@@ -1,0 +1,46 @@
+"""`kos kernel install`, `list` and `remove`: the kernel "Python 3 (KOS)" for Jupyter."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from kos_cluster.cli.console import Console
+from kos_cluster.cli.tables import Column
+from kos_cluster.home import Home
+from kos_cluster.services import kernelspec
+
+COLUMNS = (Column("KERNEL"), Column("NAME"), Column("CLUSTER"), Column("PYTHON"), Column("FOLDER"))
+
+
+def kernel_install_(parsed: argparse.Namespace, console: Console) -> int:
+    """Write the kernelspec."""
+    prefix = kernelspec.default_prefix()
+    if parsed.user:
+        prefix = None
+    elif parsed.sys_prefix or parsed.prefix:
+        prefix = parsed.prefix or sys.prefix
+    kernel = kernelspec.install(Home(), parsed.cluster, prefix)
+    console.answer(f"The kernel '{kernel.display_name}' is installed in {kernel.folder}.")
+    return 0
+
+
+def kernel_list_(parsed: argparse.Namespace, console: Console) -> int:
+    """List our kernelspecs."""
+    kernels = [asdict(kernel) for kernel in kernelspec.installed()]
+    if parsed.json:
+        console.json(kernels)
+    else:
+        console.listing(kernels, COLUMNS, [list(kernel.values()) for kernel in kernels])
+        if not kernels:
+            console.note("kos: no kernel of KOS is installed for this Python's Jupyter; type 'kos kernel install'.")
+    return 0
+
+
+def kernel_remove_(parsed: argparse.Namespace, console: Console) -> int:
+    """Remove one of our kernelspecs."""
+    cluster = parsed.cluster and f"{kernelspec.NAME}-{parsed.cluster.lower()}"
+    folder = kernelspec.remove(parsed.name or cluster or kernelspec.NAME)
+    console.answer(f"The kernel in {folder} is removed.")
+    return 0

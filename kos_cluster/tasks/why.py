@@ -1,0 +1,105 @@
+"""Why a task is where it is: what `kos why` tells.
+
+Theory of operation. Nodes know what reached them: what runs, since when, and what is queued. What has reached none
+waits at its owner, and only the owner knows what it needs and how it judged each node. So the answer is complete in
+the process that submitted the job (`%kos why` in the notebook); elsewhere it says who knows.
+
+Rules: pure. Equal answers are one row, however many tasks they are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from kos_cluster.core.placement import gib
+from kos_cluster.core.records import JobSummary, Needs, Story, TaskState, runs_of
+
+RUNS_LIMIT = 8  # runs of task numbers told in one row
+
+
+class Why(msgspec.Struct, frozen=True):
+    """One row: some tasks that are at the same place for the same reason. `tasks` is as "JOB.0-7,9"."""
+
+    tasks: str
+    count: int
+    state: TaskState
+    node: str
+    why: str
+
+
+def explain(
+    id_: str,
+    summary: JobSummary | None,
+    stories: Sequence[Story],
+    nodes: Sequence[Mapping[str, Any]],
+    standing: tuple[Needs, Mapping[str, str]] | None,
+    now: float,
+) -> list[Why]:
+    """The rows for a job, or for one task as JOB.INDEX. `standing`: as the owner has it, if that is this process."""
+    job, _, only = id_.partition(".")
+    sent: dict[tuple[TaskState, str, str], list[int]] = {}
+    for story in stories:
+        if story.state is not TaskState.WAITING:
+            node, why = _of_story(story, nodes, now)
+            sent.setdefault((story.state, node, why), []).append(int(story.task.partition(".")[2]))
+    rows = [
+        Why(_named(job, indices), len(indices), state, node, why)
+        for (state, node, why), indices in sorted(sent.items(), key=lambda item: item[1])
+    ]
+    if summary is None:
+        return rows
+    waiting = summary.total - summary.done - summary.failed - summary.running
+    if only:
+        known = only.isascii() and only.isdigit() and int(only) < summary.total
+        waiting = int(known and not rows and waiting > 0)
+    if waiting > 0:
+        rows.append(Why(id_, waiting, TaskState.WAITING, "", _why_waiting(summary, standing, nodes)))
+    return rows
+
+
+def _of_story(story: Story, nodes: Sequence[Mapping[str, Any]], now: float) -> tuple[str, str]:
+    """Where a task is, or was last, and why."""
+    last = story.attempts[-1]
+    tries = f", attempt {last.number}" if last.number > 1 else ""
+    if story.state is TaskState.RUNNING:
+        return last.node, f"it runs{tries}" + (f" for {now - last.started_s:.0f} s" if last.started_s else "")
+    if story.state is TaskState.SENT:
+        load = next(
+            (f" ({n['running']} of {n['slots']} busy, {n['queued']} queued)" for n in nodes if n["name"] == last.node),
+            "",
+        )
+        return last.node, f"it is queued until a slot is free{load}{tries}"
+    return last.node, f"it is over: {last.end}" + (f", {last.cause}" if last.cause else "")
+
+
+def _why_waiting(
+    summary: JobSummary, standing: tuple[Needs, Mapping[str, str]] | None, nodes: Iterable[Mapping[str, Any]]
+) -> str:
+    if standing is None:
+        free = [
+            f"{n['name']}: {n['slots'] - n['running']} of {n['slots']} slots free"
+            for n in nodes
+            if n["state"] == "alive"
+        ]
+        whose = summary.user or "another process"
+        return f"its owner ({whose}) has not sent it; 'kos why' there tells why. {'; '.join(free)}"
+    needs, told = standing
+    return f"it needs {needed(needs)}. " + "; ".join(f"{name}: {why}" for name, why in told.items())
+
+
+def needed(needs: Needs) -> str:
+    """What a task needs, in words."""
+    parts = [f"{needs.cpus} slot{'s' * (needs.cpus != 1)}"]
+    parts += [gib(needs.memory_bytes)] if needs.memory_bytes else []
+    parts += [f"the node {needs.on}"] if needs.on else []
+    parts += [f"(better with {', '.join(needs.modules)})"] if needs.modules else []
+    return ", ".join(parts)
+
+
+def _named(job: str, indices: Sequence[int]) -> str:
+    runs = runs_of(sorted(indices))
+    told = [str(start) if count == 1 else f"{start}-{start + count - 1}" for start, count in runs[:RUNS_LIMIT]]
+    return f"{job}.{','.join(told)}{',...' * (len(runs) > RUNS_LIMIT)}"

@@ -1,0 +1,37 @@
+"""A cluster for the kernels of a test module, driven by the command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+COMMAND_TIMEOUT_S = 60
+
+
+def kos(*words: str, home: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kos_cluster.cli.main", *words],
+        env={**os.environ, "KOS_HOME": home, **environment},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def cluster_of_two() -> Iterator[str]:
+    """A cluster of two nodes; its KOS_HOME."""
+    folder = tempfile.mkdtemp(prefix="kos-")
+    try:
+        done = kos("up", "-n", "2", home=folder)
+        assert done.returncode == 0, done.stderr
+        yield folder
+    finally:
+        kos("down", home=folder)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,192 @@
+"""The kernel "Python 3 (KOS)": installed, started through Jupyter's own client, restarted and shut down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupyter_kernel_test
+import pytest
+
+from tests.kernel.clusters import cluster_of_two, kos
+from tests.kernel.kernels import Cell, Kernel
+
+READY_BEYOND_S = 1.0  # over a plain kernel
+STOPPED_WITHIN_S = 5.0
+SLEEP = """
+import os, time
+def work(path):
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Jupyter's folder of this user, with our kernel in it."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(folder))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))  # with a history of its own
+        done = kos("kernel", "install", "--user", home="")  # or the kernels would be bound to that home
+        assert done.returncode == 0 and "'Python 3 (KOS)' is installed in" in done.stdout, done.stderr
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[str]:
+    with cluster_of_two() as folder:
+        yield folder
+
+
+@pytest.fixture
+def kernel(home: str) -> Iterator[Kernel]:
+    started = Kernel({"KOS_HOME": home}, name="kos")
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def installed(home: str) -> list[str]:
+    return [kernel["name"] for kernel in json.loads(kos("kernel", "list", "--json", home=home).stdout)]
+
+
+def test_the_kernelspec_names_this_python_and_our_module(jupyter: Path) -> None:
+    spec = json.loads((jupyter / "kernels" / "kos" / "kernel.json").read_text())
+    assert spec["argv"] == [sys.executable, "-P", "-m", "kos_kernel", "-f", "{connection_file}"]
+    assert spec["display_name"] == "Python 3 (KOS)"
+
+
+def test_kernels_are_listed_and_removed(home: str, tmp_path: Path) -> None:
+    assert kos("kernel", "install", "--user", "--cluster", "local", home=home).returncode == 0
+    assert installed(home) == ["kos", "kos-local"]
+    assert "Python 3 (KOS): local" in kos("kernel", "list", home=home).stdout
+    assert kos("kernel", "remove", "--cluster", "local", home=home).returncode == 0
+    assert installed(home) == ["kos"]
+    done = kos("kernel", "install", "--prefix", str(tmp_path), home=home)
+    assert done.returncode == 0 and (tmp_path / "share" / "jupyter" / "kernels" / "kos" / "kernel.json").exists()
+
+
+REFUSED = {
+    "kernel remove nothing": "There is no kernel 'nothing'",
+    "kernel remove python3": "'python3' is not one of KOS's",
+    "kernel install --cluster nowhere": "not in a cluster named 'nowhere'",
+    "kernel install --user --prefix x": "not allowed with",
+    "kernel install --prefix /proc/self": "cannot be written to",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_cannot_be_is_refused_in_a_sentence(line: str) -> None:
+    done = kos(*line.split(), home=os.environ["KOS_HOME"])
+    assert done.returncode in (2, 3) and REFUSED[line] in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_it_is_ready_about_as_soon_as_a_plain_kernel() -> None:
+    took: dict[str, list[float]] = {"python3": [], "kos": []}
+    for name in ("python3", "kos", "python3", "kos"):
+        began = time.monotonic()
+        started = Kernel({}, name=name)
+        took[name].append(time.monotonic() - began)
+        started.stop()
+    assert min(took["kos"]) <= min(took["python3"]) + READY_BEYOND_S, took
+
+
+def test_a_kernel_for_a_cluster_that_is_not_here_says_so() -> None:
+    """As a notebook that was written where it is."""
+    started = Kernel({"KOS_CLUSTER": "elsewhere"}, name="kos")
+    try:
+        for line in ("%kos nodes", "%%kos run --distribute\n1"):
+            (sentence,) = started.run(line).error["traceback"]
+            assert "not in a cluster named 'elsewhere'" in sentence and "kos cluster join elsewhere" in sentence
+    finally:
+        started.stop()
+
+
+def begun(kernel: Kernel, path: Path, tasks: int, code: str) -> tuple[Cell, set[int]]:
+    """Start tasks that would last: their cell, and the processes that they run in."""
+    cell = kernel.start(f"import kos_cluster as kos\n{SLEEP}\ncluster = kos.connect()\npath = {str(path)!r}\n{code}")
+    kernel.wait(lambda: bool(cell.messages))
+    end = time.monotonic() + 30
+    while not path.exists() or len(path.read_text().split()) < tasks:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return cell, {int(pid) for pid in path.read_text().split()}
+
+
+def wait_gone(pids: set[int]) -> None:
+    end = time.monotonic() + STOPPED_WITHIN_S
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < end, "a task goes on"
+        time.sleep(0.01)
+
+
+BUSY = {
+    "waiting for a result": "cluster.submit(work, path, fresh=True).result()",
+    "waiting for a map": "list(cluster.map(work, [path] * 2, fresh=True))",
+    "awaiting": "await cluster.submit(work, path, fresh=True)",
+    "computing beside it": "future = cluster.submit(work, path, fresh=True)\nwhile True: pass",
+    "idle": "future = cluster.submit(work, path, fresh=True)",
+}
+
+
+@pytest.mark.parametrize("state", BUSY)
+@pytest.mark.parametrize("end", ["restart", "shut_down"])
+def test_no_task_is_left_behind(kernel: Kernel, tmp_path: Path, state: str, end: str) -> None:
+    _, pids = begun(kernel, tmp_path / "pids", 2 if "map" in state else 1, BUSY[state])
+    getattr(kernel, end)()
+    wait_gone(pids)
+    if end == "restart":
+        assert kernel.value("'cluster' in globals()") == "False"
+        assert not kernel.run("%kos --version").error
+
+
+def test_a_kernel_that_is_killed_leaves_no_task_behind(kernel: Kernel, tmp_path: Path) -> None:
+    _, pids = begun(kernel, tmp_path / "pids", 1, BUSY["idle"])
+    os.kill(int(kernel.value("os.getpid()")), signal.SIGKILL)
+    wait_gone(pids)
+
+
+@pytest.mark.parametrize("state", [state for state in BUSY if "wait" in state])
+def test_an_interrupt_stops_what_is_waited_for(kernel: Kernel, tmp_path: Path, state: str) -> None:
+    cell, pids = begun(kernel, tmp_path / "pids", 2 if "map" in state else 1, BUSY[state])
+    kernel.interrupt()
+    wait_gone(pids)
+    kernel.wait(lambda: cell.idle)
+    assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError")
+    assert kernel.value("1 + 1") == "2"
+
+
+class TestConformance(jupyter_kernel_test.KernelTests):
+    """Jupyter's own suite."""
+
+    kernel_name = "kos"
+    language_name = "python"
+    file_extension = ".py"
+    code_hello_world = "print('hello, world')"
+    code_stderr = "import sys; print('test', file=sys.stderr)"
+    code_page_something = "zip?"
+    code_clear_output = "from IPython.display import clear_output; clear_output()"
+    code_generate_error = "raise"
+    code_inspect_sample = "zip"
+    completion_samples = [  # noqa: RUF012
+        {"text": "zi", "matches": {"zip"}},
+        {"text": "%kos sto", "matches": {"story"}},
+    ]
+    complete_code_samples = ["1", "print('hello, world')", "def f(x):\n  return x*2\n\n", "%kos nodes"]  # noqa: RUF012
+    incomplete_code_samples = ["print('''hello", "def f(x):\n  x*2"]  # noqa: RUF012
+    invalid_code_samples = ["import = 7q"]  # noqa: RUF012
+    code_execute_result = [  # noqa: RUF012
+        {"code": "1+2+3", "result": "6"},
+        {"code": "[n*n for n in range(1, 4)]", "result": "[1, 4, 9]"},
+    ]
+    code_display_data = [{"code": "display(42)", "mime": "text/plain"}]  # noqa: RUF012
+    code_history_pattern = "1?2*"
+    supported_history_operations = ("tail", "search")  # as ipykernel's: a range is told without its session

@@ -1,0 +1,63 @@
+"""Why tasks are where they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Story, TaskState
+from kos_cluster.tasks.why import explain
+
+NODES: list[dict[str, Any]] = [
+    {"name": "one", "state": "alive", "slots": 2, "running": 2, "queued": 3},
+    {"name": "two", "state": "dead", "slots": 2, "running": 0, "queued": 0},
+]
+
+
+def story(index: int, state: TaskState, **attempt: Any) -> Story:
+    return Story(f"j.{index}", "f", state, (Attempt(attempt.pop("number", 1), "one", 100.0, **attempt),))
+
+
+def job(total: int, **counts: int) -> JobSummary:
+    return JobSummary("j", "f", "ann", total, **{"done": 0, "failed": 0, "running": 0, **counts}, since_s=0.0)
+
+
+def told(*args: Any) -> list[tuple[str, int, str, str]]:
+    return [(row.tasks, row.count, row.node, row.why) for row in explain(*args)]
+
+
+def test_what_runs_is_queued_and_is_over_is_told_by_its_node() -> None:
+    stories = [
+        story(0, TaskState.RUNNING, started_s=101.0, number=2),
+        story(1, TaskState.SENT),
+        story(2, TaskState.SENT),
+        story(5, TaskState.SENT),
+        story(7, TaskState.FAILED, end=AttemptEnd.OUT_OF_MEMORY, cause="the kernel ended it"),
+    ]
+    assert told("j", job(5, running=4, failed=1), stories, NODES, None, 110.0) == [
+        ("j.0", 1, "one", "it runs, attempt 2 for 9 s"),
+        ("j.1-2,5", 3, "one", "it is queued until a slot is free (2 of 2 busy, 3 queued)"),
+        ("j.7", 1, "one", "it is over: out-of-memory, the kernel ended it"),
+    ]
+
+
+def test_what_waits_is_told_with_its_needs_and_each_nodes_reason_where_it_is_owned() -> None:
+    standing = (Needs(2, 8 << 30, "one", ("numpy",)), {"one": "it is drained", "two": "it is lost"})
+    assert told("j", job(3), [], NODES, standing, 0.0) == [
+        (
+            "j",
+            3,
+            "",
+            "it needs 2 slots, 8.0 GiB, the node one, (better with numpy). one: it is drained; two: it is lost",
+        )
+    ]
+
+
+def test_elsewhere_it_says_who_knows_and_what_is_free() -> None:
+    (row,) = told("j.2", job(3), [], NODES, None, 0.0)
+    assert row[:3] == ("j.2", 1, "") and "its owner (ann)" in row[3] and row[3].endswith("one: 0 of 2 slots free")
+
+
+def test_of_one_task_only_that_one_is_told() -> None:
+    assert told("j.9", job(3), [], NODES, None, 0.0) == []
+    assert len(told("j.1", job(3, running=1), [story(1, TaskState.SENT)], NODES, None, 0.0)) == 1
+    assert told("j", None, [], NODES, None, 0.0) == []

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,10 @@ class KosProvisioner(KernelProvisionerBase):
         try:
             options = Options(cpus=self.cpus, memory=self.memory, on=self.on, env=self._environ(kwargs.get("env", {})))
             spec = KernelSpec(session.key.decode(), session.signature_scheme, options, str(kwargs.get("cwd") or ""))
-            self._kernel = await asyncio.to_thread(self._start, spec)
+            self._kernel = await self._started(spec)
         except KosError as error:
+            if before is None and not self._ended:  # Jupyter forgets a kernel that has never run
+                await self.cleanup()
             raise RuntimeError(str(error)) from None
         self._ended, self._expected, self._looked_s = "", False, time.monotonic()
         self.log.info("Kernel %s runs on node %s.", self._kernel.id, self._kernel.node_name)
@@ -178,8 +181,14 @@ class KosProvisioner(KernelProvisionerBase):
         home = self.kernel_spec.env.get("KOS_HOME")
         return kos.connect(self.cluster or None, home=Path(home) if home else None)
 
-    def _start(self, spec: KernelSpec) -> RemoteKernel:
-        return self._connect().start_kernel(spec)
+    async def _started(self, spec: KernelSpec) -> RemoteKernel:
+        """Start a kernel; it is ended again when nobody waits for it any more."""
+        starting = asyncio.ensure_future(asyncio.to_thread(lambda: self._connect().start_kernel(spec)))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_end_unwanted)
+            raise
 
     def _environ(self, given: dict[str, str]) -> dict[str, str]:
         """The variables that the kernel is to have: those of the kernelspec, not those of this machine."""
@@ -202,6 +211,11 @@ class KosProvisioner(KernelProvisionerBase):
         if self._left and time.monotonic() - self._tried_s >= STOP_AGAIN_S:
             self._tried_s = time.monotonic()
             self._left = [kernel for kernel in self._left if not await asyncio.to_thread(_stopped, kernel)]
+
+
+def _end_unwanted(starting: asyncio.Future[RemoteKernel]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        threading.Thread(target=_stopped, args=(starting.result(),), name="kos-unwanted").start()
 
 
 def _stopped(kernel: RemoteKernel) -> bool:

@@ -10,8 +10,9 @@ import os
 import sys
 from typing import Any
 
-from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+
+from kos_kernel.kernel import KosKernel
 
 KEPT_MESSAGES = 100_000  # of one client's socket that does not read
 NOTICE = "KOS_KERNEL_NOTICE"  # what the first cell is to say before anything else
@@ -42,4 +43,4 @@ class RemoteKernelApp(IPKernelApp):
 
 
 if __name__ == "__main__":
-    RemoteKernelApp.launch_instance(kernel_class=IPythonKernel)
+    RemoteKernelApp.launch_instance(kernel_class=KosKernel)

@@ -48,6 +48,7 @@ ENDED_LIMIT = 256  # that are remembered
 TUNNELS_OF_KERNEL_LIMIT = 128
 GONE_TIMEOUT_S = 5.0  # from the end of a kernel's host to that of its process
 GONE_POLL_S = 0.02
+CONNECT_TIMEOUT_S = 1.0  # to a socket of this machine
 LAST_WORDS_BYTES = 2000  # of what a kernel wrote that are told when it has failed
 
 # In a connection file a socket is a number. These are the names of the sockets in the kernel's folder.
@@ -254,6 +255,7 @@ def _connected(kernel: _Kernel, channel: str) -> socket.socket:
     if channel not in SOCKETS:
         raise UsageError(f"A kernel has no socket {channel[:16]!r}.", f"It has {', '.join(SOCKETS)}.")
     connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(CONNECT_TIMEOUT_S)
     try:
         folder = os.open(kernel.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kos_cluster.core.records import Member, MemberState
-from kos_cluster.errors import NoSuchNodeError, NoSuchTaskError, PlacementError, TaskLostError, UnreachableError
+from kos_cluster.errors import AuthError, KosError, NoSuchTaskError, PlacementError, TaskLostError, UnreachableError
 from kos_cluster.net import kernels as asks
 from kos_cluster.net import tunnel
 from kos_cluster.tasks.options import Options
@@ -56,10 +56,14 @@ class RemoteKernel:
     def ended(self) -> str:
         """How it has ended; an empty string while it runs, for all that is known."""
         try:
-            state = self._mesh.request(asks.KernelOf(self.id), asks.KernelState, node=self.node, timeout_s=ASK_TIMEOUT_S)
+            state = self._mesh.request(
+                asks.KernelOf(self.id), asks.KernelState, node=self.node, timeout_s=ASK_TIMEOUT_S
+            )
         except NoSuchTaskError:
             return f"node {self.node_name} was started anew, and the kernel is gone"
-        except (UnreachableError, NoSuchNodeError):
+        except AuthError as error:
+            return f"{error.message.rstrip('.')}, so it cannot be used any more"
+        except KosError:  # of this side, or the way there; of the kernel it says nothing
             return self._node_lost()
         return (state.why or "it ended") if state.state == "ended" else ""
 
@@ -77,8 +81,6 @@ class RemoteKernel:
             raise UnreachableError(f"Node {self.node_name} cannot be reached.", "Type 'kos cluster nodes'.")
         wanted = tunnel.Open(self.id, socket, id, new, received)
         return tunnel.dial(member.host, member.port, self._mesh.credentials, wanted)
-
-    # ---- inside
 
     def wait_ready(self) -> None:
         """Return when it listens. Raises TaskLostError, PlacementError; it is stopped then."""
@@ -98,6 +100,8 @@ class RemoteKernel:
             "Type 'kos ps' to see what runs, or ask for less.",
         )
 
+    # ---- inside
+
     def _node_lost(self) -> str:
         member = self._mesh.member(self.node)
         if member is not None and member.state not in (MemberState.DEAD, MemberState.LEFT):
@@ -111,9 +115,7 @@ def start(mesh: Mesh, id: str, spec: KernelSpec) -> RemoteKernel:
     member = _placed(mesh, spec)
     kernel = RemoteKernel(mesh, id, member.id, member.name)
     needs, environ = spec.options.needs(), dict(spec.options.env or {})
-    ask = asks.StartKernel(
-        id, needs.cpus, needs.memory_bytes, spec.key, spec.signature_scheme, environ, spec.folder
-    )
+    ask = asks.StartKernel(id, needs.cpus, needs.memory_bytes, spec.key, spec.signature_scheme, environ, spec.folder)
     mesh.request(ask, bool, node=member.id)
     try:
         kernel.wait_ready()

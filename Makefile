@@ -28,8 +28,9 @@ lint: $(DEV)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Half of the suite's time is waiting, so two files of tests run at once, those of tests/e2e first.
 check: $(DEV)  ## the test suite alone
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 foreign: $(DEV)  ## the tests that read cases of others, from $$KOS_CASES or ../shared/cases
 	$(BIN)/python -m pytest tests/foreign

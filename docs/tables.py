@@ -22,8 +22,8 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 LIMIT_NAME = re.compile(r"[A-Z][A-Z_]*(LIMIT[A-Z_]*|_S|_MS|_BYTES|_MESSAGES|_TRIES|_RETRIES)")
 COMMANDS = {
-    Command.READ: "look: status, nodes, ps, logs, story",
-    Command.SUBMIT: "run work, and cancel one's own",
+    Command.READ: "look: status, nodes, ps, logs, story, registers",
+    Command.SUBMIT: "run work, and cancel one's own; take locks; write registers",
     Command.CANCEL_ANY: "cancel the work of others",
     Command.MINT_TOKEN: "make join tokens",
     Command.STOP_NODE: "stop a node's daemon",

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.executor import Executor
     from kos_cluster.tasks.futures import Future
     from kos_cluster.tasks.locking import Lock
+    from kos_cluster.tasks.registers import Register
 
 __version__ = "0.1.0"
-__all__ = ["Cluster", "Executor", "Future", "Lock", "MapResult", "__version__", "connect"]
+__all__ = ["Cluster", "Executor", "Future", "Lock", "MapResult", "Register", "__version__", "connect"]
 
 _HOMES = {
     "Cluster": "kos_cluster.tasks.cluster",
     "MapResult": "kos_cluster.tasks.cluster",
     "Lock": "kos_cluster.tasks.locking",
+    "Register": "kos_cluster.tasks.registers",
     "connect": "kos_cluster.tasks.cluster",
     "Executor": "kos_cluster.tasks.executor",
     "Future": "kos_cluster.tasks.futures",

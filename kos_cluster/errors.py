@@ -132,3 +132,9 @@ class LockHeldError(KosError):
     """A lock is held by another, or no longer by who believes to hold it."""
 
     exit_code = 18
+
+
+class ConflictError(KosError):
+    """A register is not what the writer expected it to be."""
+
+    exit_code = 19

@@ -4,7 +4,7 @@
     attaching          when a notebook comes to a cluster, and how it leaves
     output, threads    output lands in the cell that caused it
     interrupts         an interrupt reaches a cell that awaits
-    bar, listings, rendering    progress, tables and errors as a notebook shows them
+    bar, listings, profiles, rendering    progress, tables, flame graphs and errors as a notebook shows them
     magics/            what is typed, and cells on their way
 
 Rules: loading is light: everything that talks to a cluster is imported when it is first used. Nothing here keeps

@@ -15,10 +15,11 @@ the rest.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import contextvars
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.output import Sink
 
 OUTPUT_LIMIT_BYTES = 64 << 20  # of remote prints and displays in one cell
+PROFILE = "profile"  # `kos_cluster.tasks.profiling.KIND`, which loading must not load
 BARS_LIMIT = 8  # jobs of one cell that show their progress at the same time
 
 _default_sink_before: list[Callable[[], Sink]] = []
@@ -87,6 +89,17 @@ class CellSink:
         self._decoders: dict[tuple[str, str], codecs.IncrementalDecoder] = {}
         self._left_bytes = OUTPUT_LIMIT_BYTES
         self._bars: dict[str, Bar] = {}
+        self._take_profile: Callable[[Mapping[str, Any]], None] | None = None
+
+    @contextlib.contextmanager
+    def profiled(self, take: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+        """Give the profiles of tasks, which come as displays, to `take` meanwhile."""
+        self._take_profile = take
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._take_profile = None
 
     def write(self, task: str, stream: str, data: bytes) -> None:
         with self._lock:
@@ -95,7 +108,10 @@ class CellSink:
 
     def display(self, task: str, content: dict[str, Any]) -> None:
         with self._lock:
-            if self._allow(task, sum(len(value) for value in _bundle(content).values() if isinstance(value, str))):
+            if content.get("kind") == PROFILE:
+                if self._take_profile is not None:
+                    self._take_profile(content)
+            elif self._allow(task, sum(len(value) for value in _bundle(content).values() if isinstance(value, str))):
                 self._context.run(self._show, content)
 
     def progress(self, summary: JobSummary) -> None:

@@ -1,4 +1,5 @@
-"""`kos bench`: measure KOS and its peers on the same work; `kos bench control`: measure the control plane."""
+"""`kos bench`: measure KOS and its peers on the same work; `kos bench control` the control plane, `kos bench
+notebook` the notebook's side."""
 
 from __future__ import annotations
 
@@ -17,5 +18,12 @@ def bench_(parsed: argparse.Namespace, console: Console) -> int:
 def bench_control_(parsed: argparse.Namespace, console: Console) -> int:
     """Measure the control plane; it prints its own figures."""
     from kos_cluster.services.bench.control.main import run
+
+    return run(parsed)
+
+
+def bench_notebook_(parsed: argparse.Namespace, console: Console) -> int:
+    """Measure the notebook's side; it prints its own figures."""
+    from kos_cluster.services.bench.notebook import run
 
     return run(parsed)

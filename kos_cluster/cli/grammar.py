@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_work(commands)
     _add_lock(commands)
+    _add_register(commands)
     _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
     _add_kernel(_Commands(commands.add("kernel", "give Jupyter the kernel 'Python 3 (KOS)'")))
     _add_bench(commands)
@@ -172,6 +173,7 @@ def _add_care(commands: _Commands) -> None:
 
 
 def _add_lock(commands: _Commands) -> None:
+    _add_json(commands.add("locks", "list the locks that are held, by whom and for how long", "locks"))
     lock = commands.add("lock", "run a command while holding a lock of the whole cluster", "lock")
     lock.before_command = True
     lock.usage = "kos lock [--ttl TIME] [--wait TIME | --no-wait] NAME -- COMMAND..."
@@ -180,6 +182,17 @@ def _add_lock(commands: _Commands) -> None:
     waiting = lock.add_mutually_exclusive_group()
     waiting.add_argument("--wait", type=duration, metavar="TIME", help="wait so long (default: as long as it takes)")
     waiting.add_argument("--no-wait", action="store_true", help="give up when it is not free")
+
+
+def _add_register(commands: _Commands) -> None:
+    register = commands.add("register", "read and write small texts that the whole cluster agrees on", "register")
+    register.add_argument("name", metavar="NAME", nargs="?", help="which one (default: list all)")
+    register.add_argument("value", metavar="VALUE", nargs="?", help="what to write (default: read it)")
+    register.add_argument("--unset", action="store_true", help="remove it")
+    expecting = register.add_mutually_exclusive_group()
+    expecting.add_argument("--if", dest="expected", metavar="OLD", help="write only if it holds OLD")
+    expecting.add_argument("--if-unset", action="store_true", help="write only if it is not set")
+    _add_json(register)
 
 
 def _add_placement(parser: Parser) -> None:
@@ -243,6 +256,8 @@ def _add_work(commands: _Commands) -> None:
     story = commands.add("story", "tell what happened to a job's tasks: attempts, nodes, causes", "story")
     _add_id(story)
     _add_json(story)
+    profile = commands.add("profile", "in %%%%kos profile: sample the cell's tasks in their workers", "profile")
+    profile.add_argument("argv", metavar="run", nargs=argparse.REMAINDER, help="run --distribute: run the cell there")
     report = commands.add(
         "report", "write one file that shows what ran where and when: a gantt, transfers, failures", "report"
     )
@@ -274,7 +289,11 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
-    _add_bench_control(_Commands(bench, required=False))
+    kinds = _Commands(bench, required=False)
+    _add_bench_control(kinds)
+    notebook = kinds.add("notebook", "measure what the notebook's side costs, on this machine", "bench_notebook")
+    notebook.add_argument("--repeats", type=count, default=30, metavar="N", help="of each measure (default: 30)")
+    notebook.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
 def _add_bench_control(commands: _Commands) -> None:

@@ -1,4 +1,4 @@
-"""`kos lock NAME -- command`: run a command while holding a lock of the whole cluster.
+"""`kos lock NAME -- command`: run a command while holding a lock of the whole cluster; `kos locks` lists them.
 
 Rules: the command finds the lock's name and its fencing token in KOS_LOCK and KOS_LOCK_TOKEN. It never runs on without
 the lock: when the lease is lost, or this command is interrupted or terminated, it and what it has started get SIGTERM,
@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -20,11 +21,19 @@ from typing import NoReturn
 import psutil
 
 from kos_cluster.cli.console import Console
+from kos_cluster.cli.tables import Column, ago
 from kos_cluster.errors import UsageError
 from kos_cluster.tasks.locking import Lock
 
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
 POLL_S = 0.05  # between two looks at the lease
+LOCK_COLUMNS = (
+    Column("LOCK"),
+    Column("HOLDER"),
+    Column("TOKEN", right=True),
+    Column("SINCE", right=True),
+    Column("WAITING", right=True),
+)
 EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_SIGNAL = 128  # plus the signal's number, as shells tell it
 
@@ -50,6 +59,23 @@ def lock_(parsed: argparse.Namespace, console: Console) -> int:
         return EXIT_TERMINATED
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def locks_(parsed: argparse.Namespace, console: Console) -> int:
+    """List the locks that are held."""
+    import kos_cluster as kos
+
+    locks = kos.connect(parsed.cluster).locks()
+    if parsed.json:
+        console.json(locks)
+    else:
+        now = time.time()
+        rows = [
+            [lock.name, lock.holder, str(lock.token), ago(max(0.0, now - lock.since_s)), str(lock.waiting)]
+            for lock in locks
+        ]
+        console.listing(locks, LOCK_COLUMNS, rows)
+    return 0
 
 
 def _run(argv: Sequence[str], lock: Lock, console: Console) -> int:

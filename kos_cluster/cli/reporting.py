@@ -1,4 +1,4 @@
-"""`kos report FILE.html`: what ran where and when, as one file."""
+"""`kos report FILE.html`: what ran where and when, as one file; and where profiles are taken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from pathlib import Path
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
+from kos_cluster.errors import UsageError
 from kos_cluster.services import report
+
+
+def profile_(parsed: argparse.Namespace, console: Console) -> int:
+    """Only cells are sampled."""
+    raise UsageError(
+        "A profile is taken of a notebook's cell.",
+        "Write '%%kos profile' over a cell that submits work and waits for it.",
+    )
 
 
 def report_(parsed: argparse.Namespace, console: Console) -> int:

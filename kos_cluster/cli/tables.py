@@ -58,3 +58,11 @@ def ago(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def rate(bytes_s: float) -> str:
+    """Bytes a second in the unit that suits them."""
+    for unit, size in (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3)):
+        if bytes_s >= size:
+            return f"{bytes_s / size:.1f} {unit}"
+    return f"{bytes_s:.0f} B/s"

@@ -7,7 +7,7 @@ its own key and then a random key in each bucket, and by that is known to the ot
 
     event                    what follows
     Seen                     the contact is kept; the longest unheard of a full bucket is probed
-    Received FindNode        Found with up to `BUCKET_SIZE` contacts; the sender is kept
+    Received FindNode        Found with up to `BUCKET_SIZE` contacts; the sender is kept, if its address is known
     Received Found           if it was asked for: the look-up goes on; the sender is kept
     Failed, or no answer     the contact is stale, the look-up asks another
     Mistaken                 the contact is dropped, the look-up tries what others say of it
@@ -72,7 +72,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Received(msgspec.Struct, frozen=True):
-    """A message came over a link that has proved its sender."""
+    """A message came over a link that has proved its sender. Port 0: where it can be reached is not known."""
 
     sender: Contact
     message: Message
@@ -187,7 +187,7 @@ class Kademlia:
         return [self._ask(old, None, self._own_key, now)]
 
     def _receive(self, sender: Contact, message: Message, now: float) -> list[Effect]:
-        effects = self._saw(sender, now)
+        effects = self._saw(sender, now) if sender.port else []
         match message:
             case FindNode(request, key):
                 if len(key) == KEY_BYTES:

@@ -244,7 +244,7 @@ class Ownership:
         return tuple(reasons)
 
     def place(self, needs: Needs, now: float) -> placement.Placement:
-        """Where a task would go that another owner is to submit there: where it need not wait, if there is such a node."""
+        """Where a task goes that another owner is to submit there; where it need not wait, if there is such a node."""
         views = [node.view for node in self._nodes.values() if node.up]
         free = [view for view in views if placement.node_free(view) >= needs.cpus]
         placed = placement.place(needs, free, self._rng, prefetch=False, now=now)

@@ -74,6 +74,8 @@ class Load(msgspec.Struct, frozen=True):
     memory_percent: float = 0.0
     memory_available_bytes: int = 0
     dropped_frames: int = 0  # malformed, oversized or unauthenticated frames since the start
+    received_bytes_s: int = 0  # over the machine's network interfaces, lately
+    sent_bytes_s: int = 0
 
 
 class Member(msgspec.Struct, frozen=True):

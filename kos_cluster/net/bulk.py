@@ -28,9 +28,9 @@ from kos_cluster.errors import AuthError, JoinError, KosError, LimitError, PortT
 from kos_cluster.net import joining, tls, transfers, tunnel
 from kos_cluster.net.identity import Credentials, Peer, verify_peer
 from kos_cluster.net.outcome import to_wire
-from kos_cluster.net.transfers import Outcome, get_kept, get_result, present, put_part
+from kos_cluster.net.transfers import Outcome, get_kept, get_result, put_part
 
-__all__ = ["BulkServer", "Handler", "get_kept", "get_result", "present", "put_part"]
+__all__ = ["BulkServer", "Handler", "get_kept", "get_result", "put_part"]
 
 CONNECTIONS_LIMIT = 128
 TUNNELS_LIMIT = 512  # links of tunnels, which last; some five to ten for each client of a kernel

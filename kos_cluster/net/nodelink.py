@@ -17,8 +17,8 @@ from typing import Protocol
 
 from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.presenting import present
 from kos_cluster.net.transport import Context, Link, LinkState, Payload
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class NodeLink:
 
     async def _present(self) -> None:
         self.shown = self._credentials.peer.serial
-        self.peer = await asyncio.to_thread(present, self.host, self.port, self._credentials)
+        self.peer = await present(self.host, self.port, self._credentials)
         self.failure = None
 
     async def _hold(self) -> None:

@@ -28,7 +28,7 @@ IDLE_TIMEOUT_S = 30.0  # without a byte moving
 EXCHANGE_TIMEOUT_S = 15.0  # for a whole message to come in, however slowly
 MESSAGE_LIMIT_BYTES = 16 << 10  # of one message, and so of all that a peer without a certificate may send
 CONTEXTS_LIMIT = 8
-_LENGTH_BYTES = 4
+LENGTH_BYTES = 4
 
 
 def server_context(credentials: Credentials) -> ssl.SSLContext:
@@ -94,7 +94,7 @@ def translated(where: str, error: OSError) -> KosError:
     return _unreachable(where, error)
 
 
-def node_of(stream: ssl.SSLSocket, ca_pem: bytes, cluster: str) -> Peer:
+def node_of(stream: ssl.SSLSocket | ssl.SSLObject, ca_pem: bytes, cluster: str) -> Peer:
     """The verified node at the other end. Raises AuthError; also when it is a peer that is not a node."""
     peer = verify_peer(stream.getpeercert(binary_form=True) or b"", ca_pem, cluster)
     if peer.role is not Role.NODE:
@@ -104,7 +104,7 @@ def node_of(stream: ssl.SSLSocket, ca_pem: bytes, cluster: str) -> Peer:
 
 def framed(data: bytes) -> bytes:
     """A message as it travels: behind its length."""
-    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
 
 
 def send_message(stream: ssl.SSLSocket, data: bytes) -> None:
@@ -115,7 +115,7 @@ def send_message(stream: ssl.SSLSocket, data: bytes) -> None:
 def receive_message(stream: ssl.SSLSocket) -> bytes:
     """One message, whole within `EXCHANGE_TIMEOUT_S`. Raises ProtocolError when too large, OSError when late."""
     deadline = time.monotonic() + EXCHANGE_TIMEOUT_S
-    size = int.from_bytes(_receive_exactly(stream, _LENGTH_BYTES, deadline), "big")
+    size = int.from_bytes(_receive_exactly(stream, LENGTH_BYTES, deadline), "big")
     if size > MESSAGE_LIMIT_BYTES:
         raise ProtocolError(f"A message of {size} bytes is over the limit of {MESSAGE_LIMIT_BYTES} bytes.")
     return _receive_exactly(stream, size, deadline)

@@ -1,4 +1,4 @@
-"""What certified peers do over the bulk port: present themselves, put a part, get a result. Both sides of each.
+"""What certified peers do over the bulk port: put a part, get a result. Both sides of each. (`presenting`: the rest.)
 
 A part that is put to be kept outlives the daemon, for detached jobs; nodes may move such parts too.
 
@@ -73,15 +73,6 @@ class Store(Protocol):
 
 
 # ---- client
-
-
-def present(host: str, port: int, credentials: Credentials) -> Peer:
-    """Show a node one's certificate, so that it admits one's CURVE key; the node's verified identity comes back.
-
-    Raises UnreachableError, or AuthError when either side does not accept the other.
-    """
-    with Session(host, port, credentials, tls.ALPN_PRESENT) as session:
-        return session.node
 
 
 def put_part(
@@ -162,10 +153,15 @@ class Session:
         return self.outcome()
 
     def outcome(self) -> int:
-        outcome: Outcome = decoded(tls.receive_message(self.stream), Outcome)
-        if outcome.error is not None:
-            raise from_wire(outcome.error)
-        return outcome.size
+        return outcome_of(tls.receive_message(self.stream))
+
+
+def outcome_of(message: bytes) -> int:
+    """The size that an `Outcome` tells. Raises the error that it tells, or ProtocolError."""
+    outcome: Outcome = decoded(message, Outcome)
+    if outcome.error is not None:
+        raise from_wire(outcome.error)
+    return outcome.size
 
 
 # ---- server

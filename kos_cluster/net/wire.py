@@ -24,13 +24,14 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster.core import raft, swim
+from kos_cluster.core import kademlia, raft, swim
 from kos_cluster.core.loadgossip import LoadReport
 from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, Needs, Runs, Versions
 from kos_cluster.core.replicated.commands import Proposal
 from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
 from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
+from kos_cluster.net.registers import RegistersAsked, RegisterWritten
 
 WIRE_VERSION = 2
 OLDEST_WIRE_VERSION = 1  # that is understood, so that nodes can be upgraded one by one
@@ -80,6 +81,12 @@ class LoadNews(msgspec.Struct, frozen=True, tag="LOAD"):
     """What nodes say to each other about how busy they are; see `core.loadgossip`."""
 
     report: LoadReport
+
+
+class Finding(msgspec.Struct, frozen=True, tag="FINDING"):
+    """What nodes say to each other to find one by its id; see `core.kademlia`."""
+
+    message: kademlia.Message
 
 
 class Consensus(msgspec.Struct, frozen=True, tag="CONSENSUS"):
@@ -365,6 +372,10 @@ class LockAsked(msgspec.Struct, frozen=True, tag=True):
     name: str
 
 
+class LocksAsked(msgspec.Struct, frozen=True, tag=True):
+    """Which locks are held? As `LockAsked` for all. Reply: list[HeldLock]."""
+
+
 class LockRenewed(msgspec.Struct, frozen=True, tag=True):
     """Keep a lock for its time once more. Reply: LockState. LockHeldError when it is somebody else's by now."""
 
@@ -440,8 +451,11 @@ Asked = (
     | RenewNode
     | LockWanted
     | LockAsked
+    | LocksAsked
     | LockRenewed
     | LockReleased
+    | RegistersAsked
+    | RegisterWritten
     | Status
     | Detach
     | DetachedJobs
@@ -466,10 +480,22 @@ class LockState(msgspec.Struct, frozen=True):
     held: str = ""
 
 
+class HeldLock(msgspec.Struct, frozen=True):
+    """A lock that is held. Times are of the replicated clock, Unix seconds; `waiting`: how many wait for it."""
+
+    name: str
+    holder: str
+    token: int
+    since_s: float
+    until_s: float
+    waiting: int
+
+
 class ClusterStatus(msgspec.Struct, frozen=True):
     """`trouble` says why the node that answers takes no part in the decisions, if it does not.
 
     `sealed_to`: the ids of the nodes that hold a copy of the authority's key. `now_s`: its clock, Unix seconds.
+    `contacts`: the nodes that it can name to one who looks a node up; -1: it makes no look-ups.
     """
 
     coordinator: str
@@ -479,6 +505,7 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     trouble: str = ""
     sealed_to: list[str] = []
     now_s: float = 0.0
+    contacts: int = -1
 
 
 class DetachedJob(msgspec.Struct, frozen=True):
@@ -533,6 +560,7 @@ Message = (
     | Expelled
     | Heartbeat
     | LoadNews
+    | Finding
     | Consensus
     | Propose
     | Proposed

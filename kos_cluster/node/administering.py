@@ -22,7 +22,6 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.coordinating import is_caught_up
 from kos_cluster.node.draining import drained, removing
-from kos_cluster.node.membership import ALIVE
 
 LOCK_POLL_LIMIT_S = 10.0  # for one answer to a waiter; it asks again
 PATIENCE_S = 15.0  # for which a waiter that does not ask again keeps its place
@@ -72,7 +71,8 @@ class Administration:
         _check_admin_stays([i for i in identities if identity.id not in (i.id, i.came_with)], _where(identity))
         voters = self._consensus.membership.voters
         if identity.id in voters:
-            alive = {m.id for m in self._control.membership.members() if m.state in ALIVE}
+            # A node that is suspected may be one that others hold dead already.
+            alive = {self._control.member.id, *self._control.membership.unsuspected()}
             refusal = change_refused(voters, alive, remove=identity.id)
             if refusal:
                 raise StateError(
@@ -192,6 +192,14 @@ class Administration:
         """Who holds a lock, when all that was decided before has been applied here. Raises UnreachableError."""
         lock = (await self._consensus.read()).locks.get(name)
         return wire.LockState(0) if lock is None else wire.LockState(lock.token, lock.until_s, lock.holder)
+
+    async def locks_held(self) -> list[wire.HeldLock]:
+        """As `lock_held`, of all."""
+        held = (await self._consensus.read()).locks.snapshot()
+        return [
+            wire.HeldLock(lock.name, lock.holder, lock.token, lock.since_s, lock.until_s, len(lock.queue))
+            for lock in sorted(held, key=lambda lock: lock.name)
+        ]
 
     async def renew_lock(self, peer: Peer, wanted: wire.LockRenewed) -> wire.LockState:
         """Raises LockHeldError when the lease has ended."""

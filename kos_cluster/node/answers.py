@@ -13,6 +13,8 @@ from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import kernels as asks
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.net.registers import RegistersAsked, RegisterWritten
+from kos_cluster.node import registers
 from kos_cluster.node.administering import Administration
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.detached import ASKED, DetachedJobs
@@ -36,8 +38,11 @@ COMMAND_OF: dict[type, Command] = {
     wire.RenewNode: Command.ROTATE,
     wire.LockWanted: Command.SUBMIT,
     wire.LockAsked: Command.READ,
+    wire.LocksAsked: Command.READ,
     wire.LockRenewed: Command.SUBMIT,
     wire.LockReleased: Command.SUBMIT,
+    RegistersAsked: Command.READ,
+    RegisterWritten: Command.SUBMIT,
     wire.Status: Command.READ,
     wire.Detach: Command.SUBMIT,
     wire.DetachedJobs: Command.READ,
@@ -59,6 +64,10 @@ WORDS_OF: dict[type, str] = {
     wire.DetachedResults: "take results",
     wire.MintToken: "make join tokens",
     wire.StopNode: "stop nodes",
+    wire.LockWanted: "take locks",
+    wire.LockRenewed: "take locks",
+    wire.LockReleased: "take locks",
+    RegisterWritten: "write registers",
 }  # the rest is reading, which every role may do
 
 
@@ -150,10 +159,16 @@ class Answers:
                 return await self._administration.lock(peer, ask)
             case wire.LockAsked(name):
                 return await self._administration.lock_held(name)
+            case wire.LocksAsked():
+                return await self._administration.locks_held()
             case wire.LockRenewed():
                 return await self._administration.renew_lock(peer, ask)
             case wire.LockReleased():
                 return await self._administration.release(peer, ask)
+            case RegistersAsked():
+                return await registers.read(self._control.consensus, ask)
+            case RegisterWritten():
+                return await registers.write(self._control.consensus, ask)
 
     def _nodes(self) -> wire.SyncData:
         """The view, with this node's own load as it is now."""

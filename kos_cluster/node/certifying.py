@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 ID_BYTES = 8
 PURPOSE = "authority-key"
+WALL_AHEAD_S = 3600.0  # by which a wall clock may be ahead without refusing tokens that are still good
 
 
 class Certifier:
@@ -75,7 +76,9 @@ class Certifier:
         warnings = checked_versions(request.versions, machine.versions())
         authority = self._open()
         redeem = self._redemption(request)
-        self._consensus.state.redemptions.check(redeem.token_id, redeem.secret_sha256, self._consensus.clock_s)
+        # The replicated clock stands still while the cluster is down, and no token may outlive its time by that.
+        clock_s = max(self._consensus.clock_s, time.time() - WALL_AHEAD_S)
+        self._consensus.state.redemptions.check(redeem.token_id, redeem.secret_sha256, clock_s)
         admission = await self._consensus.propose(redeem)
         if not isinstance(admission, replies.Admission):
             raise StateError(f"The join was answered by {type(admission).__name__}.", "Try again.")

@@ -33,26 +33,25 @@ from kos_cluster import errors
 from kos_cluster.core import raft
 from kos_cluster.core.ordering import Action, Ordering, Write
 from kos_cluster.core.replicated import commands, replies
-from kos_cluster.core.replicated.sessions import SESSION_S
 from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.voters import undecided_sentence
 from kos_cluster.errors import KosError, LimitError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.node.alarm import Alarm
+from kos_cluster.node.forwarding import Forwarding
 from kos_cluster.node.raftlog import RaftLog
+from kos_cluster.node.reading import REFUSED_PAUSE_S, Reads
+from kos_cluster.node.session import Session
 
 log = logging.getLogger(__name__)
 
 PROPOSE_TIMEOUT_S = 10.0  # for a reply, over all attempts
 AGAIN_S = 1.0  # after which a proposal that went to another node is sent again
 PROPOSALS_LIMIT = 4096  # of this node that wait for a reply
-SESSION_PROPOSALS_LIMIT = 48  # in flight in one session; fewer than the replies that are kept for it
 COMPACT_ENTRIES = 4096  # applied since the last snapshot, when the next is taken
 COMPACT_BYTES = 8 << 20  # or of so many bytes
 RETRY_DISK_S = 5.0
-REFUSED_PAUSE_S = 0.1  # before a refused proposal is offered again, unless something moves
-SESSION_IDLE_S = SESSION_S / 2  # of silence, after which a new session is opened
 
 
 @dataclass(slots=True)
@@ -93,12 +92,11 @@ class Consensus:
         self._alarm = Alarm(self._tick)
         self._next = 1
         self._placing: dict[int, _Placed | raft.Refused] = {}  # the verdict on what is being placed
-        self._reading: dict[int, asyncio.Future[raft.ReadReady | raft.Refused]] = {}
-        self._next_read: asyncio.Task[None] | None = None  # that serves all who ask until it begins
+        self._reads = Reads(self._number, self._feed, lambda: self._index, self.moved, PROPOSE_TIMEOUT_S)
         self._placed: dict[int, _Placed] = {}  # by index
-        self._asked: dict[int, asyncio.Future[wire.Proposed | None]] = {}  # of other nodes
+        self._forwarding = Forwarding(send, self._offer_for_another)
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
-        self._session = _Session()
+        self._session = Session()
         self._index = 0  # of the last entry applied; not all are commands, so `state` may be behind
         self._snapshot_index = self._applied_bytes = 0  # the last snapshot's, and what was applied since
         self._stamp = Stamp()
@@ -191,51 +189,21 @@ class Consensus:
         self._feed(raft.Transfer(self._number(), to))
 
     async def read(self, timeout_s: float = PROPOSE_TIMEOUT_S) -> ClusterState:
-        """The state with everything in it that was decided before this call. Raises UnreachableError.
-
-        Those who ask in the same turn of the loop share one read of the machine.
-        """
-        if self._next_read is None:
-            self._next_read = self._loop.create_task(self._read(), name="read")
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.shield(self._next_read)
-        except TimeoutError:
-            raise self._undecided() from None
+        """The state with everything in it that was decided before this call. Raises UnreachableError."""
+        if not await self._reads.up_to_date(timeout_s):
+            raise self._undecided()
         return self.state
-
-    async def _read(self) -> None:
-        self._next_read = None  # who asks from now on needs a later one
-        deadline = self._loop.time() + PROPOSE_TIMEOUT_S
-        while self._loop.time() < deadline:
-            id_ = self._number()
-            answer = self._reading[id_] = self._loop.create_future()
-            try:
-                self._feed(raft.ReadIndex(id_))
-                verdict = await asyncio.wait_for(answer, min(AGAIN_S, deadline - self._loop.time()))
-                if isinstance(verdict, raft.ReadReady):
-                    while self._index < verdict.index and self._loop.time() < deadline:
-                        await self.moved(deadline - self._loop.time())
-                    if self._index >= verdict.index:
-                        return
-                    break
-                await self.moved(REFUSED_PAUSE_S)
-            except TimeoutError:
-                continue
-            finally:
-                self._reading.pop(id_, None)
-        raise self._undecided()
 
     async def _session_open(self, deadline: float) -> None:
         """Have a session; a new one after so long a silence that the former one may have ended."""
-        session, now = self._session, self._loop.time()
+        session = self._session
         async with session.opening:
-            if not session.number or (now - session.used_s > SESSION_IDLE_S and not session.busy):
+            if not session.is_good(self._loop.time()):
                 reply = await self._applied(commands.Proposal(0.0, commands.OpenSession(self._node)), deadline)
                 if not isinstance(reply, replies.SessionOpened):
                     raise StateError("The cluster did not open a session for this node.", "Try again.")
                 session.renew(reply.session)
-            session.used_s = now
+            session.use(self._loop.time())
 
     async def _applied(self, proposal: commands.Proposal, deadline: float) -> replies.Reply:
         """Offer it to whoever leads until it is applied. Raises UnreachableError."""
@@ -254,6 +222,10 @@ class Consensus:
 
     async def _offer(self, proposal: commands.Proposal, deadline: float) -> replies.Reply | None:
         """Put it into this node's own log; None when it must be offered again, perhaps elsewhere."""
+        while not self._stamp.knows(self.term):  # just elected: it has not applied all that was decided before
+            if not self.leads or self._loop.time() >= deadline:
+                return None
+            await self.moved(deadline - self._loop.time())
         now_s = self._stamp.now_s(time.time(), self._loop.time())
         entry = commands.encode(msgspec.structs.replace(proposal, now_s=now_s))
         placed = self._place(lambda id_: raft.Propose(id_, entry))
@@ -274,20 +246,20 @@ class Consensus:
 
     async def _forward(self, leader: str, proposal: commands.Proposal, timeout_s: float) -> replies.Reply | None:
         """Have another node offer it; None when it must be offered again, perhaps elsewhere."""
-        id_ = self._number()
-        answer = self._asked[id_] = self._loop.create_future()
-        try:
-            self._send(leader, wire.Propose(id_, proposal))
-            proposed: wire.Proposed | None = await asyncio.wait_for(answer, timeout_s)
-        except TimeoutError:
-            return None
-        finally:
-            self._asked.pop(id_, None)
-        if proposed is None:  # another coordinates, or nobody
+        proposed = await self._forwarding.ask(leader, proposal, timeout_s)
+        if proposed is None:
             return None
         if proposed.reply is None:
             await self.moved(REFUSED_PAUSE_S)
         return proposed.reply
+
+    async def _offer_for_another(self, proposal: commands.Proposal) -> replies.Reply | None:
+        if not self.leads or len(self._placed) >= PROPOSALS_LIMIT:
+            return None
+        try:
+            return await self._offer(proposal, self._loop.time() + PROPOSE_TIMEOUT_S)
+        except LimitError as error:
+            return replies.Refusal.of(error)
 
     def _undecided(self) -> UnreachableError:
         if self.trouble:
@@ -306,21 +278,8 @@ class Consensus:
         match message:
             case wire.Consensus(inner):
                 self._feed(raft.Received(sender, inner))
-            case wire.Propose(id_, proposal):
-                self._loop.create_task(self._answer(sender, id_, proposal), name="propose")
-            case wire.Proposed(id_):
-                waiting = self._asked.get(id_)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(message)
-
-    async def _answer(self, sender: str, id_: int, proposal: commands.Proposal) -> None:
-        reply = None
-        if self.leads and len(self._placed) < PROPOSALS_LIMIT:
-            try:
-                reply = await self._offer(proposal, self._loop.time() + PROPOSE_TIMEOUT_S)
-            except LimitError as error:
-                reply = replies.Refusal.of(error)
-        self._send(sender, wire.Proposed(id_, reply))
+            case wire.Propose() | wire.Proposed():
+                self._forwarding.said(sender, message)
 
     # ---- the machine
 
@@ -359,17 +318,16 @@ class Consensus:
                 case raft.Refused(id_):
                     if id_ in self._placing:
                         self._placing[id_] = action
-                    _settle(self._reading.get(id_), action)
-                case raft.ReadReady(id_):
-                    _settle(self._reading.get(id_), action)
+                    self._reads.answered(action)
+                case raft.ReadReady():
+                    self._reads.answered(action)
                 case raft.RestoreSnapshot(snapshot):
                     self._restore(snapshot)
                 case raft.RoleChanged(role, term, leader):
                     log.info("Term %d: this node is %s, the coordinator is %s.", term, role, leader or "not known")
                     if role is not raft.Role.LEADER:
                         self._lose_all()
-                    for asked in self._asked.values():  # whoever was asked does not lead any more
-                        _settle(asked, None)
+                    self._forwarding.give_up()
                     self._stir()
                     self._tell_led()
                 case raft.MembershipChanged(membership):
@@ -441,7 +399,7 @@ class Consensus:
             placed = self._placed.pop(entry.index, None)
             if placed is not None:
                 _settle(placed.answer, reply if placed.term == entry.term else None)
-        self._stamp.applied(self.state.clock_s, self._loop.time())
+        self._stamp.applied(self.state.clock_s, entries[-1].term, self._loop.time())
         self._stir()
         if changes:
             self._tell_changes(tuple(changes))
@@ -451,7 +409,7 @@ class Consensus:
         self.state = ClusterState.restore(snapshot.data) if snapshot.data else ClusterState()
         self._index = self._snapshot_index = snapshot.index
         self._applied_bytes = 0
-        self._stamp.applied(self.state.clock_s, self._loop.time())
+        self._stamp.applied(self.state.clock_s, snapshot.term, self._loop.time())
         self._lose_all()
         self._stir()
         self._tell_changes(())
@@ -477,37 +435,6 @@ class Consensus:
     def _stir(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
-
-
-class _Session:
-    """What makes this daemon's proposals safe to repeat."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.used_s = 0.0
-        self.room = asyncio.Semaphore(SESSION_PROPOSALS_LIMIT)
-        self.opening = asyncio.Lock()
-        self._next = 1
-        self._open: set[int] = set()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._open)
-
-    @property
-    def answered_below(self) -> int:
-        return min(self._open, default=self._next)
-
-    def renew(self, number: int) -> None:
-        self.number, self._next = number, 1
-
-    def begin(self) -> int:
-        serial, self._next = self._next, self._next + 1
-        self._open.add(serial)
-        return serial
-
-    def end(self, serial: int) -> None:
-        self._open.discard(serial)
 
 
 def _settle(answer: asyncio.Future[Any] | None, value: object) -> None:

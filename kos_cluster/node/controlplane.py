@@ -1,8 +1,9 @@
 """A node's part in running the cluster: links to the other nodes, who is alive, what is agreed, and who coordinates.
 
-Theory of operation. `Peers` carries messages between nodes, `Membership` runs SWIM over it, `Consensus` runs Raft. What
-the cluster agrees on is carried out here: denied certificates are shut out at the door, removed members are gone from
-the view, drained ones say so of themselves. While this node leads, `Coordinating` does the coordinator's duties.
+Theory of operation. `Peers` carries messages between nodes, `Membership` runs SWIM over it, `Consensus` runs Raft, and
+`Lookups` finds nodes that are not where they are looked for. What the cluster agrees on is carried out here: denied
+certificates are shut out at the door, removed members are gone from the view, drained ones say so of themselves. While
+this node leads, `Coordinating` does the coordinator's duties.
 
 Rules: every message that comes in here is of an authenticated node. The view's number grows with every change of a
 member, of the voters, or of the coordinator; it means something only together with the node that tells it.
@@ -26,21 +27,26 @@ from kos_cluster.errors import RevokedError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.transport import Origin
 from kos_cluster.node.assigning import Assigning
 from kos_cluster.node.certifying import Certifier
 from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.coordinating import Coordinating
 from kos_cluster.node.draining import is_drained
 from kos_cluster.node.founding import Founding
+from kos_cluster.node.lookups import Lookups
 from kos_cluster.node.membership import ALIVE, Membership
 from kos_cluster.node.peers import Peers
 from kos_cluster.node.raftlog import RaftLog
 from kos_cluster.node.store import Store
+from kos_cluster.node.turning import removed
 from kos_cluster.node.vouching import Vouching
 
 log = logging.getLogger(__name__)
 
 JOINED_TIMEOUT_S = 10.0  # for the first answer of another node
+FIRST_WORD_S = 2.0  # for any word of a node that was known before, at a start
+REFUSED_TIMEOUT_S = 5.0  # for what the others say, when one refuses this node
 FAREWELL_S = 0.5  # for the news that this node stops
 HANDOVER_S = 1.0  # for another node to coordinate, when this one stops and did
 
@@ -100,6 +106,9 @@ class ControlPlane:
             self._moved,
             self.membership.unsuspected,
         )
+        self.lookups = Lookups(
+            member, peers, ground.credentials, ground.admitted.revoked, self.membership.member, self._belongs
+        )
         self.certifier = Certifier(ground.credentials, self.consensus, self.membership)
         self.assigning = Assigning(self.consensus, self.membership)
         self._coordinating = Coordinating(member.id, self.consensus, self.membership, self.certifier, self.assigning)
@@ -126,18 +135,33 @@ class ControlPlane:
             await asyncio.sleep(0.01)
         return True
 
+    async def answered(self) -> None:
+        """Wait a little for the first word of another node; when it is a refusal, for what the others say.
+
+        Raises RevokedError when this node was removed; also when the others say nothing, as it has no work to lose yet.
+        """
+        first_word_s = time.monotonic() + FIRST_WORD_S
+        known = any(member.state is not MemberState.LEFT for member in self.membership.members()[1:])
+        while known and not self.peers.met and time.monotonic() < first_word_s:
+            await asyncio.sleep(0.01)
+        deadline = time.monotonic() + REFUSED_TIMEOUT_S
+        while self.peers.refused:
+            if time.monotonic() > deadline:
+                raise self._removed()
+            self.check_belongs()
+            await asyncio.sleep(0.01)
+
     async def run(self) -> None:
         """The coordinator's duties, while this node leads. Does not return."""
         await self._coordinating.run()
 
     def check_belongs(self) -> None:
         """Raises RevokedError when the other nodes do not take this one to be of the cluster any more."""
-        if self.peers.turned_away(time.monotonic()) is not None:
-            name, cluster = self._member.name, self._ground.credentials.peer.cluster
-            raise RevokedError(
-                f"This node, {name}, was removed from cluster {cluster!r}: the others refuse its certificate.",
-                f"Type 'kos cluster leave --cluster {cluster}' here; to come back, join again with a new token.",
-            )
+        if self.peers.turned_away(time.monotonic()):
+            raise self._removed()
+
+    def _removed(self) -> RevokedError:
+        return removed(self._member.name, self._ground.credentials.peer.cluster)
 
     async def farewell(self) -> None:
         """This node stops: let another coordinate, and tell the others."""
@@ -148,6 +172,7 @@ class ControlPlane:
     async def close(self) -> None:
         self.membership.close()
         await self.consensus.close()
+        self.lookups.close()
         self.peers.close()
 
     def _open_log(self) -> RaftLog:
@@ -170,6 +195,7 @@ class ControlPlane:
         """This node has another certificate, and vouches by it from now on."""
         self._vouching.renewed(credentials)
         self.peers.renewed(credentials)
+        self.lookups.renewed(credentials)
         self.membership.update(self._member)
 
     # ---- what is known
@@ -209,6 +235,7 @@ class ControlPlane:
             trouble=self.consensus.trouble,
             sealed_to=sorted(self.certifier.sealed_to()),
             now_s=time.time(),
+            contacts=self.lookups.contacts,
         )
 
     def named(self, name: str) -> Member | None:
@@ -222,6 +249,8 @@ class ControlPlane:
         match message:
             case wire.Heartbeat() | wire.LoadNews():
                 self.membership.said(peer.id, message)
+            case wire.Finding(inner):
+                self.lookups.said(peer.id, inner)
             case wire.Consensus() | wire.Propose() | wire.Proposed():
                 self.consensus.said(peer.id, message)
             case wire.OwnerEnded():
@@ -231,8 +260,23 @@ class ControlPlane:
             case wire.Reply():
                 self.peers.answered(message)
 
-    def node_unreachable(self, id_: str) -> None:
+    def node_reached(self, member: Member, address: str) -> None:
+        self.lookups.reached(member, address)
+
+    def node_unreachable(self, id_: str, address: str) -> None:
         self.membership.unreachable(id_)
+        self.lookups.unreachable(id_, address)
+
+    def node_mistaken(self, id_: str, address: str) -> None:
+        self.lookups.mistaken(id_, address)
+
+    def node_sought(self, id_: str) -> None:
+        self.lookups.seek(id_)
+
+    def node_greeted(self, origin: Origin) -> None:
+        """A node has said hello over its own link."""
+        self.peers.came(origin)
+        self.lookups.greeted(origin.peer.id)
 
     def owner_has_ended(self, message: wire.OwnerEnded) -> None:
         """A client's process has ended on this machine: every node should know."""
@@ -240,6 +284,11 @@ class ControlPlane:
 
     def measured(self, load: Load) -> None:
         self.membership.measured(load)
+
+    def _belongs(self, id_: str) -> bool:
+        """Whether a node is of the cluster; all may be until the state is here."""
+        state = self.consensus.state
+        return not state.cluster or state.identities.get(id_) is not None
 
     # ---- changes
 

@@ -19,6 +19,7 @@ from kos_cluster.core import raft
 from kos_cluster.core.raft.config import CAUGHT_UP_ENTRIES
 from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.replicated import commands
+from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.roles import Role
 from kos_cluster.core.voters import Blocked, Candidate, Demote, HandOver, Promote, choose_voters, voters_wanted
 from kos_cluster.errors import KosError
@@ -86,12 +87,18 @@ class Coordinating:
         return await self._consensus.change(change)
 
     async def _remove(self) -> bool:
-        """Deny the certificates of those that are to be removed and are no longer of the group."""
+        """Deny the certificates of those that are to be removed and are no longer of the group.
+
+        The detached jobs of a client that is removed end; those of clients that came with a removed node go on, since
+        they outlive the machine that they were submitted from.
+        """
         state, removed = self._consensus.state, False
         for id_, reason in to_remove(state).items():
             if id_ not in self._consensus.membership.members:
                 if state.identities.get(id_) is not None:
                     await self._consensus.propose(commands.RemoveIdentity(id_, reason))
+                for job in _submitted_by(state, id_):
+                    await self._consensus.propose(commands.CancelJob(job, reason))
                 for command in forgotten(state, id_):
                     await self._consensus.propose(command)
                 removed = True
@@ -183,6 +190,11 @@ class Coordinating:
         """Let the replicated clock go on when something ends by it."""
         if self._consensus.clock_s >= self._consensus.state.due_s:
             await self._consensus.propose(commands.Tick())
+
+
+def _submitted_by(state: ClusterState, id_: str) -> list[str]:
+    """The detached jobs of a client that have not ended."""
+    return [job.id for job in state.jobs.snapshot() if job.submitter == id_ and job.ended_s is None]
 
 
 def is_caught_up(follower: raft.Follower) -> bool:

@@ -49,6 +49,7 @@ from kos_cluster.node.parts import Parts
 from kos_cluster.node.peers import Peers
 from kos_cluster.node.rotating import Rotation
 from kos_cluster.node.store import Store
+from kos_cluster.node.superseding import Superseding
 from kos_cluster.node.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
 NODES_SAY = (
     wire.Heartbeat,
     wire.LoadNews,
+    wire.Finding,
     wire.Consensus,
     wire.Propose,
     wire.Proposed,
@@ -99,7 +101,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._instance = os.urandom(8).hex()
         self._packages: dict[str, str] = {}
-        self._meter = machine.LoadMeter()
+        self._meter = machine.LoadMeter(loopback=start.advertised in machine.LOOPBACK)
         self._load = Load()
         self._admitted = Admitted()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -123,6 +125,7 @@ class Daemon:
         )
         self._driving = self._make_driving()
         self._kernels = Kernels(self._member.id, start.node, start.cluster.name, self._run / "kernels")
+        self._superseding = Superseding(self._control.consensus, self._owners)
         self._answers = Answers(
             self._control,
             DetachedJobs(self._control, self._driving),
@@ -150,6 +153,7 @@ class Daemon:
             self._batches.start(workers)
             await self._join()
             await asyncio.wait_for(workers.warm.wait(), WARM_TIMEOUT_S)
+            await self._control.answered()
             self._say_ready()
             duties = (
                 self._beat(),
@@ -158,6 +162,7 @@ class Daemon:
                 self._control.run(),
                 self._rotation.run(),
                 self._driving.run(),
+                self._superseding.run(),
                 self._copying.run(),
             )
             try:
@@ -321,6 +326,7 @@ class Daemon:
                 next_sample = now + SAMPLE_S
                 self._owners.expire(now)
                 self._control.peers.tick(now)
+                self._control.lookups.tick()
                 self._control.check_belongs()
                 self._sample()
                 self._control.measured(self._load)
@@ -382,7 +388,7 @@ class Daemon:
             return
         self._server.send(origin.route, welcome)
         if origin.peer.role is Role.NODE:
-            self._control.peers.came(origin)
+            self._control.node_greeted(origin)
         else:
             self._server.send(origin.route, self._control.sync_data(-1))
 
@@ -395,8 +401,12 @@ class Daemon:
 
     def _on_exec(self, origin: Origin, message: wire.Exec, payload: memoryview) -> None:
         owner = self._owner(origin)
-        if owner is not None and payload:
-            self._batches.execute(owner, message, bytes(payload))
+        if owner is None or not payload:
+            return
+        if self._superseding.is_former(origin.peer.id, message.job):
+            self._send(owner, wire.Refused(message.batch, "another node drives this job now"))
+            return
+        self._batches.execute(owner, message, bytes(payload))
 
     def _on_part(self, origin: Origin, message: wire.PutPart, payload: memoryview) -> None:
         if not self._parts.add(message.hash, bytes(payload)):

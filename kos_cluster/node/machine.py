@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import socket
+import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,9 @@ import psutil
 from kos_cluster import __version__
 from kos_cluster.core.records import Load, Versions
 from kos_cluster.net.wire import WIRE_VERSION
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SAMPLE_SHORTEST_S = 0.01  # what a shorter time between two samples is taken for
 
 
 @functools.cache
@@ -92,13 +96,19 @@ def is_own_address(host: str) -> bool:
 
 
 class LoadMeter:
-    """Samples the machine's load. The first CPU figure is 0: it needs two samples."""
+    """Samples the machine's load. The first figures of CPU and network are 0: they need two samples.
 
-    def __init__(self) -> None:
+    The network is all interfaces together; loopback counts only where `loopback` says that the nodes talk over it.
+    """
+
+    def __init__(self, *, loopback: bool) -> None:
+        self._loopback = loopback
         psutil.cpu_percent(interval=None)
+        self._moved_bytes, self._moved_s = self._network_bytes(), time.monotonic()
 
     def sample(self, *, running: int, queued: int, dropped_frames: int) -> Load:
         memory = psutil.virtual_memory()
+        received_bytes_s, sent_bytes_s = self._network_bytes_s()
         return Load(
             running=running,
             queued=queued,
@@ -106,4 +116,22 @@ class LoadMeter:
             memory_percent=memory.percent,
             memory_available_bytes=memory.available,
             dropped_frames=dropped_frames,
+            received_bytes_s=received_bytes_s,
+            sent_bytes_s=sent_bytes_s,
         )
+
+    def _network_bytes_s(self) -> tuple[int, int]:
+        """Received and sent since the last sample. An interface that was reset counts as still."""
+        before, since_s = self._moved_bytes, self._moved_s
+        self._moved_bytes, self._moved_s = self._network_bytes(), time.monotonic()
+        passed_s = max(self._moved_s - since_s, SAMPLE_SHORTEST_S)
+        received, sent = (
+            max(0, round((now - then) / passed_s)) for now, then in zip(self._moved_bytes, before, strict=True)
+        )
+        return received, sent
+
+    def _network_bytes(self) -> tuple[int, int]:
+        """Received and sent so far."""
+        counters = psutil.net_io_counters(pernic=True)
+        counted = [counter for name, counter in counters.items() if self._loopback or name != "lo"]
+        return sum(counter.bytes_recv for counter in counted), sum(counter.bytes_sent for counter in counted)

@@ -5,10 +5,11 @@ its own, which it opens when there is something to send. So two nodes that talk 
 What is sent while an own link comes up waits for it, a little; all else that cannot be sent is lost, and its senders
 (gossip, Raft) live with that.
 
+A node is looked for where its own record says, or where a look-up has found it, while that works (`lookups`).
+
 Rules. Who speaks is the identity that the link has proved. A link whose node proves to be another than the one that it
-was opened for is closed. A link that nobody wants is closed `IDLE_S` later; links that are up stay. This node holds
-itself to be removed when another refuses its certificate as revoked and none has spoken with it for `TURNED_AWAY_S`:
-one that is wrong, or ahead of the others, cannot stop it alone.
+was opened for is closed. A link that nobody wants is closed `IDLE_S` later; links that are up stay. Whether this node
+was removed is `turning.TurnedAway`'s to say, from who refuses it and who speaks with it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.net.transport import Context, Origin, Payload, Server
+from kos_cluster.node.turning import TurnedAway
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +37,18 @@ WAITING_LIMIT = 64  # messages that wait for one link to come up
 WAITING_S = 2.0  # for so long they are worth sending
 IDLE_S = 30.0
 LAST_WORD_S = 1.0  # for which a link to a node that was removed stays
-TURNED_AWAY_S = 2.0
 LINKS_LIMIT = 1100  # links that this node has opened; beyond it no further ones are
+FOUND_LIMIT = 1024  # nodes that were found elsewhere than their records say, or that have none here
 
 
 class Listener(Protocol):
-    """Whom a message of another node is handed to."""
+    """Whom a message of another node is handed to, and what is learnt of where nodes are."""
 
     def node_said(self, peer: Peer, message: wire.Message, payload: memoryview) -> None: ...
-    def node_unreachable(self, id_: str) -> None: ...
+    def node_reached(self, member: Member, address: str) -> None: ...
+    def node_unreachable(self, id_: str, address: str) -> None: ...
+    def node_mistaken(self, id_: str, address: str) -> None: ...
+    def node_sought(self, id_: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -77,10 +82,10 @@ class Peers:
         self._routes: dict[str, bytes] = {}  # id -> the route of the link that this node has opened to us
         self._ways: dict[str, _Way] = {}  # by address
         self._addresses: dict[str, str] = {}  # id -> address
+        self._found: dict[str, str] = {}  # id -> the address that a look-up has proved, while it works
         self._asked: dict[int, asyncio.Future[wire.Reply]] = {}
         self._next = 1
-        self._heard_s = time.monotonic()  # when any node has spoken with us last
-        self._revoked: RevokedError | None = None  # how one has refused us since
+        self._turned_away = TurnedAway(time.monotonic())
 
     # ---- what is known of the others
 
@@ -89,18 +94,36 @@ class Peers:
         if self._routes.get(origin.peer.id) != origin.route:
             self._routes[origin.peer.id] = origin.route
             self.hurry(origin.peer.id)
-        self._heard()
+        self._turned_away.heard(time.monotonic())
 
     def learn(self, member: Member) -> None:
         """Where a member can be reached."""
         before = self._addresses.get(member.id)
         self._addresses[member.id] = member.address
-        if before not in (None, member.address):
-            self._close(before)
+        if before == member.address:
+            return
+        self._close(before)
+        if self._found.get(member.id) != member.address:
+            self._close(self._found.pop(member.id, None))  # the record is news, so it is tried first
+
+    def found(self, id_: str, address: str) -> None:
+        """A certificate has just proved that the node is at this address. Its own record's is used while it works."""
+        where = self.address(id_)
+        way = self._ways.get(where)
+        if address == where or (where and (way is None or way.link.failure is None)):
+            return
+        self._close(self._found.pop(id_, None))
+        self._found[id_] = address
+        if len(self._found) > FOUND_LIMIT:
+            self._close(self._found.pop(next(iter(self._found))))
+
+    def address(self, id_: str) -> str:
+        """Where a node is looked for; empty when that is not known."""
+        return self._found.get(id_) or self._addresses.get(id_, "")
 
     def hurry(self, id_: str) -> None:
         """The member is known to be back: try it now."""
-        way = self._ways.get(self._addresses.get(id_, ""))
+        way = self._ways.get(self.address(id_))
         if way is not None:
             way.link.hurry()
 
@@ -111,6 +134,7 @@ class Peers:
     def _forget(self, id_: str) -> None:
         self._routes.pop(id_, None)
         self._close(self._addresses.pop(id_, None))
+        self._close(self._found.pop(id_, None))
 
     def renewed(self, credentials: Credentials) -> None:
         """This node has another certificate now."""
@@ -120,16 +144,24 @@ class Peers:
 
     def succeeded(self, peer: Peer) -> None:
         """Another node has another certificate now, of the same keys."""
-        way = self._ways.get(self._addresses.get(peer.id, ""))
+        way = self._ways.get(self.address(peer.id))
         if way is not None:
             way.link.succeeded(peer)
 
-    def turned_away(self, now: float) -> RevokedError | None:
-        """How another node has refused this one, when it is held to be removed from the cluster."""
-        return self._revoked if now - self._heard_s > TURNED_AWAY_S else None
+    @property
+    def met(self) -> bool:
+        """Whether any node has spoken with this one since its start, or refused it."""
+        return self._turned_away.met
 
-    def _heard(self) -> None:
-        self._heard_s, self._revoked = time.monotonic(), None
+    @property
+    def refused(self) -> bool:
+        """Whether a node has refused this one as revoked, and none has spoken with it since."""
+        return self._turned_away.refused
+
+    def turned_away(self, now: float) -> bool:
+        """Whether this node is held to be removed from the cluster."""
+        own = self._credentials.peer.id
+        return self._turned_away.held({address for id_, address in self._addresses.items() if id_ != own}, now)
 
     # ---- sending
 
@@ -140,8 +172,9 @@ class Peers:
             if self._server.send(route, message, payload):
                 return True
             del self._routes[id_]
-        where = address or self._addresses.get(id_, "")
+        where = self._found.get(id_) or address or self._addresses.get(id_, "")
         if not where:
+            self._listener.node_sought(id_)
             return False
         way = self._ways.get(where) or self._open(where, id_)
         if way is None:
@@ -203,10 +236,11 @@ class Peers:
             return
         way.waiting.clear()
         if isinstance(link.failure, RevokedError) and link.shown == self._credentials.peer.serial:
-            self._revoked = link.failure
+            self._turned_away.refuse(link.address, time.monotonic())
         id_ = way.id or (link.peer.id if link.peer is not None else "")
         if id_:
-            self._listener.node_unreachable(id_)
+            self._give_up(id_, link.address)
+            self._listener.node_unreachable(id_, link.address)
 
     def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
         way = self._ways.get(link.address)
@@ -216,15 +250,25 @@ class Peers:
         if peer.role is not Role.NODE or way.id not in ("", peer.id):
             log.warning("%s is %s, not the node that was looked for.", link.address, peer)
             self._close(link.address)
+            if way.id:
+                self._give_up(way.id, link.address)
+                self._listener.node_mistaken(way.id, link.address)
             return
-        self._heard()
+        self._turned_away.heard(time.monotonic())
         if isinstance(message, wire.Welcome):
             way.id = peer.id
             self._addresses.setdefault(peer.id, link.address)
             self._send_waiting(way)
+            if message.member.id == peer.id:
+                self._listener.node_reached(message.member, link.address)
         elif isinstance(message, wire.HelloWanted):
             link.greet()
         self._listener.node_said(peer, message, payload)
+
+    def _give_up(self, id_: str, address: str) -> None:
+        """A node is not, or no longer, where it was found."""
+        if self._found.get(id_) == address:
+            del self._found[id_]
 
     def _send_waiting(self, way: _Way) -> None:
         oldest = time.monotonic() - WAITING_S

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials
+from kos_cluster.net.presenting import present
 from kos_cluster.net.transport import Context, Link
 
 UP_POLL_S = 0.02  # between two tries to send while the link comes up
@@ -41,7 +41,7 @@ async def asking(credentials: Credentials, address: str) -> AsyncIterator[Ask]:
     Raises UnreachableError or AuthError.
     """
     host, _, port = address.rpartition(":")
-    peer = await asyncio.to_thread(present, host, int(port), credentials)
+    peer = await present(host, int(port), credentials)
     answers: asyncio.Queue[wire.Reply] = asyncio.Queue()
     asked = 0
 

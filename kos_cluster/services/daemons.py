@@ -20,8 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from kos_cluster.errors import PortTakenError, StateError
+from kos_cluster.errors import KosError, PortTakenError, RevokedError, StateError
 from kos_cluster.home import ClusterHome, Home, Ready, private_folder, write_private
+from kos_cluster.node.turning import removed
 from kos_cluster.services.sweeping import alive, sweep
 
 DEFAULT_PROFILE = "lan"
@@ -96,7 +97,8 @@ def start(cluster: ClusterHome, node: str) -> subprocess.Popen[bytes]:
 def wait_ready(cluster: ClusterHome, started: Mapping[str, subprocess.Popen[bytes]]) -> dict[str, Ready]:
     """Wait until these daemons can take work.
 
-    Raises PortTakenError, or StateError with the last lines of the log, when one ends first or takes too long.
+    Raises PortTakenError, RevokedError, or StateError with the last lines of the log, when one ends first or takes too
+    long.
     """
     deadline = time.monotonic() + READY_TIMEOUT_S
     ready: dict[str, Ready] = {}
@@ -154,7 +156,9 @@ def changing(home: Home) -> Iterator[None]:
         yield
 
 
-def _failure(cluster: ClusterHome, node: str, code: int) -> PortTakenError | StateError:
+def _failure(cluster: ClusterHome, node: str, code: int) -> KosError:
+    if code == RevokedError.exit_code:
+        return removed(node, cluster.name)
     if code == PortTakenError.exit_code:
         start = read_start(cluster, node)
         return PortTakenError(

@@ -276,6 +276,7 @@ def _agreement(cluster: kos.Cluster, rows: list[dict[str, Any]], status: dict[st
         yield Finding(f"decisions of {name}", Verdict.FAIL, trouble, mend)
     if status["coordinator"]:
         yield _sealed(cluster, voters, status["coordinator"])
+        yield from _lookups(cluster, rows, status["coordinator"])
 
 
 def _sealed(cluster: kos.Cluster, voters: list[dict[str, Any]], coordinator: str) -> Finding:
@@ -293,6 +294,23 @@ def _sealed(cluster: kos.Cluster, voters: list[dict[str, Any]], coordinator: str
         return Finding(check, Verdict.WARN, said, "The coordinator gives it within seconds; look again.")
     names = ", ".join(row["name"] for row in voters)
     return Finding(check, Verdict.OK, f"All voters hold a copy, each sealed to its own key: {names}.")
+
+
+def _lookups(cluster: kos.Cluster, rows: list[dict[str, Any]], coordinator: str) -> Iterator[Finding]:
+    """Whether a node that is not where it was can be found through the coordinator, as through any other."""
+    check = "look-ups"
+    try:
+        contacts = cluster.agreement(coordinator).contacts
+    except KosError as error:
+        yield Finding(check, Verdict.FAIL, error.message, error.hint)
+        return
+    others = sum(row["state"] == "alive" for row in rows) - 1
+    if contacts < 0 or others < 1:
+        return
+    verdict = _graded(not contacts, False)
+    said = f"{coordinator} can name {contacts} nodes, of the {others} others that are alive, to one who looks for them."
+    mend = "Let the firewalls between the machines pass TCP; see the ports above."
+    yield Finding(check, verdict, said, _unless_ok(verdict, mend))
 
 
 def _graded(warn: bool, fail: bool) -> Verdict:

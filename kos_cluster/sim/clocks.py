@@ -10,6 +10,7 @@ Rules: machines are given `local_s()` and nothing else. Wall time goes only into
 
 from __future__ import annotations
 
+DRIFT_MOST = 0.2  # by which share of its pace a monotonic clock is fast or slow, in any world
 WALL_EPOCH_S = 1_700_000_000.0  # what the wall clocks show when a world begins
 
 

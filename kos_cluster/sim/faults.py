@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kos_cluster.sim.clocks import DRIFT_MOST
 from kos_cluster.sim.disk import SYNC_MOST_S, Crash
 from kos_cluster.sim.network import DELAY_MOST_S
 from kos_cluster.sim.replica import Doom
@@ -196,7 +197,7 @@ def _empty(world: World, fault: Fault) -> None:
 def _skew(world: World, fault: Fault) -> None:
     for host in _hosts(world, fault):
         host.clock.jump((fault.size - 0.5) * 2 * JUMP_MOST_S)
-        _retime(world, host, 0.8 + 0.4 * fault.size)
+        _retime(world, host, 1 - DRIFT_MOST + 2 * DRIFT_MOST * fault.size)
 
 
 def _unskew(world: World, fault: Fault) -> None:

@@ -22,7 +22,7 @@ import msgspec
 from kos_cluster.core.ordering import Ordering, Write
 from kos_cluster.core.raft import events, messages
 from kos_cluster.core.raft.machine import Raft
-from kos_cluster.core.raft.values import Restored
+from kos_cluster.core.raft.values import Restored, Role
 from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.sim.disk import SYNC_LEAST_S, Crash, Disk
 from kos_cluster.sim.host import Host
@@ -119,8 +119,16 @@ class Replica:
 
     def stamp_s(self) -> float:
         """The time to put on a command that is proposed here."""
-        wall_s = self.host.clock.wall_s(self._world.agenda.now_s)
-        return self._stamp.now_s(wall_s, self.host.now)
+        true_s = self._world.agenda.now_s
+        stamp_s = self._stamp.now_s(self.host.clock.wall_s(true_s), self.host.now)
+        self._world.workload.leases.stamped(stamp_s, true_s)
+        return stamp_s
+
+    @property
+    def may_stamp(self) -> bool:
+        """Whether it knows the replicated clock. Who only follows refuses what it is given anyway."""
+        raft = self.raft
+        return raft is None or raft.role is not Role.LEADER or self._stamp.knows(raft.term)
 
     def handle(self, event: events.Event) -> None:
         """Give an event to the machine and carry out what it answers."""
@@ -207,7 +215,7 @@ class Replica:
             reply = self.applied.apply(entry)
             self._world.rules.applied(self, entry, reply)
             self._world.workload.applied(self, entry, reply)
-        self._stamp.applied(self.applied.state.clock_s, self.host.now)
+        self._stamp.applied(self.applied.state.clock_s, effect.entries[-1].term, self.host.now)
         index = effect.entries[-1].index
         if index - self._compacted >= self._compact_every:
             # after what is being carried out, as the daemon does it: the machine is not entered twice
@@ -225,7 +233,7 @@ class Replica:
         snapshot = effect.snapshot
         self._world.rules.restored(self, snapshot)
         self.applied.restore(snapshot.index, snapshot.data)
-        self._stamp.applied(self.applied.state.clock_s, self.host.now)
+        self._stamp.applied(self.applied.state.clock_s, snapshot.term, self.host.now)
         self._compacted = snapshot.index
         self._world.note(self.host.name, "restored", snapshot.index)
 

@@ -92,6 +92,8 @@ class Transactor:
         raft, state = replica.raft, replica.applied.state
         if raft is None or raft.role is not Role.LEADER:
             self._coordinator = self._office = None
+        elif not replica.may_stamp:
+            return None
         elif self._office is None or self._office[0] != raft.term or self._office[1] is not state:
             self._coordinator, self._office = twophase.Coordinator(state), (raft.term, state)
         return self._coordinator

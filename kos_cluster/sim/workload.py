@@ -9,6 +9,7 @@ in the log several times.
     a setting            its whole history is linearizable, as that of a register (see `histories`)
     a retried proposal   its first reply is the only one, whichever of its entries is applied
     a read               is not answered from before what anybody knew to be committed when it was asked
+    a lease              does not end long before its time (see `leases`)
     a fenced resource    admits no token after a higher one, and each token from one owner
 
 Some drive a detached job (see `drivers`) or begin transactions (see `transactions`).
@@ -28,7 +29,7 @@ from kos_cluster.core.raft import events
 from kos_cluster.core.raft.values import Entry, Role
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import StateError
-from kos_cluster.sim import transactions
+from kos_cluster.sim import leases, transactions
 from kos_cluster.sim.drivers import JOB, Driver, Judge
 from kos_cluster.sim.invariants import Violation
 from kos_cluster.sim.linearizability import Operation
@@ -114,7 +115,7 @@ class Workload:
         self._job = Judge()
         self.transactions = transactions.Judge(world.transactors)
         self.clients = [Client(f"c{number}") for number in range(CLIENTS)]
-        self.leases = 0  # how many leases of the lock were given
+        self.leases = leases.Judge(LEASE_S)
         self.answered = self.retried = self.reads = self.let_in = self.kept_out = 0
         self._under_way: dict[str, Call] = {}
         self._history: dict[str, list[Operation]] = {name: [] for name in SETTINGS}
@@ -174,6 +175,10 @@ class Workload:
             call.floor = self._world.rules.frontier
             event = events.ReadIndex(id_)
         else:
+            if not self._world.replicas[host.name].may_stamp:
+                del self._asked[id_]
+                self._soon(call)
+                return
             event = events.Propose(id_, self._entry(self._world.replicas[host.name].stamp_s(), call))
         host.run(host.boots, self._world.replicas[host.name].handle, event)
         self._world.agenda.after(ANSWER_S, self._overdue, id_, call, call.attempts)
@@ -206,7 +211,10 @@ class Workload:
         call = self._asked.pop(effect.id, None)
         if call is not None and not call.done:
             call.client.leader = effect.leader
-            self._world.agenda.after(0.05 + self._random.random() * 0.2, self._again, call, call.attempts)
+            self._soon(call)
+
+    def _soon(self, call: Call) -> None:
+        self._world.agenda.after(0.05 + self._random.random() * 0.2, self._again, call, call.attempts)
 
     def _again(self, call: Call, attempt: int) -> None:
         if call.attempts == attempt:
@@ -267,7 +275,7 @@ class Workload:
         """A proposal that is in the log twice has one effect: its later entries give the first reply, repeated."""
         proposal = commands.decode(entry.data)
         self.transactions.see(proposal.command, outcome)
-        self.leases += isinstance(outcome.reply, replies.LockGranted) and not outcome.repeated
+        self.leases.see(proposal.now_s, outcome, self._world.agenda.now_s)
         if not outcome.repeated:
             self._job.see(proposal.command, outcome.reply)
         if not proposal.session:

@@ -152,7 +152,7 @@ class World:
         and all hosts hold all to be alive. Violation when that takes more than `HEALED_LIMIT_S`.
         """
         began_s, reached = self.agenda.now_s, self.rules.frontier + 1
-        doubts, leases = self.workload.transactions.in_doubt(), self.workload.leases
+        doubts, leases = self.workload.transactions.in_doubt(), self.workload.leases.given
         missing = ""
         while self.agenda.now_s < began_s + HEALED_LIMIT_S:
             self.run(self.agenda.now_s + LOOK_EVERY_S)
@@ -160,7 +160,7 @@ class World:
                 self._behind(reached)
                 or self._bound(doubts)
                 or self.swim_rules.apart(self.memberships)
-                or ("the lock has not changed hands" if self.workload.leases == leases else "")
+                or ("the lock has not changed hands" if self.workload.leases.given == leases else "")
             )
             if not missing:
                 return self.agenda.now_s - began_s

@@ -10,6 +10,7 @@ from kos_cluster.net import wire
 from kos_cluster.tasks.attachment import Attachment
 
 REQUEST_TIMEOUT_S = 5.0
+VIEWS_ENOUGH_S = 1.0  # for the nodes' views of the cluster, once there is one: it tells of the others too
 DECISION_TIMEOUT_S = 12.0  # for what the cluster has to agree on: longer than a node tries, so that it says why not
 
 
@@ -46,21 +47,29 @@ class Asking:
             raise getattr(errors, name, KosError)(message, hint)
         return bytes(reply.value)
 
-    async def all(self, question: wire.Asked) -> dict[str, bytes]:
-        """Ask every node; by name. Those that do not answer are left out; a refusal is raised if all refuse."""
+    async def all(self, question: wire.Asked, enough_s: float = REQUEST_TIMEOUT_S) -> dict[str, bytes]:
+        """Ask every node; by name. Those that do not answer are left out; a refusal is raised if all refuse.
+
+        Once one has answered, the others are waited for until `enough_s` from the beginning.
+        """
         names = [link.peer.name for link in self._attachment.by_node.values() if link.peer is not None]
         if not names:
             raise self._attachment.unreachable()
-        answers = await asyncio.gather(*(self.one(question, name) for name in names), return_exceptions=True)
+        asked = {name: asyncio.create_task(self.one(question, name)) for name in names}
+        _, late = await asyncio.wait(asked.values(), timeout=enough_s)
+        while late and not any(task.done() and task.exception() is None for task in asked.values()):
+            _, late = await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+        for task in late:
+            task.cancel()
         told: dict[str, bytes] = {}
         refusals: list[KosError] = []
-        for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer, bytes):
-                told[name] = answer
-            elif isinstance(answer, KosError):
-                refusals.append(answer)
-            else:
-                raise answer
+        for name, task in asked.items():
+            if task in late:
+                continue
+            try:
+                told[name] = task.result()
+            except KosError as error:
+                refusals.append(error)
         refused = [error for error in refusals if not isinstance(error, UnreachableError)]
         if (refused and len(refused) == len(refusals) + len(told)) or (refusals and not told):
             raise (refused or refusals)[0]

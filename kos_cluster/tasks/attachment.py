@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 BOOTSTRAP_LIMIT = 64  # addresses that a machine keeps
-ALL_NODES_TIMEOUT_S = 2.0  # for the links to the members beyond the first
+ALL_NODES_TIMEOUT_S = 1.0  # for the links to the members beyond the first
 POLL_S = 0.005
 ANSWERS_S = 3.0  # a node heard of so lately is not dead, whatever is said of it
 

@@ -29,8 +29,8 @@ from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.local import Environment
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, detached, failures, kernels, output, serialise
-from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
+from kos_cluster.tasks import compat, detached, failures, kernels, output, profiling, serialise, showing
+from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
@@ -41,6 +41,7 @@ from kos_cluster.tasks.locking import TTL_S, Lock
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of
 from kos_cluster.tasks.options import PLAIN, Options, split_options
+from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.stories import merged
 from kos_cluster.tasks.why import Why, explain
 
@@ -120,6 +121,7 @@ class Cluster:
         say how to run it; the others are the function's own. Raises NotPicklableError, PlacementError, LimitError.
         """
         options, kwargs = split_options(keywords)
+        fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
         payload = serialise.dumps_args(args, kwargs)
         modules = compat.needed(shipped.modules, (payload,))
@@ -200,7 +202,7 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Each node as `kos cluster nodes --json` shows it."""
-        told = self._mesh.request_all(wire.Nodes(), wire.SyncData)
+        told = self._mesh.request_all(wire.Nodes(), wire.SyncData, VIEWS_ENOUGH_S)
         return node_rows(newest(told.values()), {name: data.trouble for name, data in told.items()})
 
     def status(self) -> dict[str, Any]:
@@ -264,6 +266,21 @@ class Cluster:
                 raise UsageError(f"{what}={seconds!r} is not a number of seconds.", "Write for example ttl=30.")
         return Lock(self._mesh, name, float(ttl), None if wait is None else float(wait))
 
+    def register(self, name: str) -> Register:
+        """A small named text that the whole cluster agrees on: `.get()`, `.set(value)`, `.compare_and_set(old, new)`.
+
+        Values are strings of up to 4,096 bytes, and None for one that is not set; all registers take 64 KiB at most.
+        """
+        return Register(self._mesh, name)
+
+    def registers(self) -> dict[str, str]:
+        """What each register holds that is set, by name."""
+        return {name: value for name, value in read(self._mesh).items() if value is not None}
+
+    def locks(self) -> list[wire.HeldLock]:
+        """The locks that are held, by name."""
+        return self._mesh.request(wire.LocksAsked(), list[wire.HeldLock], timeout_s=DECISION_TIMEOUT_S)
+
     def drain_node(self, name: str, *, undo: bool = False) -> None:
         """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""
         self._mesh.request(wire.DrainNode(name, not undo), bool, timeout_s=DECISION_TIMEOUT_S)
@@ -301,7 +318,10 @@ class Cluster:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<kos Cluster {self.name!r}{'' if self.usable else ' closed'}>"
+        return f"<kos Cluster {self.name!r}{f': {showing.nodes(self._mesh.members)}' if self.usable else ' closed'}>"
+
+    def _repr_html_(self) -> str:
+        return showing.cluster(repr(self), self._mesh.members if self.usable else [])
 
     # ---- inside
 
@@ -314,6 +334,7 @@ class Cluster:
             raise UsageError(f"{call}() has no option {next(iter(own))!r}.", "Bind it with functools.partial.")
         if not iterables:
             raise UsageError(f"{call}() needs at least one iterable.", f"Call it as cluster.{call}(fn, elements).")
+        fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
         payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
         return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads)), payloads
@@ -406,7 +427,10 @@ class MapResult:
         self._job.cancel()
 
     def __repr__(self) -> str:
-        return f"<kos MapResult {self.job}, {len(self)} tasks>"
+        return f"<kos MapResult {self.job}, {showing.progress(len(self), self._job.counts())}>"
+
+    def _repr_html_(self) -> str:
+        return showing.results(repr(self), len(self), self._job.counts())
 
 
 def _impossible(job: Job, never: Sequence[str]) -> KosError:

@@ -128,10 +128,13 @@ class DetachedJob:
                 problem = error.message
             else:
                 return file.getvalue()
+        known = [members.get(holder) for holder in result.holders]
+        for_good = all(member is None or member.state is MemberState.LEFT for member in known)
+        gone = f"{' and '.join(names)}, which kept it, {'are' if len(names) > 1 else 'is'} gone"
         raise TaskLostError(
             f"The result of task {self.id}.{result.task} cannot be had: "
-            + (problem or f"{' and '.join(names)}, which kept it, {'are' if len(names) > 1 else 'is'} gone."),
-            "Start these nodes again; their disks have it.",
+            + (problem or gone + (" for good." if for_good else ".")),
+            "Submit the job again." if for_good else "Start these nodes again; their disks have it.",
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kos_cluster.tasks import failures, serialise
+from kos_cluster.tasks import failures, serialise, showing
 
 if TYPE_CHECKING:
     from kos_cluster.core.records import Story
@@ -112,6 +112,9 @@ class Future(concurrent.futures.Future[Any]):
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled() else "done" if self.done() else "pending"
         return f"<kos Future {self.task} {state}>"
+
+    def _repr_html_(self) -> str:
+        return showing.future(repr(self), self.story())
 
     def _end_as_cancelled(self) -> bool:
         if not super().cancel():

@@ -150,6 +150,10 @@ class Job:
             raise UsageError(f"Job {self.id} is over and no longer known here.")
         return summary
 
+    def counts(self) -> JobSummary | None:
+        """As `summary`; None when the job, or the connection, is over."""
+        return None if self._mesh.closed else self._mesh.summary(self)
+
     def story(self, index: int) -> Story | None:
         return self._mesh.story(self, index)
 

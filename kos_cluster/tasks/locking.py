@@ -2,7 +2,8 @@
 
 Theory of operation. A lock is a lease that the cluster has agreed on (`core.replicated.locks`). It is renewed each
 third of its time by a thread of its own, through whichever node answers, so the loss of the coordinator costs no lock.
-What is known here of the lease counts from before the question that was answered, by this machine's monotonic clock.
+What is known here of the lease counts from before the question that was answered, by this machine's monotonic clock,
+and ends as early as the cluster's clock can end it when a node's clock was set forward (`core.replicated.stamp`).
 
 Rules: `held` turns False when the lease may have ended, never later: because somebody else is known to hold it, or
 because nobody could be asked in time. A lease that was lost is not taken again. A holder that was stopped past its
@@ -18,6 +19,7 @@ import time
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from kos_cluster.core.replicated.stamp import RATE_MOST
 from kos_cluster.errors import KosError, LockHeldError, StateError, UnreachableError, UsageError
 from kos_cluster.net import wire
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
@@ -115,7 +117,7 @@ class Lock:
                 wait_s = max(wait_s, PAUSE_S)  # a place in the queue is not asked for with no patience at all
             question = wire.LockWanted(self.name, self._owner, self._ttl_s, wait_s)
             state = self._answer(question, wait_s + DECISION_TIMEOUT_S)
-            self._until_s = asked_s + self._ttl_s
+            self._until_s = asked_s + self._ttl_s / RATE_MOST
             if state.token and time.monotonic() < self._until_s:
                 return state.token
             if time.monotonic() >= deadline_s:
@@ -156,7 +158,7 @@ class Lock:
             try:
                 question = wire.LockRenewed(self.name, self._owner, self.token)
                 self._mesh.request(question, wire.LockState, timeout_s=timeout_s)
-                self._until_s = asked_s + self._ttl_s
+                self._until_s = asked_s + self._ttl_s / RATE_MOST
                 pause_s = self._ttl_s / RENEWALS_A_LEASE
             except LockHeldError as error:
                 self._lost = error.message

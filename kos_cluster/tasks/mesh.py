@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, Needs, Runs, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Member, MemberState, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -92,6 +92,12 @@ class Mesh:
         """What is installed on each node, by its name."""
         return dict(self._attachment.packages)
 
+    @property
+    def members(self) -> list[Member]:
+        """The nodes that have not left, as last told, by name."""
+        known = list(self._attachment.members.values())
+        return sorted((m for m in known if m.state is not MemberState.LEFT), key=lambda m: m.name)
+
     def open(self, job: Job) -> None:
         """Make a job known, before its first task."""
         self._post(self._open, job)
@@ -124,7 +130,8 @@ class Mesh:
 
     def check_reachable(self) -> None:
         """Raises UnreachableError when no node answers."""
-        self.ask(lambda: self._attachment.choose(""))
+        if not self._attachment.by_node:  # read without asking the mesh thread: it is one look, and a hint at best
+            raise self._attachment.unreachable()
 
     def why_never(self, job: Job) -> tuple[str, ...]:
         """Each node's reason why it can never run this job's tasks; empty when one can.
@@ -178,10 +185,10 @@ class Mesh:
         self._check_open()
         return asyncio.run_coroutine_threadsafe(self._renewal.renew(), self._loop).result()
 
-    def request_all(self, question: wire.Asked, kind: type[T]) -> dict[str, T]:
+    def request_all(self, question: wire.Asked, kind: type[T], enough_s: float = REQUEST_TIMEOUT_S) -> dict[str, T]:
         """Ask every node that is up; those that do not answer in time are left out. By node name."""
         self._check_open()
-        running = asyncio.run_coroutine_threadsafe(self._asking.all(question), self._loop)
+        running = asyncio.run_coroutine_threadsafe(self._asking.all(question, enough_s), self._loop)
         return {name: msgspec.msgpack.decode(raw, type=kind) for name, raw in running.result().items()}
 
     def close(self) -> None:

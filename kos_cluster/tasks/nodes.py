@@ -42,10 +42,10 @@ def _precedence(member: Member) -> int:
     return precedence(member.incarnation, member.state)
 
 
-def node_rows(data: SyncData, troubles: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def node_rows(data: SyncData, troubles: Mapping[str, str]) -> list[dict[str, Any]]:
     """One dict a node; the keys are those of `kos cluster nodes --json`. `pid` only for nodes on this machine.
 
-    `troubles`: why nodes, by their names, take no part in the decisions.
+    `troubles`: why nodes, by their names, take no part in the decisions (empty: they do); of those that answered.
     """
     rows = []
     for member in sorted(data.members or [], key=lambda m: m.name):
@@ -60,12 +60,15 @@ def node_rows(data: SyncData, troubles: Mapping[str, str] | None = None) -> list
             "coordinator": member.id == data.coordinator,
             "voter": member.id in data.voters,
             "drained": member.drained,
-            "trouble": (troubles or {}).get(member.name, "") if alive else "",
+            "answers": alive and member.name in troubles,
+            "trouble": troubles.get(member.name, "") if alive else "",
             "slots": member.slots,
             "running": load.running if alive else 0,
             "queued": load.queued if alive else 0,
             "cpu_percent": load.cpu_percent,
             "memory_percent": load.memory_percent,
+            "received_bytes_s": load.received_bytes_s,
+            "sent_bytes_s": load.sent_bytes_s,
             "version": member.versions.kos,
             "wire": member.versions.wire,
             "python": member.versions.python,
@@ -96,6 +99,7 @@ def status_of(name: str, peer: Peer, rows: list[dict[str, Any]]) -> dict[str, An
         "role": peer.role.value,
         "voters": [row["name"] for row in voters],
         "drained": [row["name"] for row in known if row["drained"]],
+        "silent": [row["name"] for row in alive if not row["answers"]],
         "trouble": {row["name"]: row["trouble"] for row in known if row["trouble"]},
         "loss": loss_sentence(len(voters), sum(row["state"] == "alive" for row in voters), len(known)),
     }

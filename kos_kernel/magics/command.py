@@ -32,6 +32,11 @@ def register(shell: InteractiveShell) -> None:
         try:
             if cell is None:
                 return command(line)
+            first, _, rest = line.strip().partition(" ")
+            if first == "profile":
+                from kos_kernel.magics import profiling
+
+                return profiling.run(shell, rest.strip(), cell)
             from kos_kernel.magics import cells
 
             return cells.run(shell, line, cell)

@@ -17,6 +17,7 @@ import builtins
 import io
 import linecache
 import pickle
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -133,7 +134,7 @@ class Packing:
             self._pickler.dump(value)
         except Exception as error:  # whatever an object's own reducer raises
             raise NotPicklableError(
-                f"{name!r} ({_type_name(value)}) cannot travel: {_reason(error)}.",
+                f"{name!r} ({_type_name(value)}, {_size(value)}) cannot travel: {_reason(error)}.",
                 "Make it inside the cell instead, or leave it out.",
             ) from error
         self.sizes[name] = self._file.size - before
@@ -306,6 +307,14 @@ def _type_name(value: Any) -> str:
     return (
         kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
     )
+
+
+def _size(value: Any) -> str:
+    """How large an object is by its own account, in words."""
+    size_bytes = getattr(value, "nbytes", None)
+    if not isinstance(size_bytes, int):
+        size_bytes = sys.getsizeof(value, 0)
+    return f"{size_bytes} bytes" if size_bytes < 1 << 20 else _mib(size_bytes)
 
 
 def _reason(error: Exception) -> str:

@@ -50,6 +50,11 @@ class Fleet:
         self._names = {self.id(name): name for name in machines}
         self.settled()
 
+    def add(self, name: str, machine: Machine) -> None:
+        """A machine has joined whose node has this name."""
+        self.machines[name] = machine
+        self._names[self.id(name)] = name
+
     def _join(self, name: str, token: str) -> None:
         words = ("cluster", "join", NAME, self.address, "--listen", f"127.0.0.1:{free_port()}", "--name", name)
         self.machines[name].ok(*words, KOS_TOKEN=token)

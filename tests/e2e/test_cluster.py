@@ -21,7 +21,7 @@ from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 
 NODE_KEYS = {
     "name", "id", "address", "state", "role", "coordinator", "slots", "running", "cpu_percent", "memory_percent",
-    "version",
+    "received_bytes_s", "sent_bytes_s", "answers", "version",
 }  # fmt: skip
 POOL_SCRIPT = """
 import os, sys

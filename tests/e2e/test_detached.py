@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 import kos_cluster as kos
+from kos_cluster import errors
 from kos_cluster.cli.main import run
 from kos_cluster.core.records import JobSummary
 from kos_cluster.core.replicated.commands import TaskResult
 from kos_cluster.net import wire
+from kos_cluster.net.identity import Credentials
 from tests.e2e.test_cluster import Lab, free_port
 
 TASKS = 20
@@ -89,6 +92,7 @@ MAP = """
 import sys
 import time
 import kos_cluster as kos
+from kos_cluster import errors
 
 def work(i, runs=sys.argv[1], go=sys.argv[2]):
     import os, time
@@ -225,6 +229,51 @@ def test_a_cancelled_job_stops_wherever_it_runs(trio: Trio, until: Callable[...,
     assert f"The job {id_} is cancelled already" in err
 
 
+def held(marks: str, go: str) -> None:
+    """A task that shows where it runs, and ends when it may."""
+    mark = Path(marks, f"{os.environ['KOS_NODE']} {os.getpid()} {time.time_ns()}")
+    mark.touch()
+    try:
+        while not os.path.exists(go):
+            time.sleep(0.05)
+    finally:  # interrupted, its process may go on with other tasks
+        mark.unlink()
+
+
+def running(marks: Path) -> dict[str, str]:
+    """The marks of such tasks that run, with the names of their nodes."""
+    named = {mark.name: mark.name.split() for mark in marks.iterdir()}
+    return {mark: node for mark, (node, pid, _) in named.items() if os.path.exists(f"/proc/{pid}")}
+
+
+def test_what_a_driver_that_stands_still_runs_elsewhere_ends_when_another_drives(
+    trio: Trio, until: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A machine without power says no goodbye: its slots elsewhere are free long before the owner's lease has ended."""
+    marks, go = tmp_path / "marks", tmp_path / "go"
+    marks.mkdir()
+    job = trio.cluster.detach(held, [str(marks)] * 6, [str(go)] * 6)
+    until(lambda: set(running(marks).values()) == set(trio.nodes), "each node has some of it")
+    driver = job.state().driver_name
+    first = {mark for mark, node in running(marks).items() if node != driver}
+    pid = next(node["pid"] for node in trio.cluster.nodes() if node["name"] == driver)
+    still = [process for process in psutil.Process(pid).children() if "kos_cluster.tasks.driver" in process.cmdline()]
+    still.append(psutil.Process(pid))
+    assert len(still) == 2
+    for process in still:
+        process.suspend()
+    try:
+        until(lambda: job.state().epoch == 2, "another node drives it", 30)
+        until(lambda: not first & set(running(marks)), "what ran elsewhere has ended")
+        assert {process.status() for process in still} == {psutil.STATUS_STOPPED}
+        go.touch()
+        assert job.wait(60).state == "done"
+    finally:
+        for process in reversed(still):
+            process.resume()
+    until(lambda: trio.alive() == 3, "three nodes are alive again", 40)
+
+
 @pytest.mark.usefixtures("trio")
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
@@ -252,3 +301,42 @@ def test_an_observer_sees_a_job_and_takes_no_results(trio: Trio) -> None:
     done = trio.observer.kos("attach", id_)
     assert (done.returncode, done.stdout) == (6, "seen\n")
     assert "may not take results" in done.stderr
+
+
+def test_removing_a_client_ends_its_jobs_and_without_its_keepers_a_result_is_lost_with_a_sentence(
+    trio: Trio, until: Callable[..., Any], machine_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The last test of these machines: two of the three nodes are removed."""
+    typed("cluster", "drain", "desk")  # so the others keep what a job leaves
+    lost = trio.cluster.detach(bytes, [100_000])
+    assert lost.wait(30).state == "done"
+
+    guest, joining = trio._join("client")
+    joining.communicate(timeout=60)
+    ticks = tmp_path / "ticks"
+    id_ = guest.ok("run", "--detach", "sh", "-c", f"while true; do echo tick >> {ticks}; sleep 0.1; done").strip()
+    until(ticks.exists, "it runs")
+    identity = guest.json("status")["identity"]
+    same = [row for row in trio.cluster._mesh.request(wire.DetachedJobs(), list[wire.DetachedJob]) if row.id == id_]
+    assert same[0].user == identity
+    guest_id = Credentials.load(guest.home / "clusters" / "lab" / "client").peer.id
+    assert typed("cluster", "remove", guest_id, "--yes")[0] == 0
+    until(lambda: trio.job(id_).state == "cancelled", "the job of the removed client is ended")
+
+    assert lost.results() == [bytes(100_000)]
+    typed("cluster", "drain", "desk", "--undo")
+    for name in ("r1", "r2"):
+        typed("cluster", "drain", name)
+    until(lambda: trio.cluster.status()["coordinator"] == "desk", "the one that stays coordinates", 30)
+    for name in ("r1", "r2"):
+        code, _, err = typed("cluster", "remove", name, "--yes")
+        assert code == 0, err
+        until(lambda: trio.alive() == (2 if name == "r1" else 1), f"{name} is gone", 30)  # noqa: B023
+    code, _, err = typed("attach", lost.id)
+    assert code == errors.TaskLostError.exit_code
+    assert (
+        f"kos: The result of task {lost.id}.0 cannot be had: r1 and r2, which kept it, are gone for good."
+        in err.replace("r2 and r1", "r1 and r2")
+    )
+    assert "Submit the job again." in err
+    guest.end()

@@ -10,10 +10,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kos_cluster import errors
 from kos_cluster.net import wire
 from kos_cluster.sim.linearizability import Operation, Outcome, check
+from kos_cluster.sim.sequential import CompareAndSet, Read, Register, Write
 from tests.e2e.contest import Acquire, Contest, Lock, Release
 from tests.e2e.fleet import LEASE_S, Fleet, SmallDisk, home_of, until
 from tests.e2e.flood import Flood
@@ -284,13 +286,41 @@ def of_largest_size(fleet: Fleet, node: str) -> None:
 # ---- what clients see, as a whole
 
 
-def test_what_clients_of_a_lock_see_under_faults_is_linearizable(fleet: Fleet) -> None:
+def test_what_clients_of_a_lock_and_a_register_see_under_faults_is_linearizable(fleet: Fleet) -> None:
     seed = random.randrange(1 << 32)
-    history = Contest(fleet, random.Random(seed)).history()
-    granted = [o for o in history if isinstance(o.input, Acquire) and o.output]
+    contest = Contest(fleet, random.Random(seed))
+    lock_history, history = contest.histories()
+    granted = [o for o in lock_history if isinstance(o.input, Acquire) and o.output]
     assert len(granted) >= CONTEST_GRANTS, seed
-    verdict = check(history, Lock())
-    assert verdict.outcome is Outcome.LINEARIZABLE, f"seed {seed}: {verdict}"
+    verdict = check(lock_history, Lock())
+    assert verdict.outcome is Outcome.LINEARIZABLE, f"the lock, seed {seed}: {verdict}"
+
+    verdict = check(history, Register())
+    assert verdict.outcome is Outcome.LINEARIZABLE, f"the register, seed {seed}: {verdict}"
+    before = until_then(history, contest.calm_s)  # short enough to be searched in full
+    assert check(before, Register()).outcome is Outcome.LINEARIZABLE
+    for broken in (with_a_stale_read, with_a_second_winner):
+        assert check(broken(before), Register()).outcome is Outcome.NOT_LINEARIZABLE, f"{broken.__name__}, seed {seed}"
+
+
+def until_then(history: list[Operation], at: float) -> list[Operation]:
+    """What was known of it then."""
+    called = [o for o in history if o.called <= at]
+    return [o if o.returned is not None and o.returned <= at else replace(o, returned=None) for o in called]
+
+
+def with_a_stale_read(history: list[Operation]) -> list[Operation]:
+    """The same, but for the last read: it answers with what the first write wrote."""
+    old = min((o for o in history if isinstance(o.input, Write) and o.returned is not None), key=lambda o: o.called)
+    last = max((o for o in history if isinstance(o.input, Read) and o.returned is not None), key=lambda o: o.called)
+    assert isinstance(old.input, Write)
+    return [o for o in history if o is not last] + [replace(last, output=old.input.value)]
+
+
+def with_a_second_winner(history: list[Operation]) -> list[Operation]:
+    """The same, but for another client, of which each swap succeeds that another made with success."""
+    won = next(o for o in history if isinstance(o.input, CompareAndSet) and o.output is True)
+    return [*history, replace(won, process="another")]
 
 
 @pytest.mark.parametrize(

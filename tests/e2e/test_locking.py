@@ -1,4 +1,4 @@
-"""`kos lock`: a command under a lock of the cluster, as it is typed."""
+"""`kos lock` and `kos register`: what programs agree on by way of the cluster, as it is typed."""
 
 from __future__ import annotations
 
@@ -98,5 +98,36 @@ def test_a_command_that_ignores_sigterm_is_killed_with_its_children(local: Any, 
 )
 def test_what_cannot_be_locked_is_a_sentence(words: tuple[str, ...], code: int, said: str, local: Any) -> None:
     done = local.kos("lock", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+
+
+# ---- registers
+
+
+def test_a_register_is_written_read_listed_and_removed(local: Any) -> None:
+    unset = local.kos("register", "turn")
+    assert (unset.returncode, unset.stdout) == (1, "")
+    assert "The register turn is not set." in unset.stderr
+    local.ok("register", "turn", "a", "--if-unset")
+    assert local.ok("register", "turn", "b", "--if", "a") == ""
+    late = local.kos("register", "turn", "c", "--if", "a")
+    assert late.returncode == 19
+    assert "The register turn is not what --if expects ('a'); nothing was written." in late.stderr
+    assert local.ok("register", "turn") == "b\n"
+    assert local.json("register") == {"turn": "b"}
+    local.ok("register", "turn", "--unset")
+    assert local.json("register") == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("a b", "1"), 2, "'a b' cannot be the name of a register."),
+        (("x", "v" * 4097), 10, "takes 4,097 bytes; the limit is 4,096."),
+    ],
+)
+def test_what_no_register_can_be_is_a_sentence(words: tuple[str, ...], code: int, said: str, local: Any) -> None:
+    done = local.kos("register", *words)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr

@@ -11,10 +11,10 @@ import pytest
 
 from kos_cluster import errors
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials
 from kos_cluster.tasks.cluster import Cluster
 from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, until
+from tests.net.presented import present
 
 SHUT_OUT_S = 2.0  # after which no session of a node that was removed is served any more
 ASK_S = 0.5
@@ -47,7 +47,7 @@ def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Call
     ready = home_of(fleet.machines["n2"]).ready("n2")
     words = ("cluster", "join", NAME, f"{ready.host}:{ready.port}", "--listen", f"127.0.0.1:{free_port()}")
     late.ok(*words, "--name", "n4", KOS_TOKEN=cluster.mint_token("node", 60.0))
-    fleet.machines["n4"] = late
+    fleet.add("n4", late)
     until(lambda: {"n2", "n3", "n4"} <= fleet.alive("n2") & fleet.alive("n4"), "the new node is one of them")
 
     # A certificate is renewed, of the node that coordinates and of one that does not.
@@ -61,24 +61,47 @@ def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Call
         assert cluster.mint_token("client", 60.0)
     assert fleet.coordinator("n2", "n3") == second, "nothing was interrupted"
 
-    # Nodes are removed: the one that is lost, and one that lives.
+    # Nodes are removed: the one that is lost, the one that coordinates, and one that lives.
     assert "n1" in fleet.ask("n2", wire.RemoveNode("n1"), list[str])
-    theirs = connection(late)
+    until(lambda: (said := fleet.status("n4")) is not None and len(said.voters) == 3, "three vote", 30.0)
+    assert f"Removed from cluster '{NAME}': {second}" in admin.ok("cluster", "remove", second, "--yes")
+    rest = {"n2", "n3", "n4"} - {second}
+    until(lambda: all(fleet.alive(node) == rest for node in rest), "the others are alone")
+    last = fleet.coordinator(*rest)
+    (third,) = rest - {last}
+    theirs = connection(fleet.machines[third])
     try:
-        assert [answers(theirs, node) for node in ("n2", "n3")] == [True, True]
-        node_of_theirs = Credentials.load(home_of(late).node("n4"))
-        assert "n4" in fleet.ask("n3", wire.RemoveNode("n4"), list[str])
+        assert answers(theirs, last)
+        node_of_theirs = Credentials.load(home_of(fleet.machines[third]).node(third))
+        assert third in fleet.ask(last, wire.RemoveNode(third), list[str])
         deadline = time.monotonic() + SHUT_OUT_S
-        until(lambda: not any(answers(theirs, node) for node in ("n2", "n3")), "no session of it is served any more")
+        until(lambda: not answers(theirs, last), "no session of it is served any more")
         assert time.monotonic() < deadline
-        for node in ("n2", "n3"):
-            ready = home_of(fleet.machines[node]).ready(node)
-            with pytest.raises(errors.AuthError, match="revoked"):
-                present(ready.host, ready.port, node_of_theirs)
+        ready = home_of(fleet.machines[last]).ready(last)
+        with pytest.raises(errors.AuthError, match="revoked"):
+            present(ready.host, ready.port, node_of_theirs)
     finally:
         theirs.close()
-    until(lambda: fleet.alive("n2") == fleet.alive("n3") == {"n2", "n3"}, "it is gone from the members")
+    until(lambda: fleet.alive(last) == {last}, "it is gone from the members")
     assert cluster.mint_token("client", 60.0).startswith("KOS1.")
+
+    # The last voter stays.
+    refused = admin.kos("cluster", "remove", last, "--yes")
+    assert (refused.returncode, refused.stdout) == (errors.StateError.exit_code, "")
+    assert f"kos: {last} cannot be removed. It is the last voter; without it the cluster could agree" in refused.stderr
+    assert fleet.coordinator(last) == last
+
+    # Who was removed is told so where it was, and what to type.
+    for name in (second, third):
+        removed = fleet.machines[name]
+        until(lambda removed=removed: not removed.processes(), "its daemon has stopped by itself")
+        up = removed.kos("up")
+        assert (up.returncode, up.stdout) == (errors.RevokedError.exit_code, "")
+        assert up.stderr == (
+            f"kos: This node, {name}, was removed from cluster '{NAME}': the nodes that answer refuse its certificate. "
+            f"Type 'kos cluster leave --cluster {NAME}' here; to come back, join again with a new token.\n"
+        )
+        assert removed.processes() == []
 
 
 def answers(cluster: Cluster, node: str) -> bool:

@@ -155,6 +155,9 @@ def test_a_node_of_the_previous_wire_version_is_a_member_as_any(
     for name in ("desk", "old", "new"):
         assert machines["old"].ok("run", "--on", name, "--", "printenv", "KOS_NODE") == f"{name}\n"
     assert lab.founder.ok("run", "--on", "old", "--", "echo", "back") == "back\n"
+    for writer, reader in (("old", lab.founder), ("new", machines["old"])):
+        machines[writer].ok("register", "colour", writer)
+        assert reader.ok("register", "colour") == f"{writer}\n"
     for machine in machines.values():
         machine.ok("cluster", "leave")
         machine.end()

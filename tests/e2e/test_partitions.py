@@ -12,9 +12,11 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,7 @@ until = _until
 HOSTS = ("n1", "n2", "n3")
 ADDRESS = {name: f"10.77.0.{number}" for number, name in enumerate(HOSTS, 1)}
 WORK = "echo begun; while [ ! -e '{}' ]; do sleep 0.05; done; echo ended"
+STATUS_WITHIN_S = 1.8  # more than without a partition
 HEALED_S = 40.0  # for all to agree again: connections that stalled are tried again by the kernel ever more seldom
 
 
@@ -54,6 +57,18 @@ class Network:
 
     def cut_off(self, name: str) -> None:
         self._in_bridge("link", "set", f"to{name}", "nomaster")
+
+    def silence(self, name: str) -> None:
+        """The others hear nothing of it; it hears them."""
+        for other in HOSTS:
+            if other != name:
+                self._ip("-n", self._host(other), "rule", "add", "pref", "50", "from", ADDRESS[name], "blackhole")
+
+    def hear(self, name: str) -> None:
+        """The others hear it again."""
+        for other in HOSTS:
+            if other != name:
+                self._ip("-n", self._host(other), "rule", "del", "pref", "50", "from", ADDRESS[name], "blackhole")
 
     def join_again(self, name: str) -> None:
         self._in_bridge("link", "set", f"to{name}", "master", "br0")
@@ -113,6 +128,11 @@ class Host:
         self.name = name
         self.machine = machine
         self._witness = machine.popen([sys.executable, "-c", WITNESS, name], stdin=subprocess.PIPE)
+
+    def status(self) -> tuple[dict[str, Any], float]:
+        """What `kos status` says here, and how long that took."""
+        began_s = time.monotonic()
+        return self.machine.json("status"), time.monotonic() - began_s
 
     def says(self) -> tuple[set[str], set[str], str | None]:
         """Who is alive, who votes, and who coordinates."""
@@ -199,8 +219,14 @@ def test_a_coordinator_that_is_cut_off_decides_nothing_and_comes_back(network: N
     goes_on = hosts[majority].machine.home / "end it"
     work = hosts[majority].machine.start("run", "--on", third, "sh", "-c", WORK.format(goes_on))
     assert work.stdout.readline() == "begun\n"
+    whole, usual_s = hosts[majority].status()
+    assert (whole["alive"], whole["silent"]) == (3, [])
     network.cut_off(first)
     try:
+        for side, others in ((majority, [first]), (first, [name for name in HOSTS if name != first])):
+            told, took_s = hosts[side].status()
+            assert took_s - usual_s < STATUS_WITHIN_S
+            assert told["silent"] == others or told["alive"] < 3
         second = successor(hosts[majority], first)
         assert hosts[majority].machine.ok("cluster", "token").startswith("KOS1.")
         refuses(hosts[first])
@@ -229,3 +255,28 @@ def test_a_coordinator_that_is_deaf_steps_down_and_comes_back(network: Network, 
         network.hear_again(first)
     agreed(hosts)
     assert hosts[first].machine.ok("cluster", "token").startswith("KOS1.")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [(Network.deafen, Network.hear_again), (Network.silence, Network.hear)], ids=["deaf", "mute"]
+)
+def test_a_follower_that_is_deaf_or_mute_unseats_nobody_and_comes_back(
+    begin: Callable[[Network, str], None],
+    end: Callable[[Network, str], None],
+    network: Network,
+    hosts: dict[str, Host],
+) -> None:
+    """The majority goes on under the same coordinator, also when the other hears it, or is heard by it."""
+    first = agreed(hosts)
+    follower, third = (name for name in HOSTS if name != first)
+    begin(network, follower)
+    try:
+        until(lambda: all(hosts[name].says()[0] == {first, third} for name in (first, third)), "it is dead", HEALED_S)
+        assert [hosts[name].says()[2] for name in (first, third)] == [first] * 2
+        assert hosts[third].machine.ok("cluster", "token").startswith("KOS1.")
+        typed = hosts[follower].machine.kos("cluster", "token")
+        assert typed.returncode == errors.UnreachableError.exit_code, typed
+    finally:
+        end(network, follower)
+    assert agreed(hosts) == first
+    assert hosts[follower].machine.ok("cluster", "token").startswith("KOS1.")

@@ -53,7 +53,7 @@ BAD_LINES = {
     "%%kos run --distribute --over [1, 2]\n1": "--over takes the name of a variable, not '[1,'",
     "%%kos run --distribute --over seven\n1": "int cannot be iterated",
     "%%kos run --distribute --env KOS_NOT_SET\n1": "KOS_NOT_SET",
-    "%%kos run --distribute\nlock": "'lock' (_thread.lock)",
+    "%%kos run --distribute\nlock": "'lock' (_thread.lock, ",
     "%%kos run --distribute\nlen(big)": "big 120.0 MiB",
 }
 

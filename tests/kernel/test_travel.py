@@ -92,7 +92,7 @@ def test_what_cannot_travel_is_named_with_its_type(notebook: Notebook) -> None:
     namespace = notebook("import threading\nmine = [threading.Lock()]\ndef f(): return mine")
     with pytest.raises(NotPicklableError) as refused:
         send(namespace, "f")
-    assert "'mine' (list)" in refused.value.message and "lock" in refused.value.message
+    assert "'mine' (list, 64 bytes)" in refused.value.message and "lock" in refused.value.message
 
 
 def test_packing_what_can_travel_names_the_rest(notebook: Notebook) -> None:

@@ -17,12 +17,12 @@ from kos_cluster.core.records import TaskState
 from kos_cluster.errors import AuthError, NoSuchNodeError, RevokedError, StateError, UnreachableError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome
 from kos_cluster.net import wire
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.tasks import renewal
 from tests.mesh.conftest import Mesh, until
 from tests.mesh.speaker import Speaker
+from tests.net.presented import present
 
 REFUSED_WITHIN_S = 2.0  # a removed node's live sessions, counted from the answer of the removal
 ASK_EVERY_S = 0.02
@@ -210,7 +210,7 @@ def test_a_removed_node_is_refused_within_two_seconds_and_stops_saying_why(three
     assert len(futures) == 20
     until(lambda: not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE, "its daemon stops", 20)
     log = (home.run("node3") / "log").read_text()
-    assert "This node, node3, was removed from cluster 'local': the others refuse its certificate." in log
+    assert "This node, node3, was removed from cluster 'local': the nodes that answer refuse its certificate." in log
     assert row(three, "node3")["state"] == "left"
     assert set(three.cluster.map(where, [0.0] * 8)) <= {"node1", "node2"}
     with pytest.raises(UnreachableError, match="left"):

@@ -21,11 +21,11 @@ from kos_cluster.core.records import JobSummary, Member, Needs
 from kos_cluster.core.roles import Role
 from kos_cluster.net import joining, tls, wire
 from kos_cluster.net.authority import CertificateAuthority
-from kos_cluster.net.bulk import present
 from kos_cluster.net.identity import Credentials, Keys
 from kos_cluster.node import machine
 from tests.mesh.conftest import Mesh, until
 from tests.mesh.speaker import Speaker, authority_of, identity
+from tests.net.presented import present
 
 HOST = "127.0.0.1"
 QUIET_S = 0.3  # without an answer for so long, there is none

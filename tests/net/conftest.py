@@ -31,13 +31,14 @@ class Alone:
     def __init__(self, node: Credentials) -> None:
         self.state = ClusterState()
         self.leader = node.peer.id
+        self.stood_still_s = 0.0  # while the whole cluster was down
 
     @property
     def clock_s(self) -> float:
-        return max(time.time(), self.state.clock_s)
+        return max(time.time() - self.stood_still_s, self.state.clock_s)
 
     async def propose(self, command: commands.Command) -> replies.Reply:
-        entry = commands.encode(commands.Proposal(time.time(), command))
+        entry = commands.encode(commands.Proposal(self.clock_s, command))
         reply = self.state.apply(self.state.applied_index + 1, entry).reply
         if isinstance(reply, replies.Refusal):
             raise getattr(errors, reply.error)(reply.message, reply.hint)

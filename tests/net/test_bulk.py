@@ -27,8 +27,9 @@ from kos_cluster.errors import (
 from kos_cluster.net import bulk as bulk_module
 from kos_cluster.net import tls, transfers
 from kos_cluster.net.authority import CertificateAuthority
-from kos_cluster.net.bulk import BulkServer, get_kept, get_result, present, put_part
+from kos_cluster.net.bulk import BulkServer, get_kept, get_result, put_part
 from kos_cluster.net.identity import Credentials
+from tests.net.presented import present
 
 HOST = "127.0.0.1"
 WAIT_S = 10.0

@@ -16,11 +16,12 @@ from kos_cluster.errors import AuthError, IncompatibleError, JoinError, Protocol
 from kos_cluster.net import bulk as bulk_module
 from kos_cluster.net import joining, tls
 from kos_cluster.net.authority import CertificateAuthority
-from kos_cluster.net.bulk import BulkServer, present
+from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.joining import join
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.net.wire import WIRE_VERSION
 from kos_cluster.node import machine
+from tests.net.presented import present
 
 HOST = "127.0.0.1"
 VERSIONS = machine.versions()
@@ -64,6 +65,19 @@ def test_a_used_token_is_refused(bulk, token, port) -> None:
     join_here(port, token)
     with pytest.raises(JoinError, match="was used already"):
         join_here(port, token)
+
+
+def test_a_token_does_not_outlive_its_time_because_the_cluster_was_down(
+    bulk, authority, store, port, monkeypatch
+) -> None:
+    token = minted(authority, store, Role.CLIENT, ttl_s=1)
+    other = minted(authority, store, Role.CLIENT, ttl_s=7200)
+    now_s = time.time() + 3700
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    store.agreed.stood_still_s = 3700
+    with pytest.raises(JoinError, match="has expired"):
+        join_here(port, token, role="client")
+    assert join_here(port, other, role="client").client.peer.role is Role.CLIENT
 
 
 def test_an_expired_token_is_refused(bulk, authority, store, port) -> None:

@@ -52,7 +52,9 @@ def test_any_changed_or_missing_byte_is_noticed():
             unseal(sealed[:place], SECRET, CONTEXT)
 
 
-@pytest.mark.parametrize("key", [b"", b"short", b"\xff" * 40, PUBLIC[:35], b"0" * 40])
+@pytest.mark.parametrize(
+    "key", [b"", b"short", b"\xff" * 40, PUBLIC[:35], b"0" * 40], ids=["empty", "short", "no text", "cut off", "zeros"]
+)
 def test_a_key_that_is_none_is_refused(key: bytes):
     with pytest.raises(AuthError, match="key is not good"):
         seal(b"x", key, CONTEXT)

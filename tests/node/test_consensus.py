@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kos_cluster.core import raft
@@ -246,5 +248,68 @@ def test_an_entry_of_a_newer_version_stops_a_node_which_says_so(
             # The last one may never learn that it was committed, as nobody is left to tell it.
             await until(lambda: sum(bool(node.trouble) for node in nodes.nodes.values()) >= 2)
             assert any("Install the version of kos-cluster" in node.trouble for node in nodes.nodes.values())
+
+    asyncio.run(scene())
+
+
+AHEAD_S = 3600.0
+TTL_S = 30.0
+
+
+def set_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody sets this machine's wall clock."""
+    wall_s = time.time
+    monkeypatch.setattr(time, "time", lambda: wall_s() + AHEAD_S)
+
+
+async def hold(node: Consensus) -> int:
+    granted = await node.propose(commands.AcquireLock("door", "me", "me", TTL_S))
+    assert isinstance(granted, replies.LockGranted)
+    return granted.token
+
+
+async def is_held(node: Consensus, token: int) -> bool:
+    renewed = await node.propose(commands.RenewLock("door", "me", token))
+    return isinstance(renewed, replies.LockGranted)
+
+
+def test_a_lease_outlives_a_coordinators_clock_that_is_set_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        async with group(tmp_path) as nodes:
+            leading = await nodes.leader()
+            token = await hold(leading)
+            set_forward(monkeypatch)
+            await leading.propose(commands.Tick())
+            assert await is_held(leading, token)
+            assert leading.state.clock_s < time.time() - AHEAD_S / 2
+
+    asyncio.run(scene())
+
+
+def test_a_lease_outlives_a_restart_of_all_with_clocks_that_are_set_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever coordinates then is asked before it knows which entries of its log are committed."""
+    load = RaftLog.load
+
+    def forgetful(self: RaftLog) -> raft.Restored:
+        restored = load(self)
+        return msgspec.structs.replace(restored, hard_state=msgspec.structs.replace(restored.hard_state, commit=0))
+
+    monkeypatch.setattr(RaftLog, "load", forgetful)
+
+    async def scene() -> None:
+        async with group(tmp_path) as nodes:
+            token = await hold(await nodes.leader())
+            for node in nodes.nodes.values():
+                await node.close()
+            set_forward(monkeypatch)
+            for name in NODES:
+                nodes.start(name)
+            asked = [asyncio.ensure_future(node.propose(commands.Tick())) for node in nodes.nodes.values()]
+            await asyncio.gather(*asked)
+            assert await is_held(nodes.nodes["a"], token)
 
     asyncio.run(scene())

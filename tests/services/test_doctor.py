@@ -133,22 +133,23 @@ def test_a_certificate_that_should_have_been_renewed_or_is_damaged_is_found(
 class FakeCluster:
     """Nodes whose clocks are ahead by so much, and what they say of the authority's key."""
 
-    def __init__(self, ahead_s: float = 0.0, sealed_to: list[str] | None = None) -> None:
+    def __init__(self, ahead_s: float = 0.0, sealed_to: list[str] | None = None, contacts: int = -1) -> None:
         self._ahead_s = ahead_s
         self._sealed_to = sealed_to
+        self._contacts = contacts
 
     def agreement(self, node: str) -> ClusterStatus:
         if self._sealed_to is None and not self._ahead_s:
             raise UnreachableError(f"Node {node} did not answer.", "Look again.")
-        return ClusterStatus("n1", 1, [], [], "", self._sealed_to or [], time.time() + self._ahead_s)
+        return ClusterStatus("n1", 1, [], [], "", self._sealed_to or [], time.time() + self._ahead_s, self._contacts)
 
 
 def row(name: str, **changes: Any) -> dict[str, Any]:
     here = machine.versions()
     return {
         "name": name, "id": name, "state": "alive", "voter": True, "coordinator": name == "n1", "drained": False,
-        "trouble": "", "slots": 1, "running": 0, "version": here.kos, "wire": here.wire, "python": here.python,
-        "numpy": here.numpy, "cloudpickle": here.cloudpickle, **changes,
+        "answers": True, "trouble": "", "slots": 1, "running": 0, "version": here.kos, "wire": here.wire,
+        "python": here.python, "numpy": here.numpy, "cloudpickle": here.cloudpickle, **changes,
     }  # fmt: skip
 
 
@@ -209,6 +210,13 @@ def test_who_holds_the_authoritys_key_is_looked_at() -> None:
     lost = [row("n1"), row("n2", state="dead")]
     assert bad(doctor._sealed(FakeCluster(0.0, ["n2"]), lost, "n1")).startswith("fail: No node that is alive")  # type: ignore[arg-type]
     assert bad(doctor._sealed(FakeCluster(), rows, "n1")).startswith("fail: Node n1 did not answer")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("contacts", "verdicts"), [(2, ["ok"]), (0, ["warn"]), (-1, [])])
+def test_a_coordinator_that_can_name_no_node_is_found(contacts: int, verdicts: list[str]) -> None:
+    """One of a version without look-ups is passed over."""
+    found = list(doctor._lookups(FakeCluster(1.0, contacts=contacts), [row("n1"), row("n2"), row("n3")], "n1"))  # type: ignore[arg-type]
+    assert [finding.verdict for finding in found] == verdicts
 
 
 def test_nodes_that_are_away_are_named() -> None:

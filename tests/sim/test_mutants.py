@@ -37,6 +37,7 @@ SOON = {
     "reservation-forgotten": "atomic commitment",
     "stale-epoch": "epochs",
     "second-result": "epochs",
+    "stamps-leap": "leases",
     "lease-without-fencing": "fencing",
     "token-given-twice": "fencing",
     "swim-old-incarnation": "precedence",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from kos_cluster.errors import LimitError, StateError, UsageError
+from kos_cluster.errors import ConflictError, LimitError, UsageError
 
 SETTINGS_LIMIT = 512
 VALUE_LIMIT_BYTES = 4096
@@ -44,10 +44,10 @@ class Settings:
         self._values[name] = value
 
     def swap(self, name: str, expected: str | None, value: str | None) -> None:
-        """`set`, if the value is `expected`. Raises StateError when it is another."""
+        """`set`, if the value is `expected`. Raises ConflictError when it is another."""
         current = self._values.get(name)
         if current != expected:
-            raise StateError(
+            raise ConflictError(
                 f"The setting {name[:128]} is {_shown(current)} by now, not {_shown(expected)}.",
                 "Read it again, then decide.",
             )

@@ -6,6 +6,7 @@
     conduct.py   starts that process, bounds its time and clears away whatever it leaves
     machine.py   what the figures were measured on
     main.py      the command: checks, order of the runs, output
+    notebook.py  `kos bench notebook`, which measures the notebook's side
     control/     `kos bench control`, which measures the control plane alone
 
 Rules: no figure is extrapolated; a system whose results are wrong has no figure; every run is in a fresh process, with

@@ -70,6 +70,10 @@ def _wall_alone(self: Any, wall_s: float, now: float) -> float:
     return wall_s
 
 
+def _wall_unless_behind(self: Any, wall_s: float, now: float) -> float:
+    return max(wall_s, self._clock_s + now - self._at_s) if self._clock_s else wall_s
+
+
 def _admit_all(self: Any, token: int) -> None:
     pass
 
@@ -112,6 +116,11 @@ ABOVE: dict[str, Mutant] = {
     "stamps-by-wall-clock": Mutant(
         "commands are stamped with the wall clock alone, so that leases may never end",
         ((Stamp, "now_s", _wall_alone),),
+        ("clock", "transfer"),
+    ),
+    "stamps-leap": Mutant(
+        "a wall clock that is set forward takes the replicated clock along at once, and ends leases",
+        ((Stamp, "now_s", _wall_unless_behind),),
         ("clock", "transfer"),
     ),
     "stale-epoch": Mutant(

@@ -24,6 +24,7 @@ def test_of_two_swaps_from_one_value_the_second_is_refused():
     log = Log()
     log.reply(c.SwapSetting("x", None, "1"))
     assert "is '1' by now, not not set" in log.refused(c.SwapSetting("x", None, "2")).message
+    assert log.refused(c.SwapSetting("x", None, "2")).error == "ConflictError"
     log.reply(c.SwapSetting("x", "1", "2"))
     assert log.state.settings.get("x") == "2"
     log.reply(c.SwapSetting("x", "2", None))

@@ -52,7 +52,7 @@ class KosProvisioner(KernelProvisionerBase):
         super().__init__(**kwargs)
         self._kernel: RemoteKernel | None = None
         self._tunnels: Tunnels | None = None
-        self._ended = ""  # how the kernel did
+        self._ended = ""  # where the kernel ran and how it ended, to be said of it
         self._looked_s = 0.0
         self._looking: asyncio.Lock | None = None
         self._expected = False  # somebody has asked for its end
@@ -108,7 +108,8 @@ class KosProvisioner(KernelProvisionerBase):
             self._looking = asyncio.Lock()
         async with self._looking:
             if not self._ended and time.monotonic() - self._looked_s >= POLL_S:
-                self._ended = await asyncio.to_thread(kernel.ended)
+                why = await asyncio.to_thread(kernel.ended)
+                self._ended = why and f"which ran on node {kernel.node_name}: {why}"
                 self._looked_s = time.monotonic()
                 if self._ended:
                     self._found_ended(kernel)
@@ -133,7 +134,9 @@ class KosProvisioner(KernelProvisionerBase):
         self._expected = True
         if not await asyncio.to_thread(_stopped, self._kernel):
             self._leave(self._kernel)
-            self._ended = f"node {self._kernel.node_name} could not be told to end it, and is told later"
+            self._ended = (
+                f"which ran on node {self._kernel.node_name}: that could not be told to end it, and is told later"
+            )
 
     async def kill(self, restart: bool = False) -> None:
         await self.send_signal(signal.SIGKILL)
@@ -195,12 +198,12 @@ class KosProvisioner(KernelProvisionerBase):
         names = ("JPY_SESSION_NAME", *self.kernel_spec.env)
         environ = {name: given[name] for name in names if name in given and name not in _OWN}
         if self._ended and not self._expected:
-            environ[NOTICE] = f"this kernel is a new one, without the variables of the last: {self._ended}."
+            environ[NOTICE] = f"this kernel is a new one, without the variables of the last, {self._ended}."
         return environ
 
     def _found_ended(self, kernel: RemoteKernel) -> None:
         if not self._expected:
-            self.log.error("Kernel %s has died: %s.", kernel.id, self._ended)
+            self.log.error("Kernel %s has died, %s.", kernel.id, self._ended)
             self._leave(kernel)
 
     def _leave(self, kernel: RemoteKernel) -> None:

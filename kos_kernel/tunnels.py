@@ -28,10 +28,10 @@ LOOPBACK = "127.0.0.1"
 CONNECTIONS_LIMIT = 128  # of one kernel
 BACKLOG = 64
 REDIAL_S = 0.1  # after a link broke; doubled up to
-REDIAL_LIMIT_S = 2.0
+REDIAL_LIMIT_S = 2.0  # this
 REFUSED_PAUSE_S = 1.0  # before a connection is closed that the kernel's node refuses
 LOOK_S = 0.2  # for the end of a tunnel that waits for a link
-CLOSE_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 2.0  # for the thread that accepts
 
 log = logging.getLogger(__name__)
 

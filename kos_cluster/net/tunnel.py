@@ -34,9 +34,9 @@ from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.outcome import WireError, from_wire, to_wire
 from kos_cluster.net.transfers import Session, decoded
 
-READ_BYTES = 1 << 16
+READ_BYTES = 1 << 16  # at once, from either socket
 BEAT_S = 4.0  # between two frames, if there is nothing to carry
-SILENCE_S = 15.0
+SILENCE_S = 15.0  # after which the other end is taken for gone
 
 log = logging.getLogger(__name__)
 

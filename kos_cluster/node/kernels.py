@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 
 KERNELS_LIMIT = 64  # of one node at once
 ENDED_LIMIT = 256  # that are remembered
-TUNNELS_OF_KERNEL_LIMIT = 128
+TUNNELS_OF_KERNEL_LIMIT = 128  # at once
 GONE_TIMEOUT_S = 5.0  # from the end of a kernel's host to that of its process
-GONE_POLL_S = 0.02
+GONE_POLL_S = 0.02  # between two looks meanwhile
 CONNECT_TIMEOUT_S = 1.0  # to a socket of this machine
 LAST_WORDS_BYTES = 2000  # of what a kernel wrote that are told when it has failed
 
@@ -198,7 +198,7 @@ class Kernels:
 
     async def _host(self, kernel: _Kernel, order: driven.HostKernel) -> None:
         """Have the kernel run until it ends or this task is cancelled."""
-        why = f"its host on node {self._name} ended"
+        why = "its host ended"
         try:
             driver = await Driver.start(order)
             try:
@@ -210,7 +210,7 @@ class Kernels:
             finally:
                 await driver.end()
         except asyncio.CancelledError:
-            why = f"{kernel.stopped_by} has stopped it" if kernel.stopped_by else f"node {self._name} stops"
+            why = f"{kernel.stopped_by} has stopped it" if kernel.stopped_by else "the node was stopped"
         except (KosError, OSError) as error:
             why = str(error)
         finally:

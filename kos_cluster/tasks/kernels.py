@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PLACE_TIMEOUT_S = 30.0  # for a node that has room
 START_TIMEOUT_S = 60.0  # from being asked of the node to being ready: slots may have to become free
-POLL_S = 0.05
+POLL_S = 0.05  # between two looks while one waits
 ASK_TIMEOUT_S = 2.0  # of a kernel's node, how it is
 
 
@@ -60,7 +60,7 @@ class RemoteKernel:
                 asks.KernelOf(self.id), asks.KernelState, node=self.node, timeout_s=ASK_TIMEOUT_S
             )
         except NoSuchTaskError:
-            return f"node {self.node_name} was started anew, and the kernel is gone"
+            return "the node was started anew"
         except AuthError as error:
             return f"{error.message.rstrip('.')}, so it cannot be used any more"
         except KosError:  # of this side, or the way there; of the kernel it says nothing
@@ -106,8 +106,8 @@ class RemoteKernel:
         member = self._mesh.member(self.node)
         if member is not None and member.state not in (MemberState.DEAD, MemberState.LEFT):
             return ""
-        state = "has left the cluster" if member is None or member.state is MemberState.LEFT else "is dead"
-        return f"node {self.node_name}, on which it ran, {state}"
+        left = member is None or member.state is MemberState.LEFT
+        return "the node has left the cluster" if left else "the node is dead"
 
 
 def start(mesh: Mesh, id: str, spec: KernelSpec) -> RemoteKernel:

@@ -90,6 +90,8 @@ REFUSED = {
     "kernel install --cluster nowhere": "not in a cluster named 'nowhere'",
     "kernel install --user --prefix x": "not allowed with",
     "kernel install --prefix /proc/self": "cannot be written to",
+    "kernel install --cpus 4 --memory 8G": "Add --remote",
+    "kernel install --remote --memory much": "much",
 }
 
 

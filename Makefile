@@ -52,7 +52,7 @@ faults: $(DEV)  ## the tests of real daemons under real faults, ten times over
 	  echo "round $$round"; $(BIN)/python -m pytest -q $(FAULTS) || exit 1; done
 
 clean:  ## remove the virtual environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist artefacts *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made again only when what it was made from changes.
@@ -70,10 +70,18 @@ $(VENV)/bin/python:
 	  || { echo "KOS needs Python 3.11 or newer; name one, for example: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# The tests that put two hosts into network namespaces need `ip`; they are skipped, and listed, where it is missing.
+# The tests that put two hosts into network namespaces need `ip`, those of the notebook's monitor a Chromium; they are
+# skipped, and listed, where these are missing.
 system-packages:
-	@if command -v ip >/dev/null; then :; \
+	@wanted=""; \
+	command -v ip >/dev/null || wanted="$$wanted iproute2"; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || wanted="$$wanted chromium"; \
+	if [ -z "$$wanted" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends iproute2 >/dev/null \
-	    || echo "iproute2 could not be installed: the tests in network namespaces will be skipped." >&2; \
-	else echo "iproute2 is not installed, and only root can: the tests in network namespaces will be skipped." >&2; fi
+	  apt-get -qq update; \
+	  for package in $$wanted; do \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $$package >/dev/null \
+	      || echo "$$package could not be installed: the tests that need it will be skipped." >&2; \
+	  done; \
+	else echo "Only root can install$$wanted: the tests that need them will be skipped." >&2; fi

@@ -75,7 +75,7 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         actions = [action for action in parser._actions if action.dest not in left_out]
         formatter.add_usage(parser.usage, actions, [], prefix="")
         usage = formatter.format_help().strip().replace(" ...", " COMMAND...").replace("|", "\\|")
-        yield usage.replace("%(prog)s", parser.prog), parser.description or ""
+        yield usage.replace("%(prog)s", parser.prog), (parser.description or "") % {}
 
 
 def limits() -> str:

@@ -18,6 +18,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from kos_kernel.dashboard.widget import Monitor
+
+
+def monitor(cluster: str | None = None) -> Monitor:
+    """A live monitor of the cluster of this name, or of the one that `kos_cluster.connect` finds.
+
+    Raises NotInClusterError, UnreachableError, AuthError.
+    """
+    from kos_cluster.errors import KosError
+    from kos_kernel.dashboard.widget import Monitor
+    from kos_kernel.rendering import as_sentence
+
+    try:
+        return Monitor(cluster)
+    except KosError as error:
+        as_sentence(error)
+        raise
+
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Called by `%load_ext kos_kernel`."""

@@ -97,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_looking(commands)
     _add_work(commands)
+    _add_watching(commands)
     _add_lock(commands)
     _add_register(commands)
     _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
@@ -262,6 +263,18 @@ def _add_work(commands: _Commands) -> None:
         "report", "write one file that shows what ran where and when: a gantt, transfers, failures", "report"
     )
     report.add_argument("file", metavar="FILE.html", help="the file; it needs no network to be read")
+
+
+def _add_watching(commands: _Commands) -> None:
+    top = commands.add("top", "watch nodes, work and events live in the terminal; q ends it", "top")
+    top.add_argument("--interval", type=duration, default=1.0, metavar="TIME", help="between two looks (default: 1s)")
+    top.add_argument("--once", action="store_true", help="print what there is now, and end")
+    commands.add("monitor", "in a notebook, as %%kos monitor: watch nodes, work and events live", "monitor")
+    metrics = commands.add("metrics", "serve the cluster's metrics for Prometheus", "metrics")
+    metrics.add_argument(
+        "--listen", metavar="HOST[:PORT]", type=address, help="where (default: 127.0.0.1:7566, for this machine alone)"
+    )
+    metrics.add_argument("--token-file", metavar="FILE", help="a bearer token that is asked for; made if missing")
 
 
 def _add_id(parser: Parser) -> None:

@@ -43,6 +43,8 @@ MODULES = {
     "running": ("exec", "run"),
     "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "why", "story"),
+    "top": ("top", "monitor"),
+    "metrics": ("metrics",),
     "reporting": ("profile", "report"),
     "kernels": ("kernel_install", "kernel_list", "kernel_remove"),
     "bench": ("bench", "bench_control", "bench_notebook"),

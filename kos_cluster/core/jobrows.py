@@ -6,8 +6,9 @@ that is over stays in the history for the stories, the last `HISTORY_LIMIT` of e
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from kos_cluster.core.batching import Durations
@@ -162,6 +163,18 @@ class JobRow:
     def all_batches(self) -> Iterable[BatchRow]:
         """Those that are over, as far as they are remembered, then those that are not."""
         return (*self.history, *self.batches.values())
+
+    def attempts_of(self, indices: Collection[int], name: Callable[[str], str]) -> dict[int, list[Attempt]]:
+        """Each of these tasks' attempts in order, as far as batches are remembered; `name` names a node by its id."""
+        found: dict[int, list[Attempt]] = {index: [] for index in indices}
+        wanted = sorted(found)
+        for batch in self.all_batches():
+            for start, count in batch.runs:
+                for index in wanted[bisect_left(wanted, start) : bisect_left(wanted, start + count)]:
+                    found[index].append(batch.attempt_of(index, name(batch.node)))
+        for attempts in found.values():
+            attempts.sort(key=lambda a: (a.sent_s, a.number))
+        return found
 
     def _unqueue(self, dropped: set[int]) -> None:
         kept: deque[tuple[int, int, int]] = deque()

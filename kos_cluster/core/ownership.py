@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kos_cluster.core import placement
@@ -52,6 +53,7 @@ from kos_cluster.core.ownerevents import (
 )
 from kos_cluster.core.placement import Candidate
 from kos_cluster.core.records import (
+    Attempt,
     AttemptEnd,
     Cause,
     JobSummary,
@@ -199,20 +201,32 @@ class Ownership:
             nodes=tuple(sorted(map(self._name, job.nodes))),
             parent=job.spec.parent,
             reruns=job.reruns,
+            cancelled=job.cancelled,
         )
 
     def story(self, job_id: str, index: int) -> Story | None:
         """A task's attempts in order; None when the job or task is not (or no longer) known."""
+        return next(iter(self.stories(job_id, [index])), None)
+
+    def stories(self, job_id: str, indices: Collection[int]) -> list[Story]:
+        """The stories of these tasks, those that are known; one pass over the job's batches for all of them."""
         job = self._jobs.get(job_id)
-        if job is None or not 0 <= index < len(job.state):
-            return None
-        batches = [batch for batch in job.all_batches() if holds(batch.runs, index)]
-        attempts = [batch.attempt_of(index, self._name(batch.node)) for batch in batches]
-        attempts.sort(key=lambda a: (a.sent_s, a.number))
+        if job is None:
+            return []
+        known = [index for index in indices if 0 <= index < len(job.state)]
+        attempts = job.attempts_of(known, self._name)
+        return [self._story(job, index, attempts[index]) for index in known]
+
+    def states(self, job_id: str) -> bytes:
+        """A byte a task of the job, an index of `jobrows.STATES`; empty when the job is not (or no longer) known."""
+        job = self._jobs.get(job_id)
+        return bytes(job.state) if job is not None else b""
+
+    def _story(self, job: JobRow, index: int, attempts: list[Attempt]) -> Story:
         state = STATES[job.state[index]]
         if state is TaskState.SENT and any(a.end is AttemptEnd.OPEN and a.started_s for a in attempts):
             state = TaskState.RUNNING
-        return Story(f"{job_id}.{index}", job.spec.name, state, tuple(attempts))
+        return Story(f"{job.spec.job}.{index}", job.spec.name, state, tuple(attempts))
 
     def why(self, job_id: str) -> tuple[str, ...]:
         """Why the job's waiting tasks wait: each node's reason, or nothing when none waits."""

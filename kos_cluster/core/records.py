@@ -190,3 +190,4 @@ class JobSummary(msgspec.Struct, frozen=True):
     state: str = ""  # of a detached job: a `core.replicated.jobs.JobState`
     driver: str = ""  # the name of the node that drives it, or did last
     epoch: int = 0  # the number of drivers that it has had
+    cancelled: int = 0  # how many of `failed` were cancelled

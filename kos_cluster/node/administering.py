@@ -19,6 +19,7 @@ from kos_cluster.core.voters import change_refused
 from kos_cluster.errors import KosError, NoSuchNodeError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.net.locks import HeldLock, LockReleased, LockRenewed, LockState, LockWanted
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.coordinating import is_caught_up
 from kos_cluster.node.draining import drained, removing
@@ -168,7 +169,7 @@ class Administration:
 
     # ---- locks
 
-    async def lock(self, peer: Peer, wanted: wire.LockWanted) -> wire.LockState:
+    async def lock(self, peer: Peer, wanted: LockWanted) -> LockState:
         """Granted, or still waiting after a while; then ask again. Raises LockHeldError when `wait_s` is 0."""
         owner = _owner(peer, wanted.owner)
         patience_s = PATIENCE_S if wanted.wait_s > 0 else 0.0
@@ -179,34 +180,34 @@ class Administration:
         while isinstance(reply, replies.LockQueued):
             lock = self._consensus.state.locks.get(wanted.name)
             if lock is not None and lock.owner == owner:
-                return wire.LockState(lock.token, lock.until_s)
+                return LockState(lock.token, lock.until_s)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                return wire.LockState(0, held=reply.held)
+                return LockState(0, held=reply.held)
             await self._consensus.moved(left_s)
         if not isinstance(reply, replies.LockGranted):
             raise StateError(f"A lock was answered by {type(reply).__name__}.", "Try again.")
-        return wire.LockState(reply.token, reply.until_s)
+        return LockState(reply.token, reply.until_s)
 
-    async def lock_held(self, name: str) -> wire.LockState:
+    async def lock_held(self, name: str) -> LockState:
         """Who holds a lock, when all that was decided before has been applied here. Raises UnreachableError."""
         lock = (await self._consensus.read()).locks.get(name)
-        return wire.LockState(0) if lock is None else wire.LockState(lock.token, lock.until_s, lock.holder)
+        return LockState(0) if lock is None else LockState(lock.token, lock.until_s, lock.holder)
 
-    async def locks_held(self) -> list[wire.HeldLock]:
+    async def locks_held(self) -> list[HeldLock]:
         """As `lock_held`, of all."""
         held = (await self._consensus.read()).locks.snapshot()
         return [
-            wire.HeldLock(lock.name, lock.holder, lock.token, lock.since_s, lock.until_s, len(lock.queue))
+            HeldLock(lock.name, lock.holder, lock.token, lock.since_s, lock.until_s, len(lock.queue))
             for lock in sorted(held, key=lambda lock: lock.name)
         ]
 
-    async def renew_lock(self, peer: Peer, wanted: wire.LockRenewed) -> wire.LockState:
+    async def renew_lock(self, peer: Peer, wanted: LockRenewed) -> LockState:
         """Raises LockHeldError when the lease has ended."""
         reply = await self._consensus.propose(commands.RenewLock(wanted.name, _owner(peer, wanted.owner), wanted.token))
-        return wire.LockState(wanted.token, reply.until_s if isinstance(reply, replies.LockGranted) else 0.0)
+        return LockState(wanted.token, reply.until_s if isinstance(reply, replies.LockGranted) else 0.0)
 
-    async def release(self, peer: Peer, wanted: wire.LockReleased) -> bool:
+    async def release(self, peer: Peer, wanted: LockReleased) -> bool:
         await self._consensus.propose(commands.ReleaseLock(wanted.name, _owner(peer, wanted.owner)))
         return True
 

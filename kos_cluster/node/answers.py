@@ -13,6 +13,7 @@ from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import kernels as asks
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
 from kos_cluster.node import registers
 from kos_cluster.node.administering import Administration
@@ -36,11 +37,11 @@ COMMAND_OF: dict[type, Command] = {
     wire.Renew: Command.READ,  # of one's own certificate
     wire.RenewalKept: Command.READ,  # likewise
     wire.RenewNode: Command.ROTATE,
-    wire.LockWanted: Command.SUBMIT,
-    wire.LockAsked: Command.READ,
-    wire.LocksAsked: Command.READ,
-    wire.LockRenewed: Command.SUBMIT,
-    wire.LockReleased: Command.SUBMIT,
+    LockWanted: Command.SUBMIT,
+    LockAsked: Command.READ,
+    LocksAsked: Command.READ,
+    LockRenewed: Command.SUBMIT,
+    LockReleased: Command.SUBMIT,
     RegistersAsked: Command.READ,
     RegisterWritten: Command.SUBMIT,
     wire.Status: Command.READ,
@@ -64,9 +65,9 @@ WORDS_OF: dict[type, str] = {
     wire.DetachedResults: "take results",
     wire.MintToken: "make join tokens",
     wire.StopNode: "stop nodes",
-    wire.LockWanted: "take locks",
-    wire.LockRenewed: "take locks",
-    wire.LockReleased: "take locks",
+    LockWanted: "take locks",
+    LockRenewed: "take locks",
+    LockReleased: "take locks",
     RegisterWritten: "write registers",
 }  # the rest is reading, which every role may do
 
@@ -155,15 +156,15 @@ class Answers:
                 return await self._administration.renewal_kept(peer, serial)
             case wire.RenewNode():
                 return await self._rotate()
-            case wire.LockWanted():
+            case LockWanted():
                 return await self._administration.lock(peer, ask)
-            case wire.LockAsked(name):
+            case LockAsked(name):
                 return await self._administration.lock_held(name)
-            case wire.LocksAsked():
+            case LocksAsked():
                 return await self._administration.locks_held()
-            case wire.LockRenewed():
+            case LockRenewed():
                 return await self._administration.renew_lock(peer, ask)
-            case wire.LockReleased():
+            case LockReleased():
                 return await self._administration.release(peer, ask)
             case RegistersAsked():
                 return await registers.read(self._control.consensus, ask)

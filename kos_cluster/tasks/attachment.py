@@ -55,6 +55,7 @@ class Attachment:
         self.packages: dict[str, dict[str, str]] = {}  # by node name
         self.by_node: dict[str, NodeLink] = {}  # by node id, once welcomed
         self.coordinator = ""  # the id of the node that coordinates, as far as is known
+        self.voters: tuple[str, ...] = ()  # the ids of the nodes that decide, as it was told with that coordinator
         self._home = home
         self._file = file
         self._credentials = credentials
@@ -245,6 +246,7 @@ class Attachment:
     def _sync(self, link: NodeLink, message: wire.SyncData) -> None:
         if message.coordinator and message.term >= self._term:
             self.coordinator, self._term = message.coordinator, message.term
+            self.voters = tuple(message.voters)
         if message.members is None or link.peer is None:
             return
         self._views[link.peer.id] = message.view

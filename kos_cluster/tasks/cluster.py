@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, IncompatibleError, KosError, PlacementError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.net import wire
+from kos_cluster.net.identity import Peer
 from kos_cluster.net.local import Environment
+from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat, detached, failures, kernels, output, profiling, serialise, showing
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
@@ -205,6 +207,15 @@ class Cluster:
         told = self._mesh.request_all(wire.Nodes(), wire.SyncData, VIEWS_ENOUGH_S)
         return node_rows(newest(told.values()), {name: data.trouble for name, data in told.items()})
 
+    def heard(self) -> wire.SyncData:
+        """The nodes as this process has heard of them, which costs no message: what is looked at often."""
+        return self._mesh.heard()
+
+    @property
+    def peer(self) -> Peer:
+        """Who this process is in the cluster: its identity's name and role."""
+        return self._mesh.credentials.peer
+
     def status(self) -> dict[str, Any]:
         """The cluster at a glance: alive nodes, slots, coordinator, this identity, and what a loss would mean."""
         return status_of(self.name, self._mesh.credentials.peer, self.nodes())
@@ -215,13 +226,37 @@ class Cluster:
 
     def jobs(self) -> list[JobSummary]:
         """The jobs of everybody, as the nodes know them."""
-        own = self._mesh.credentials.peer.name
-        known = {job.job: msgspec.structs.replace(job, user=own) for job in self._mesh.summaries()}
-        for jobs in self._mesh.request_all(wire.Jobs(), list[JobSummary]).values():
-            for job in jobs:
-                if job.job not in known or job.done + job.failed >= known[job.job].done + known[job.job].failed:
-                    known[job.job] = job
-        for record in detached.records(self._mesh):
+        told = self._mesh.request_all(wire.Jobs(), list[JobSummary]).values()
+        return self._listed((job for jobs in told for job in jobs), detached.records(self._mesh))
+
+    def jobs_told(self, timeout_s: float) -> list[JobSummary]:
+        """As `jobs`, as one node tells it: what is looked at often. Raises UnreachableError.
+
+        Each owner tells all nodes of its jobs, so one that was linked to a moment ago may not know all of them yet.
+        """
+        told = self._mesh.request(wire.Jobs(), list[JobSummary], timeout_s=timeout_s)
+        kept = self._mesh.request(wire.DetachedJobs(), list[wire.DetachedJob], timeout_s=timeout_s)
+        return self._listed(told, kept)
+
+    def own_jobs(self) -> list[JobSummary]:
+        """The jobs of this process; nobody is asked."""
+        return [msgspec.structs.replace(job, user=self.peer.name) for job in self._mesh.summaries()]
+
+    def states(self, job: str) -> bytes:
+        """A byte a task of one of this process's jobs, an index of `core.jobrows.STATES`; empty for any other."""
+        return self._mesh.states(job)
+
+    def own_stories(self, job: str, indices: Collection[int]) -> list[Story]:
+        """Every known attempt at these tasks of one of this process's jobs; nobody is asked."""
+        return self._mesh.stories(job, indices)
+
+    def _listed(self, told: Iterable[JobSummary], kept: Iterable[wire.DetachedJob]) -> list[JobSummary]:
+        """One line a job: of several that tell of one, what is furthest on; the oldest first."""
+        known = {job.job: job for job in self.own_jobs()}
+        for job in told:
+            if job.job not in known or job.done + job.failed >= known[job.job].done + known[job.job].failed:
+                known[job.job] = job
+        for record in kept:
             known[record.id] = detached.summary(record, known.get(record.id))
         return sorted(known.values(), key=lambda job: job.since_s)
 
@@ -277,9 +312,9 @@ class Cluster:
         """What each register holds that is set, by name."""
         return {name: value for name, value in read(self._mesh).items() if value is not None}
 
-    def locks(self) -> list[wire.HeldLock]:
+    def locks(self) -> list[HeldLock]:
         """The locks that are held, by name."""
-        return self._mesh.request(wire.LocksAsked(), list[wire.HeldLock], timeout_s=DECISION_TIMEOUT_S)
+        return self._mesh.request(LocksAsked(), list[HeldLock], timeout_s=DECISION_TIMEOUT_S)
 
     def drain_node(self, name: str, *, undo: bool = False) -> None:
         """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""

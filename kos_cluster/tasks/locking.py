@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 from kos_cluster.core.replicated.stamp import RATE_MOST
 from kos_cluster.errors import KosError, LockHeldError, StateError, UnreachableError, UsageError
 from kos_cluster.net import wire
+from kos_cluster.net.locks import LockReleased, LockRenewed, LockState, LockWanted
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Lock:
             wait_s = min(max(deadline_s - asked_s, 0.0), POLL_S)
             if self._wait_s:
                 wait_s = max(wait_s, PAUSE_S)  # a place in the queue is not asked for with no patience at all
-            question = wire.LockWanted(self.name, self._owner, self._ttl_s, wait_s)
+            question = LockWanted(self.name, self._owner, self._ttl_s, wait_s)
             state = self._answer(question, wait_s + DECISION_TIMEOUT_S)
             self._until_s = asked_s + self._ttl_s / RATE_MOST
             if state.token and time.monotonic() < self._until_s:
@@ -127,12 +128,12 @@ class Lock:
                     "Wait longer for it, or try again later.",
                 )
 
-    def _answer(self, question: wire.LockWanted, timeout_s: float) -> wire.LockState:
+    def _answer(self, question: LockWanted, timeout_s: float) -> LockState:
         """Ask until a node answers. To ask again for what was granted already changes nothing."""
         deadline_s = time.monotonic() + FAILOVER_S
         while True:
             try:
-                return self._mesh.request(question, wire.LockState, timeout_s=timeout_s)
+                return self._mesh.request(question, LockState, timeout_s=timeout_s)
             except UnreachableError:
                 if time.monotonic() >= deadline_s:
                     raise
@@ -141,7 +142,7 @@ class Lock:
     def _give_up(self) -> None:
         """Release the lock, or one's place in its queue. Who cannot be told will see the lease end."""
         owner, self._owner, self.token = self._owner, "", 0
-        release = wire.LockReleased(self.name, owner)
+        release = LockReleased(self.name, owner)
         try:
             self._mesh.request(release, bool, timeout_s=RELEASE_TIMEOUT_S)
         except KosError as error:
@@ -156,8 +157,8 @@ class Lock:
             asked_s = time.monotonic()
             timeout_s = max(PAUSE_S, min(RENEWAL_TIMEOUT_S, (self._until_s - asked_s) / 2))
             try:
-                question = wire.LockRenewed(self.name, self._owner, self.token)
-                self._mesh.request(question, wire.LockState, timeout_s=timeout_s)
+                question = LockRenewed(self.name, self._owner, self.token)
+                self._mesh.request(question, LockState, timeout_s=timeout_s)
                 self._until_s = asked_s + self._ttl_s / RATE_MOST
                 pause_s = self._ttl_s / RENEWALS_A_LEASE
             except LockHeldError as error:

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,7 +29,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.records import Attempt, JobSummary, Member, MemberState, Needs, Runs, Story, indices_of
+from kos_cluster.core.records import Attempt, JobSummary, Load, Member, MemberState, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -72,6 +72,7 @@ class Mesh:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._active: set[str] = set()  # jobs with tasks that are not final
         self._lending: set[str] = set()  # parents that are told to wait
+        self._loads: dict[str, tuple[Load, float]] = {}  # node id -> its load, and when it was so (monotonic)
         self._outgoing = Outgoing(self.credentials)
         self._returns = Returns(self.credentials, self._accept)
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -132,6 +133,23 @@ class Mesh:
         """Raises UnreachableError when no node answers."""
         if not self._attachment.by_node:  # read without asking the mesh thread: it is one look, and a hint at best
             raise self._attachment.unreachable()
+
+    def states(self, job: str) -> bytes:
+        """A byte a task of a job of this process (`core.jobrows.STATES`); empty for any other."""
+        return self.ask(lambda: self._core.states(job))
+
+    def stories(self, job: str, indices: Collection[int]) -> list[Story]:
+        """The stories of these tasks of a job of this process."""
+        return self.ask(lambda: self._core.stories(job, indices))
+
+    def heard(self) -> wire.SyncData:
+        """The members, their loads with ages, coordinator and voters as this process has heard; nobody is asked."""
+        return self.ask(self._heard)
+
+    def _heard(self) -> wire.SyncData:
+        told, now = self._attachment, time.monotonic()
+        loads = {id_: (load, now - at) for id_, (load, at) in self._loads.items() if id_ in told.members}
+        return wire.SyncData(0, list(told.members.values()), loads, told.coordinator, voters=list(told.voters))
 
     def why_never(self, job: Job) -> tuple[str, ...]:
         """Each node's reason why it can never run this job's tasks; empty when one can.
@@ -303,8 +321,8 @@ class Mesh:
                 content = msgspec.json.decode(bytes(payload))
                 self._call_sink(self._jobs[job].sink.display, f"{job}.{index}", content)
             case wire.SyncData():
-                for id_, (load, _) in message.loads.items():
-                    self._feed(ownership.NodeLoad(id_, load))
+                for id_, (load, age_s) in message.loads.items():
+                    self._node_load(id_, load, age_s)
                 for member in self._attachment.members.values() if message.members else ():
                     self._feed(ownership.NodeDrained(member.id, member.drained))
             case wire.CancelWanted(job, index, _):
@@ -504,11 +522,18 @@ class Mesh:
     def _node_beat(self, link: NodeLink, message: wire.NodeBeat) -> None:
         if link.peer is None:
             return
-        self._feed(ownership.NodeLoad(link.peer.id, message.load))
+        self._node_load(link.peer.id, message.load, 0.0)
         for batch in message.unknown:
             dispatch = self._core.dispatch_of(batch)
             if dispatch is not None and dispatch.node == link.peer.id:
                 self._dispatch(dispatch)
+
+    def _node_load(self, id_: str, load: Load, age_s: float) -> None:
+        """Take in what is told of a node's load, unless something younger is known."""
+        at = time.monotonic() - age_s
+        if id_ not in self._loads or at >= self._loads[id_][1]:
+            self._loads[id_] = load, at
+            self._feed(ownership.NodeLoad(id_, load))
 
     def _show_progress(self, now: float) -> None:
         for job_id in self._active:

@@ -30,6 +30,8 @@ def register(shell: InteractiveShell) -> None:
 
     def kos(line: str, cell: str | None = None) -> Any:
         try:
+            if cell is None and line.split()[:1] == ["monitor"]:
+                return show_monitor(line)
             if cell is None:
                 return command(line)
             first, _, rest = line.strip().partition(" ")
@@ -90,6 +92,21 @@ def _attach(argv: list[str]) -> None:
         attaching.ensure_cluster(parsed.cluster)
     else:
         attaching.decided_by(parsed.action)
+
+
+def show_monitor(line: str) -> None:
+    """`%kos monitor`: the widget, below the cell."""
+    from IPython.display import display
+
+    from kos_cluster.cli.grammar import Shown, parse
+    from kos_kernel import monitor
+
+    try:
+        parsed = parse(words(line))
+    except Shown as shown:
+        print(shown.text)
+        return
+    display(monitor(parsed.cluster))
 
 
 def words(line: str) -> list[str]:

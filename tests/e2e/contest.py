@@ -19,7 +19,7 @@ from functools import partial
 import msgspec
 
 from kos_cluster import errors
-from kos_cluster.net import wire
+from kos_cluster.net.locks import LockReleased, LockState, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
 from kos_cluster.sim.linearizability import Operation
 from kos_cluster.sim.recording import Recorder
@@ -125,13 +125,13 @@ class Contest:
 
     def _take(self, owner: str, node: str) -> object:
         try:
-            wanted = wire.LockWanted("contest", owner, LEASE_S, 0.0)
-            return self._fleet.ask(node, wanted, wire.LockState, ASK_S).token
+            wanted = LockWanted("contest", owner, LEASE_S, 0.0)
+            return self._fleet.ask(node, wanted, LockState, ASK_S).token
         except errors.LockHeldError:
             return False
 
     def _give_up(self, process: str, owner: str) -> object:
-        released = wire.LockReleased("contest", owner)
+        released = LockReleased("contest", owner)
         return self._call(
             self._lock, process, Release(owner), lambda node: self._fleet.ask(node, released, bool, ASK_S)
         )

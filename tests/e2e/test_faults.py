@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from kos_cluster import errors
 from kos_cluster.net import wire
+from kos_cluster.net.locks import LockReleased, LockState, LockWanted
 from kos_cluster.sim.linearizability import Operation, Outcome, check
 from kos_cluster.sim.sequential import CompareAndSet, Read, Register, Write
 from tests.e2e.contest import Acquire, Contest, Lock, Release
@@ -58,11 +59,11 @@ def fleet(whole: Fleet) -> Iterator[Fleet]:
 
 def lock(fleet: Fleet, node: str, name: str, owner: str) -> int:
     """Take a lock through this node, or fail at once; its fencing token."""
-    return fleet.ask(node, wire.LockWanted(name, owner, LEASE_S, 0.0), wire.LockState).token
+    return fleet.ask(node, LockWanted(name, owner, LEASE_S, 0.0), LockState).token
 
 
 def release(fleet: Fleet, node: str, name: str, owner: str) -> None:
-    fleet.ask(node, wire.LockReleased(name, owner), bool)
+    fleet.ask(node, LockReleased(name, owner), bool)
 
 
 def others(node: str) -> list[str]:

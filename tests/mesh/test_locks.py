@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kos_cluster.errors import LockHeldError, UsageError
-from kos_cluster.net import wire
+from kos_cluster.net.locks import LockReleased
 from tests.mesh.conftest import Mesh, until
 
 
@@ -71,7 +71,7 @@ def test_a_lost_lease_is_told_by_held_and_raised_at_the_end(mesh: Mesh) -> None:
     lock = mesh.cluster.lock("lost", ttl=1)
     lock.__enter__()
     token = lock.token
-    mesh.cluster._mesh.request(wire.LockReleased("lost", lock._owner), bool)  # as if it had run out
+    mesh.cluster._mesh.request(LockReleased("lost", lock._owner), bool)  # as if it had run out
     until(lambda: not lock.held, "it is told", 5)
     with mesh.cluster.lock("lost", wait=0) as other:
         assert other.token > token

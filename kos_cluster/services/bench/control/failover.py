@@ -13,7 +13,7 @@ import secrets
 import time
 
 from kos_cluster.core.voters import voters_wanted
-from kos_cluster.net import wire
+from kos_cluster.net.locks import LockWanted
 from kos_cluster.services.bench.control.figures import Figure, Work, figure
 from kos_cluster.services.bench.control.fleet import Fleet, fleet
 from kos_cluster.services.bench.control.observer import Observer, observing
@@ -40,7 +40,7 @@ async def _kill(cluster: Fleet, observer: Observer, number: int) -> float:
     staying = sorted(set(observer.attachment.by_node) - {victim})
     asked = staying[number % len(staying)]
     name = cluster.name(victim)
-    wish = wire.LockWanted(f"failover-{secrets.token_hex(4)}", "bench", LOCK_TTL_S, 0.0)
+    wish = LockWanted(f"failover-{secrets.token_hex(4)}", "bench", LOCK_TTL_S, 0.0)
     began = time.perf_counter()
     cluster.kill(name)
     await observer.ask(wish, asked, ANSWER_TIMEOUT_S)

@@ -18,6 +18,7 @@ from kos_cluster.errors import UnreachableError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials
+from kos_cluster.net.locks import LockAsked
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.tasks.asking import Asking
 from kos_cluster.tasks.attachment import Attachment, hello
@@ -54,7 +55,7 @@ class Observer:
     async def settled(self, nodes: int) -> None:
         """Wait until so many nodes all hold each other alive, agree on coordinator and voters, and decide."""
         await self.until(lambda: self._agrees(nodes), SETTLE_TIMEOUT_S, f"{nodes} nodes are alive and agree")
-        await self.ask(wire.LockAsked("settled"), timeout_s=SETTLE_TIMEOUT_S)
+        await self.ask(LockAsked("settled"), timeout_s=SETTLE_TIMEOUT_S)
 
     def _agrees(self, nodes: int) -> bool:
         linked = self.attachment.by_node

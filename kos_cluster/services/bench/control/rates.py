@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from kos_cluster.core.voters import voters_wanted
 from kos_cluster.net import wire
+from kos_cluster.net.locks import LockAsked, LockWanted
 from kos_cluster.services.bench.control.figures import Figure, Work, figure
 from kos_cluster.services.bench.control.fleet import fleet
 from kos_cluster.services.bench.control.observer import Observer, observing
@@ -43,11 +44,11 @@ async def measure(round_s: float = ROUND_S, repeats: int = REPEATS, clients: int
 
 
 def _write(client: int) -> wire.Asked:
-    return wire.LockWanted(f"rate-{client}", f"client-{client}", LOCK_TTL_S, 0.0)
+    return LockWanted(f"rate-{client}", f"client-{client}", LOCK_TTL_S, 0.0)
 
 
 def _read(client: int) -> wire.Asked:
-    return wire.LockAsked(f"rate-{client}")
+    return LockAsked(f"rate-{client}")
 
 
 async def _rate(observers: list[Observer], clients: int, round_s: float, question: Question) -> float:

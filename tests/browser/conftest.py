@@ -1,0 +1,90 @@
+"""A real JupyterLab, and Voila, in a headless Chromium; one server and one browser for all tests here.
+
+Rules: Chromium is the distribution's, given to Playwright by its path; where there is none the tests are skipped, and
+say so. The cluster and the kernels belong to the machine of the test; the server's folders lie in its home. Pictures of
+what was seen are kept in `artefacts/`, which is not under version control.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.browser.lab import TOKEN, Lab, free_port
+from tests.e2e.conftest import Machine, _until
+
+START_TIMEOUT_S = 60.0
+PICTURES = Path(__file__).parents[2] / "artefacts" / "browser"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the browser."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium on this machine: 'make test' installs it as root with apt")
+    return found
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """A machine with an embedded cluster of three nodes."""
+    made = Machine()
+    made.ok("up", "-n", "3", "--profile", "fast")
+    yield made
+    made.kos("down")
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def server(chromium: str, machine: Machine) -> Iterator[str]:
+    """The address of a JupyterLab on that machine, with the token to get in. Voila is in it, under /voila."""
+    port = free_port()
+    folders = {name: str(machine.home / "jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
+    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
+    words += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={machine.work}"]
+    words += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]
+    words += [f"--LabApp.user_settings_dir={machine.home}/jupyter/settings", f"--LabApp.workspaces_dir={machine.home}"]
+    news = machine.home / "jupyter/settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    log = machine.home / "lab.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(words, env=machine.environ | folders, cwd=machine.work, stdout=out, stderr=out)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _until(
+            lambda: _answers(f"{address}/api?token={TOKEN}") or process.poll() is not None,
+            "Lab answers",
+            START_TIMEOUT_S,
+        )
+        assert process.poll() is None, log.read_text()
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _answers(address: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+@pytest.fixture(scope="session")
+def lab(chromium: str, server: str, machine: Machine) -> Iterator[Lab]:
+    """The browser, at that server."""
+    from playwright.sync_api import sync_playwright
+
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield Lab(browser, server, machine, PICTURES)
+        browser.close()

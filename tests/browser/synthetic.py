@@ -1,0 +1,88 @@
+"""A cluster that is only imagined: 100 nodes whose figures move, and jobs, for monitors in a real browser."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from kos_cluster.core.records import Load, MemberState
+from kos_cluster.services.monitor.sampler import Sampler
+from kos_cluster.services.monitor.snapshot import DONE, RUNNING, JobSight, NodeSight, Snapshot
+
+
+class ImaginedSampler(Sampler):
+    """Snapshots of `count` nodes and `jobs` jobs; everything else is asked of the real cluster."""
+
+    def __init__(self, count: int, jobs: int = 40) -> None:
+        super().__init__()
+        self._count = count
+        self._jobs = jobs
+        self._began_s = time.time()
+
+    def sample(self) -> Snapshot:
+        now = time.time()
+        return snapshot(now, now - self._began_s, self._count, self._jobs)
+
+
+def snapshot(now: float, passed_s: float, count: int, jobs: int) -> Snapshot:
+    nodes = tuple(_node(number, passed_s) for number in range(1, count + 1))
+    return Snapshot(
+        now, "lab", "ada@desk", "admin", nodes, tuple(_job(number, now, passed_s) for number in range(jobs))
+    )
+
+
+def _node(number: int, passed_s: float) -> NodeSight:
+    wave = (1 + math.sin(passed_s / 7 + number)) / 2
+    load = Load(running=round(8 * wave), queued=number % 3, cpu_percent=100 * wave, memory_percent=30 + number % 50)
+    state = MemberState.DEAD if number == 7 else MemberState.SUSPECT if number == 9 else MemberState.ALIVE
+    return NodeSight(
+        id=f"{number:032x}",
+        name=f"node{number}",
+        address=f"10.0.0.{number}:7567",
+        state=state,
+        coordinator=number == 2,
+        voter=number < 4,
+        drained=number == 5,
+        slots=8,
+        memory_bytes=64 << 30,
+        started_ns=1,
+        load=load,
+        load_age_s=0.2,
+    )
+
+
+def _job(number: int, now: float, passed_s: float) -> JobSight:
+    total = 1000 * (number + 1)
+    done = min(total, round(passed_s * 40 * (number % 5 + 1)))
+    return JobSight(
+        id=f"job{number:05}",
+        name=("train", "sweep", "index", "render")[number % 4],
+        user="ada@desk",
+        state=DONE if done == total else RUNNING,
+        total=total,
+        done=done,
+        failed=0,
+        running=min(24, total - done),
+        since_s=now - passed_s - number,
+        nodes=tuple(f"node{n}" for n in range(1, 2 + number % 6)),
+        reruns=number % 3,
+    )
+
+
+def show(count: int = 100, jobs: int = 40) -> Any:
+    """A monitor of it, displayed."""
+    from kos_kernel.dashboard import watch as watches
+    from kos_kernel.dashboard.widget import Monitor
+
+    watch = watches.Watch(ImaginedSampler(count, jobs))
+    for second in range(90, 0, -1):  # a past
+        watch.model.handle(snapshot(time.time() - second, 90.0 - second, count, jobs))
+    before = dict(watches._watches)
+    name = watch.sampler.cluster().name
+    watches._watches[name] = watch
+    try:
+        return Monitor()
+    finally:
+        watches._watches.clear()
+        watches._watches.update(before)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column
+from kos_cluster.errors import UsageError
 from kos_cluster.home import Home
 from kos_cluster.services import kernelspec
 
@@ -21,9 +22,18 @@ def kernel_install_(parsed: argparse.Namespace, console: Console) -> int:
         prefix = None
     elif parsed.sys_prefix or parsed.prefix:
         prefix = parsed.prefix or sys.prefix
-    kernel = kernelspec.install(Home(), parsed.cluster, prefix)
+    kernel = kernelspec.install(Home(), parsed.cluster, prefix, _remote(parsed))
     console.answer(f"The kernel '{kernel.display_name}' is installed in {kernel.folder}.")
     return 0
+
+
+def _remote(parsed: argparse.Namespace) -> kernelspec.Remote | None:
+    """What a kernel on a node needs; None for one on this machine. Raises UsageError."""
+    if parsed.remote:
+        return kernelspec.Remote(parsed.cpus or 1, parsed.memory or 0, parsed.on or "")
+    if parsed.cpus or parsed.memory or parsed.on:
+        raise UsageError("--cpus, --memory and --on are of a kernel on a node.", "Add --remote.")
+    return None
 
 
 def kernel_list_(parsed: argparse.Namespace, console: Console) -> int:

@@ -257,6 +257,13 @@ class Ownership:
             reasons.append(f"{node.view.name}: {never}")
         return tuple(reasons)
 
+    def place(self, needs: Needs, now: float) -> placement.Placement:
+        """Where a task goes that another owner is to submit there; where it need not wait, if there is such a node."""
+        views = [node.view for node in self._nodes.values() if node.up]
+        free = [view for view in views if placement.node_free(view) >= needs.cpus]
+        placed = placement.place(needs, free, self._rng, prefetch=False, now=now)
+        return placed if placed.node else placement.place(needs, views, self._rng, prefetch=False, now=now)
+
     def forget(self, job_id: str) -> None:
         """Drop a job whose tasks are all final; its story can no longer be told."""
         job = self._jobs.get(job_id)

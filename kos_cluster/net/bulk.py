@@ -1,8 +1,10 @@
-"""The bulk port: one TLS 1.3 port to present certificates, to move parts and results, and to join. ALPN decides which.
+"""The bulk port: one TLS 1.3 port to present certificates, to move parts and results, for the tunnels to kernels, and
+to join. ALPN decides which.
 
 Theory of operation. A thread accepts; each connection is served by a thread of its own, at most `CONNECTIONS_LIMIT` at
-once: further ones wait in the kernel's backlog. Connections that have not proved who they are (a handshake, a join) end
-within seconds, and one source has at most `UNPROVEN_LIMIT` of them, so that a flood leaves room for other sources.
+once: further ones wait in the kernel's backlog. Tunnels, which last, are counted apart. Connections that have not
+proved who they are (a handshake, a join) end within seconds, and one source has at most `UNPROVEN_LIMIT` of them, so
+that a flood leaves room for other sources.
 
 Rules: without a certificate that verifies, a peer gets nothing but the join exchange. No ALPN of ours: closed. What
 goes wrong with a connection ends that connection, and is counted in `dropped`.
@@ -22,8 +24,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from kos_cluster.errors import AuthError, JoinError, KosError, PortTakenError, UsageError
-from kos_cluster.net import joining, tls, transfers
+from kos_cluster.errors import AuthError, JoinError, KosError, LimitError, PortTakenError, UsageError
+from kos_cluster.net import joining, tls, transfers, tunnel
 from kos_cluster.net.identity import Credentials, Peer, verify_peer
 from kos_cluster.net.outcome import to_wire
 from kos_cluster.net.transfers import Outcome, get_kept, get_result, put_part
@@ -31,6 +33,7 @@ from kos_cluster.net.transfers import Outcome, get_kept, get_result, put_part
 __all__ = ["BulkServer", "Handler", "get_kept", "get_result", "put_part"]
 
 CONNECTIONS_LIMIT = 128
+TUNNELS_LIMIT = 512  # links of tunnels, which last; some five to ten for each client of a kernel
 UNPROVEN_LIMIT = 48  # of one source at once
 BACKLOG = 256
 JOINS_LIMIT = 30  # of one source in `JOIN_WINDOW_S`
@@ -51,6 +54,9 @@ class Handler(transfers.Store, Protocol):
     def join(self, request: joining.JoinRequest, source_host: str, /) -> joining.JoinReply:
         """Answer a joiner; only asked of the coordinator. Raises JoinError."""
 
+    def tunnel(self, peer: Peer, wanted: tunnel.Open, /) -> tunnel.End:
+        """The node's end of a tunnel to a kernel. Raises when there is none, or when it is not this peer's."""
+
     def coordinator(self) -> joining.Address | None:
         """Host and control port of the node that coordinates; None when it is this one, or not known."""
 
@@ -65,6 +71,7 @@ class BulkServer:
         self._handler = handler
         self._context = tls.server_context(credentials)
         self._slots = threading.Semaphore(CONNECTIONS_LIMIT)
+        self._tunnels = threading.Semaphore(TUNNELS_LIMIT)
         self._lock = threading.Lock()
         self._open: dict[socket.socket, int] = {}  # with the serial of the certificate, once it was shown
         self._unproven: Counter[str] = Counter()
@@ -127,27 +134,42 @@ class BulkServer:
 
     def _serve(self, connection: socket.socket, source: str) -> None:
         """One connection, from its first byte to its last."""
+        with contextlib.ExitStack() as slot:
+            slot.callback(self._slots.release)
+            try:
+                with self._followed(connection) as handle:
+                    try:
+                        stream, peer = self._met(connection, source)
+                    finally:
+                        self._no_longer_unproven(source)
+                    with stream:
+                        if peer is not None:
+                            with self._lock:
+                                self._open[handle] = peer.serial
+                            self._handler.presented(peer)  # it may have been denied before it could be cut
+                            self._work(stream, peer, slot)
+            except OSError as error:
+                self._drop(f"a connection from {source} failed ({error.strerror or error})")
+            except KosError as error:
+                self._drop(f"{source} was refused: {error.message}")
+
+    def _work(self, stream: ssl.SSLSocket, peer: Peer, slot: contextlib.ExitStack) -> None:
+        """What a peer whose certificate was taken has come for. `slot` is given up when it is not a transfer."""
+        if stream.selected_alpn_protocol() == tls.ALPN_BULK:
+            transfers.serve(stream, peer, self._handler)
+            return
+        slot.close()
+        if not self._tunnels.acquire(blocking=False):
+            refused = LimitError(f"The node has {TUNNELS_LIMIT} tunnels open.", "Shut kernels down that nobody needs.")
+            tunnel.refuse(stream, refused)
+            raise refused
         try:
-            with self._followed(connection) as handle:
-                try:
-                    stream, peer = self._met(connection, source)
-                finally:
-                    self._no_longer_unproven(source)
-                with stream:
-                    if peer is not None:
-                        with self._lock:
-                            self._open[handle] = peer.serial
-                        self._handler.presented(peer)  # it may have been denied before it could be cut
-                        transfers.serve(stream, peer, self._handler)
-        except OSError as error:
-            self._drop(f"a connection from {source} failed ({error.strerror or error})")
-        except KosError as error:
-            self._drop(f"{source} was refused: {error.message}")
+            tunnel.serve(stream, peer, self._handler.tunnel)
         finally:
-            self._slots.release()
+            self._tunnels.release()
 
     def _met(self, connection: socket.socket, source: str) -> tuple[ssl.SSLSocket, Peer | None]:
-        """The stream after the handshake, and the peer that has a transfer to ask for; None when all is done."""
+        """The stream after the handshake, and the peer that has something to ask for; None when all is done."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(tls.HANDSHAKE_TIMEOUT_S)
         stream = self._context.wrap_socket(connection, server_side=True)
@@ -158,10 +180,10 @@ class BulkServer:
                 answer = partial(self._joined, source)
                 joining.serve(stream, self._credentials, self._coordinator_elsewhere(), answer)
                 return stream, None
-            if alpn not in (tls.ALPN_PRESENT, tls.ALPN_BULK):
+            if alpn not in (tls.ALPN_PRESENT, tls.ALPN_BULK, tls.ALPN_TUNNEL):
                 raise AuthError("It asked for no protocol of this port.")
             peer = self._presented(stream)
-            return stream, peer if alpn == tls.ALPN_BULK else None
+            return stream, None if alpn == tls.ALPN_PRESENT else peer
         except BaseException:
             stream.close()
             raise

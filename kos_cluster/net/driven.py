@@ -1,4 +1,5 @@
-"""Messages between a daemon and a driver: the process that holds a detached job's tasks in its submitter's stead.
+"""Messages between a daemon and a driver: the process that holds a detached job's tasks in its submitter's stead, or a
+kernel's one task.
 
 Rules: these never leave the machine. They travel as `net.channel` has it, over a stream pair that the driver inherits,
 so nobody else can speak for it. The daemon closes the pair to end a driver; a driver whose daemon has closed it ends,
@@ -26,6 +27,20 @@ class Drive(msgspec.Struct, frozen=True, tag=True):
     spool: str  # the folder for results that are too large for it
 
 
+class HostKernel(msgspec.Struct, frozen=True, tag=True):
+    """The daemon's one message to the host of a kernel: run it on this node. Its last message is `Failed`."""
+
+    id: str
+    cluster: str
+    node: str  # the id of this node
+    name: str  # of the job
+    folder: str  # with its connection file; its sockets are to be there
+    cwd: str
+    cpus: int
+    memory_bytes: int
+    environ: dict[str, str]
+
+
 class Wrote(msgspec.Struct, frozen=True, tag=True):
     """What a task wrote: the payload."""
 
@@ -43,7 +58,7 @@ class Settled(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The job cannot be run, by no driver: the last message."""
+    """The job cannot be run, by no driver, or the kernel has ended: the last message."""
 
     sentence: str
     exit_code: int

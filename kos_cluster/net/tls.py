@@ -21,6 +21,7 @@ from kos_cluster.net.identity import Credentials, Peer, verify_peer
 ALPN_PRESENT = "kos-present"
 ALPN_BULK = "kos-bulk"
 ALPN_JOIN = "kos-join"
+ALPN_TUNNEL = "kos-tunnel"
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 30.0  # without a byte moving
@@ -33,7 +34,7 @@ LENGTH_BYTES = 4
 def server_context(credentials: Credentials) -> ssl.SSLContext:
     """Asks for a client certificate; whoever shows none gets as far as ALPN, where only a join may go on."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _set_common(context, credentials, [ALPN_PRESENT, ALPN_BULK, ALPN_JOIN])
+    _set_common(context, credentials, [ALPN_PRESENT, ALPN_BULK, ALPN_TUNNEL, ALPN_JOIN])
     context.verify_mode = ssl.CERT_OPTIONAL
     context.num_tickets = 0  # no resumption: each connection is verified afresh
     return context
@@ -101,9 +102,14 @@ def node_of(stream: ssl.SSLSocket | ssl.SSLObject, ca_pem: bytes, cluster: str) 
     return peer
 
 
+def framed(data: bytes) -> bytes:
+    """A message as it travels: behind its length."""
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
 def send_message(stream: ssl.SSLSocket, data: bytes) -> None:
     """One length-prefixed message."""
-    stream.sendall(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+    stream.sendall(framed(data))
 
 
 def receive_message(stream: ssl.SSLSocket) -> bytes:

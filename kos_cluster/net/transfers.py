@@ -86,7 +86,7 @@ def put_part(
 ) -> bool:
     """Give a node a part, unless it has it (False). Raises UnreachableError, or what the node raised."""
     view = memoryview(data).cast("B")
-    with _Session(host, port, credentials, tls.ALPN_BULK) as session:
+    with Session(host, port, credentials, tls.ALPN_BULK) as session:
         if not session.ask(Put(hash, len(view), keep)):
             return False
         session.stream.sendall(view)
@@ -96,7 +96,7 @@ def put_part(
 
 def get_result(host: str, port: int, credentials: Credentials, name: str, size: int) -> bytearray:
     """The bytes of a result that a node keeps for this peer. Raises UnreachableError, or what the node raised."""
-    with _Session(host, port, credentials, tls.ALPN_BULK) as session:
+    with Session(host, port, credentials, tls.ALPN_BULK) as session:
         there = session.ask(Get(name))
         if there != size:
             raise ProtocolError(f"The result {name} at {session.where} has {there} bytes instead of {size}.")
@@ -111,7 +111,7 @@ def get_kept(host: str, port: int, credentials: Credentials, hash: str, file: Bi
     ProtocolError when the bytes are not those that the hash names.
     """
     hashed = hashlib.sha256()
-    with _Session(host, port, credentials, tls.ALPN_BULK) as session:
+    with Session(host, port, credentials, tls.ALPN_BULK) as session:
         left = session.ask(Get(hash, kept=True))
         buffer = memoryview(bytearray(max(1, min(CHUNK_BYTES, left))))
         while left:
@@ -124,7 +124,7 @@ def get_kept(host: str, port: int, credentials: Credentials, hash: str, file: Bi
         raise ProtocolError(f"The part {hash[:12]} came from {session.where} with other bytes than its hash says.")
 
 
-class _Session:
+class Session:
     """A connection whose two ends have accepted each other. Socket errors inside it leave it as KOS errors."""
 
     def __init__(self, host: str, port: int, credentials: Credentials, alpn: str) -> None:
@@ -140,7 +140,7 @@ class _Session:
             self.stream.close()
             raise
 
-    def __enter__(self) -> _Session:
+    def __enter__(self) -> Session:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -158,7 +158,7 @@ class _Session:
 
 def outcome_of(message: bytes) -> int:
     """The size that an `Outcome` tells. Raises the error that it tells, or ProtocolError."""
-    outcome: Outcome = _decoded(message, Outcome)
+    outcome: Outcome = decoded(message, Outcome)
     if outcome.error is not None:
         raise from_wire(outcome.error)
     return outcome.size
@@ -175,7 +175,7 @@ def reply(stream: ssl.SSLSocket, outcome: Outcome) -> None:
 def serve(stream: ssl.SSLSocket, peer: Peer, store: Store) -> None:
     """Answer the one request of a verified peer. Raises OSError or KosError; the peer was told of the latter."""
     try:
-        request: Put | Get = _decoded(tls.receive_message(stream), Put | Get)
+        request: Put | Get = decoded(tls.receive_message(stream), Put | Get)
         if not _may_move(peer, request):
             raise AuthError(f"{peer} may not move parts or results: its role does not allow to submit work.")
         if isinstance(request, Put):
@@ -270,7 +270,8 @@ def _give(stream: ssl.SSLSocket, peer: Peer, store: Store, request: Get) -> None
             left -= count
 
 
-def _decoded(data: bytes, kind: Any) -> Any:
+def decoded(data: bytes, kind: Any) -> Any:
+    """A message of this kind. Raises ProtocolError."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ import msgspec
 from kos_cluster.core.records import JobSummary, Load
 from kos_cluster.core.roles import Command, Role, may
 from kos_cluster.errors import AuthError, KosError
+from kos_cluster.net import kernels as asks
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
@@ -19,6 +20,7 @@ from kos_cluster.node.administering import Administration
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.detached import ASKED, DetachedJobs
 from kos_cluster.node.history import History
+from kos_cluster.node.kernels import Kernels
 from kos_cluster.node.owners import Owners, OwnerState
 
 COMMAND_OF: dict[type, Command] = {
@@ -49,11 +51,17 @@ COMMAND_OF: dict[type, Command] = {
     wire.DetachedResults: Command.SUBMIT,
     wire.DetachedOutput: Command.READ,
     wire.CancelDetached: Command.SUBMIT,
+    asks.StartKernel: Command.SUBMIT,
+    asks.KernelOf: Command.SUBMIT,
+    asks.StopKernel: Command.SUBMIT,
 }
 WORDS_OF: dict[type, str] = {
     wire.CancelWork: "cancel work",
     wire.CancelDetached: "cancel work",
     wire.Detach: "run work",
+    asks.StartKernel: "run work",
+    asks.KernelOf: "use kernels",
+    asks.StopKernel: "cancel work",
     wire.DetachedResults: "take results",
     wire.MintToken: "make join tokens",
     wire.StopNode: "stop nodes",
@@ -71,6 +79,7 @@ class Answers:
         self,
         control: ControlPlane,
         detached: DetachedJobs,
+        kernels: Kernels,
         owners: Owners,
         history: History,
         tell_owner: Callable[[OwnerState, wire.Message], None],
@@ -81,6 +90,7 @@ class Answers:
         self._control = control
         self._administration = Administration(control)
         self._detached = detached
+        self._kernels = kernels
         self._rotate = rotate
         self._owners = owners
         self._history = history
@@ -122,6 +132,8 @@ class Answers:
                 return True
             case wire.Status():
                 return self._control.status()
+            case asks.StartKernel() | asks.KernelOf() | asks.StopKernel():
+                return await self._kernels.answer(peer, ask)
             case _:
                 return await self._agreed(peer, ask)
 

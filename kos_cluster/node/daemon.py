@@ -43,6 +43,7 @@ from kos_cluster.node.founding import Founding
 from kos_cluster.node.history import History
 from kos_cluster.node.intake import Intake
 from kos_cluster.node.keeping import Kept
+from kos_cluster.node.kernels import Kernels
 from kos_cluster.node.owners import Owners, OwnerState
 from kos_cluster.node.parts import Parts
 from kos_cluster.node.peers import Peers
@@ -123,10 +124,12 @@ class Daemon:
             self._kept,
         )
         self._driving = self._make_driving()
+        self._kernels = Kernels(self._member.id, start.node, start.cluster.name, self._run / "kernels")
         self._superseding = Superseding(self._control.consensus, self._owners)
         self._answers = Answers(
             self._control,
             DetachedJobs(self._control, self._driving),
+            self._kernels,
             self._owners,
             self._history,
             self._tell,
@@ -173,6 +176,7 @@ class Daemon:
             if beacon is not None:
                 beacon.close()
             await self._driving.close()
+            await self._kernels.close()
             await self._control.close()
             workers.close()
             bulk.close()
@@ -230,7 +234,7 @@ class Daemon:
         )
 
     def _make_intake(self) -> Intake:
-        return Intake(self._admitted, self._parts, self._kept, self._batches, self._control)
+        return Intake(self._admitted, self._parts, self._kept, self._batches, self._control, self._kernels)
 
     def _make_driving(self) -> Driving:
         place = Place(self._member.id, self._start.cluster.name, self._run / "spool" / "driving")
@@ -297,6 +301,7 @@ class Daemon:
     async def _end_work(self) -> None:
         (self._run / "ready.json").unlink(missing_ok=True)  # from now on this node does not run
         await self._driving.close()
+        await self._kernels.close()
         self._batches.stop()
         await self._given_back()
 

@@ -1,4 +1,4 @@
-"""A driver process of this node, and what has been written under it.
+"""A driver process of this node, for a detached job or a kernel, and what has been written under it.
 
 Rules: the process gets one end of a stream pair and its order; it is ended by closing the pair, and killed `GRACE_S`
 later. It is in a session of its own, so an interrupt typed at the daemon does not reach it. Its own stdout and stderr
@@ -24,6 +24,7 @@ GRACE_S = 5.0  # from the end of the channel to the kill
 READ_BYTES = 1 << 18
 
 _decode = msgspec.msgpack.Decoder(driven.FromDriver).decode
+MODULES = {driven.Drive: "kos_cluster.tasks.driver", driven.HostKernel: "kos_cluster.tasks.kernelhost"}
 _DROPPED = ("KOS_TOKEN", "KOS_NODE", "KOS_OWNER", "KOS_TASK", "KOS_ATTEMPT")
 
 
@@ -60,13 +61,13 @@ class Driver:
         self._writer = writer
 
     @classmethod
-    async def start(cls, order: driven.Drive) -> Driver:
+    async def start(cls, order: driven.Drive | driven.HostKernel) -> Driver:
         """Raises OSError when no process can be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_connection(sock=ours)
             environ = {name: value for name, value in os.environ.items() if name not in _DROPPED}
-            words = [sys.executable, "-P", "-m", "kos_cluster.tasks.driver", str(theirs.fileno())]
+            words = [sys.executable, "-P", "-m", MODULES[type(order)], str(theirs.fileno())]
             try:
                 process = subprocess.Popen(
                     words,

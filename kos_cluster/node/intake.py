@@ -16,9 +16,11 @@ from kos_cluster.errors import UnreachableError
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
+from kos_cluster.net.tunnel import End, Open
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.keeping import Kept
+from kos_cluster.node.kernels import Kernels
 from kos_cluster.node.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class Intake:
         kept: Kept,
         batches: Batches,
         control: ControlPlane,
+        kernels: Kernels,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._admitted = admitted
@@ -45,6 +48,7 @@ class Intake:
         self._kept = kept
         self._batches = batches
         self._control = control
+        self._kernels = kernels
 
     def presented(self, peer: Peer) -> None:
         self._admitted.admit(peer)
@@ -75,6 +79,9 @@ class Intake:
 
     def kept_path(self, peer: Peer, hash_: str) -> Path | None:
         return self._in_loop(lambda: self._kept.path(hash_) if hash_ in self._kept else None)
+
+    def tunnel(self, peer: Peer, wanted: Open) -> End:
+        return self._kernels.tunnel(peer, wanted)  # in this thread, which connects
 
     def coordinator(self) -> tuple[str, int] | None:
         member = self._in_loop(self._control.coordinator)

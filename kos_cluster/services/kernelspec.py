@@ -3,6 +3,7 @@
 Theory of operation. Jupyter looks for kernels in the folders of its data path, a folder each; the earlier ones hide the
 later. A kernelspec of ours starts the Python that runs this, and has the cluster that it attaches to in its metadata
 and, as KOS_CLUSTER, in its environment. The kernel's module is only named here, since the command does not need it.
+One for a remote kernel names our provisioner instead, which has the kernel run on a node; see `kos_kernel.provisioner`.
 
 Rules: only what has our mark in its metadata is listed and removed. A kernel for a cluster that this machine is not in
 is refused.
@@ -20,12 +21,15 @@ from typing import Any
 from ipykernel.kernelspec import make_ipkernel_cmd, write_kernel_spec
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+from kos_cluster.core.placement import gib
 from kos_cluster.errors import StateError, UsageError
 from kos_cluster.home import Home
 
 NAME = "kos"
 DISPLAY_NAME = "Python 3 (KOS)"
 MODULE = "kos_kernel"
+REMOTE = "remote"
+PROVISIONER = "kos-provisioner"  # as our package's entry point calls it
 MARK = "kos"  # the key of our metadata
 
 
@@ -40,17 +44,34 @@ class Kernel:
     folder: str
 
 
-def install(home: Home, cluster: str | None, prefix: str | None) -> Kernel:
+@dataclass(frozen=True)
+class Remote:
+    """What a kernel that runs on a node needs there."""
+
+    cpus: int = 1
+    memory_bytes: int = 0
+    on: str = ""  # a node's name; empty: any
+
+    def __str__(self) -> str:
+        parts = [f"{self.cpus} {'core' if self.cpus == 1 else 'cores'}"]
+        if self.memory_bytes:
+            parts.append(gib(self.memory_bytes))
+        return f"{', '.join(parts)} on {self.on or 'a node'}"
+
+
+def install(home: Home, cluster: str | None, prefix: str | None, remote: Remote | None = None) -> Kernel:
     """Write the kernelspec beneath `prefix`, or for the user when that is None. An older one of ours is replaced.
 
     Raises NotInClusterError when this machine is not in the cluster, UsageError when it cannot be written there.
     """
     if cluster:
         home.cluster(cluster).read()
-    name = f"{NAME}-{cluster.lower()}" if cluster else NAME
+    name = "-".join([NAME, *([REMOTE] if remote else []), *([cluster.lower()] if cluster else [])])
     display_name = f"{DISPLAY_NAME}: {cluster}" if cluster else DISPLAY_NAME
+    if remote is not None:
+        display_name += f", {remote}"
     with tempfile.TemporaryDirectory(prefix="kos-") as folder:
-        source = write_kernel_spec(Path(folder) / name, _overrides(display_name, cluster or ""))
+        source = write_kernel_spec(Path(folder) / name, _overrides(display_name, cluster or "", remote))
         try:
             written = KernelSpecManager().install_kernel_spec(source, name, user=prefix is None, prefix=prefix)
         except OSError as error:
@@ -90,14 +111,19 @@ def remove(name: str) -> str:
         raise StateError(f"{error.filename} could not be removed ({error.strerror}).", "Remove the folder.") from None
 
 
-def _overrides(display_name: str, cluster: str) -> dict[str, Any]:
+def _overrides(display_name: str, cluster: str, remote: Remote | None) -> dict[str, Any]:
     """What differs from ipykernel's own kernelspec. `-P`: no file beside the notebook stands for a module of ours."""
     given = {"KOS_CLUSTER": cluster, "KOS_HOME": os.environ.get("KOS_HOME", "")}
+    metadata: dict[str, Any] = {"debugger": True, MARK: {"cluster": cluster}}
+    if remote is not None:
+        config = {"cluster": cluster, "cpus": remote.cpus, "memory": remote.memory_bytes, "on": remote.on}
+        metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": config}
     return {
         "argv": make_ipkernel_cmd(MODULE, python_arguments=["-P"]),
         "display_name": display_name,
         "env": {variable: value for variable, value in given.items() if value},
-        "metadata": {"debugger": True, MARK: {"cluster": cluster}},
+        "metadata": metadata,
+        **({"interrupt_mode": "message"} if remote is not None else {}),  # a signal does not travel
     }
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,12 +31,13 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.local import Environment
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, detached, failures, output, profiling, serialise, showing
+from kos_cluster.tasks import compat, detached, failures, kernels, output, profiling, serialise, showing
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.kernels import KernelSpec, RemoteKernel
 from kos_cluster.tasks.launching import Program
 from kos_cluster.tasks.locking import TTL_S, Lock
 from kos_cluster.tasks.mesh import Mesh
@@ -55,21 +57,23 @@ _connections: dict[tuple[str, str], Cluster] = {}
 _connecting = threading.Lock()
 
 
-def connect(name: str | None = None) -> Cluster:
+def connect(name: str | None = None, *, home: Path | None = None) -> Cluster:
     """The cluster of that name; else KOS_CLUSTER's, the current one, or the only one on this machine.
+
+    `home`: another KOS_HOME than this process's.
 
     Raises NotInClusterError, UnreachableError, AuthError.
     """
-    home = Home().cluster(name)
-    file = home.read()
-    key = (str(home.path), home.name)
+    found = Home(home).cluster(name)
+    file = found.read()
+    key = (str(found.path), found.name)
     with _connecting:
         known = _connections.get(key)
         if known is not None and known.usable:
             if known.authority == file.ca_sha256:
                 return known
             known.close()  # another cluster has taken the name since
-        mesh = Mesh(home)
+        mesh = Mesh(found)
         mesh.start()
         cluster = _connections[key] = Cluster(mesh)
         return cluster
@@ -156,6 +160,15 @@ class Cluster:
     def attach(self, id: str) -> DetachedJob:
         """The detached job of this id. Raises NoSuchTaskError."""
         return DetachedJob(self._mesh, id)
+
+    def start_kernel(self, spec: KernelSpec) -> RemoteKernel:
+        """Run a Jupyter kernel on a node that has room, and wait until it is ready."""
+        self.possible(JobSpec(b"", options=spec.options, name="the kernel"))
+        return kernels.start(self._mesh, new_job_id(), spec)
+
+    def kernel(self, id: str, node: str, node_name: str) -> RemoteKernel:
+        """A kernel that was started on the node of this id."""
+        return RemoteKernel(self._mesh, id, node, node_name)
 
     def launch(self, spec: JobSpec, id: str = "") -> Job:
         """A job of one's own; add tasks to it and close it. The level below `submit` and `map`."""

@@ -47,7 +47,7 @@ _encode = msgspec.msgpack.encode
 Settled = Outcome | BaseException | None
 
 
-class _Link:
+class Link:
     """The channel to the daemon; its messages are sent by several threads."""
 
     def __init__(self, channel: Channel) -> None:
@@ -79,7 +79,7 @@ class _Link:
 class Driver:
     """Drives one job to its end."""
 
-    def __init__(self, link: _Link, order: driven.Drive, cluster: Cluster) -> None:
+    def __init__(self, link: Link, order: driven.Drive, cluster: Cluster) -> None:
         self._link = link
         self._order = order
         self._cluster = cluster
@@ -190,7 +190,7 @@ def _intact(path: Path, sha256: str) -> bytes:
     return data
 
 
-def _watch(channel: Channel, cluster: Cluster) -> None:
+def watch(channel: Channel, cluster: Cluster) -> None:
     """End with the daemon, wherever the rest of this process is; goodbye frees the work."""
     try:
         channel.receive()
@@ -209,8 +209,8 @@ def main(descriptor: int) -> int:
     except KosError as error:
         print(f"The driver of job {order.job} cannot connect: {error}", file=sys.stderr)
         return EXIT_LOST
-    threading.Thread(target=_watch, args=(channel, cluster), name="watch", daemon=True).start()
-    link = _Link(channel)
+    threading.Thread(target=watch, args=(channel, cluster), name="watch", daemon=True).start()
+    link = Link(channel)
     try:
         Driver(link, order, cluster).run()
     except KosError as error:

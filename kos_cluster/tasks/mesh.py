@@ -158,6 +158,18 @@ class Mesh:
         """
         return self.ask(lambda: self._why_never(job))
 
+    def place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
+        """The node for a task that another owner is to submit there, or why there is none now."""
+        return self.ask(lambda: self._place(needs))
+
+    def member(self, id_: str) -> Member | None:
+        """What is known of a node by now."""
+        return self.ask(lambda: self._attachment.members.get(id_))
+
+    def _place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
+        placed = self._core.place(needs, self._now())
+        return self._attachment.members.get(placed.node or ""), placed.reasons
+
     def _why_never(self, job: Job) -> tuple[str, ...]:
         if job.needs.on and not self._attachment.linked(job.needs.on):
             return ()  # it is alive, and will be linked in a moment

@@ -25,11 +25,11 @@ def kos(*words: str, home: str, **environment: str) -> subprocess.CompletedProce
 
 
 @contextlib.contextmanager
-def cluster_of_two() -> Iterator[str]:
-    """A cluster of two nodes; its KOS_HOME."""
+def cluster_of(count: int) -> Iterator[str]:
+    """A cluster of so many nodes; its KOS_HOME."""
     folder = tempfile.mkdtemp(prefix="kos-")
     try:
-        done = kos("up", "-n", "2", home=folder)
+        done = kos("up", "-n", str(count), home=folder)
         assert done.returncode == 0, done.stderr
         yield folder
     finally:

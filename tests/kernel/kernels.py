@@ -62,15 +62,15 @@ class Kernel:
     """A real IPython kernel, driven through Jupyter's own client."""
 
     def __init__(self, environment: dict[str, str], name: str = "python3") -> None:
-        self._manager = KernelManager(kernel_name=name)
-        self._manager.start_kernel(env={**os.environ, **environment})
-        self._client = self._manager.client()
-        self._client.start_channels()
-        self._client.wait_for_ready(timeout=START_TIMEOUT_S)
+        self.manager = KernelManager(kernel_name=name)
+        self.manager.start_kernel(env={**os.environ, **environment})
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=START_TIMEOUT_S)
         self._cells: dict[str, Cell] = {}
 
     def start(self, code: str) -> Cell:
-        cell = Cell(self._client, code)
+        cell = Cell(self.client, code)
         self._cells[cell.id] = cell
         return cell
 
@@ -91,7 +91,7 @@ class Kernel:
         while not condition():
             left = end - time.monotonic()
             assert left > 0, "\n".join(str(part) for cell in self._cells.values() for part in cell.shown())
-            message = self._client.get_iopub_msg(timeout=left)
+            message = self.client.get_iopub_msg(timeout=left)
             cell = self._cells.get(message["parent_header"].get("msg_id", ""))
             if cell is None:
                 continue
@@ -101,23 +101,23 @@ class Kernel:
                 cell.messages.append((message["msg_type"], message["content"]))
 
     def interrupt(self) -> None:
-        self._manager.interrupt_kernel()
+        self.manager.interrupt_kernel()
 
     def complete(self, code: str) -> list[str]:
-        reply = self._client.complete(code, len(code), reply=True, timeout=CELL_TIMEOUT_S)
+        reply = self.client.complete(code, len(code), reply=True, timeout=CELL_TIMEOUT_S)
         matches: list[str] = reply["content"]["matches"]
         return matches
 
     def restart(self) -> None:
         """As a front end does: an interrupt, a request, and after a while the end."""
-        self._manager.restart_kernel()
-        self._client.wait_for_ready(timeout=START_TIMEOUT_S)
+        self.manager.restart_kernel()
+        self.client.wait_for_ready(timeout=START_TIMEOUT_S)
 
     def shut_down(self) -> None:
         """Likewise."""
-        self._client.stop_channels()
-        self._manager.shutdown_kernel()
+        self.client.stop_channels()
+        self.manager.shutdown_kernel()
 
     def stop(self) -> None:
-        self._client.stop_channels()
-        self._manager.shutdown_kernel(now=True)
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)

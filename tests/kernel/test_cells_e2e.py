@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.clusters import cluster_of_two, kos
+from tests.kernel.clusters import cluster_of, kos
 from tests.kernel.kernels import Kernel
 
 COMPLETED_WITHIN_S = 0.05
@@ -18,7 +18,7 @@ STOPPED_WITHIN_S = 3.0  # the promise is 1 s; a loaded machine gets more before 
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[str]:
-    with cluster_of_two() as folder:
+    with cluster_of(2) as folder:
         yield folder
 
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jupyter_kernel_test
 import pytest
 
-from tests.kernel.clusters import cluster_of_two, kos
+from tests.kernel import conformance
+from tests.kernel.clusters import cluster_of, kos
 from tests.kernel.kernels import Cell, Kernel
 
 READY_BEYOND_S = 1.0  # over a plain kernel
@@ -41,7 +41,7 @@ def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[str]:
-    with cluster_of_two() as folder:
+    with cluster_of(2) as folder:
         yield folder
 
 
@@ -90,6 +90,8 @@ REFUSED = {
     "kernel install --cluster nowhere": "not in a cluster named 'nowhere'",
     "kernel install --user --prefix x": "not allowed with",
     "kernel install --prefix /proc/self": "cannot be written to",
+    "kernel install --cpus 4 --memory 8G": "Add --remote",
+    "kernel install --remote --memory much": "much",
 }
 
 
@@ -179,29 +181,5 @@ def test_an_interrupt_stops_what_is_waited_for(shared: Kernel, tmp_path: Path, s
     assert shared.value("1 + 1") == "2"
 
 
-class TestConformance(jupyter_kernel_test.KernelTests):
-    """Jupyter's own suite."""
-
+class TestConformance(conformance.Conformance):
     kernel_name = "kos"
-    language_name = "python"
-    file_extension = ".py"
-    code_hello_world = "print('hello, world')"
-    code_stderr = "import sys; print('test', file=sys.stderr)"
-    code_page_something = "zip?"
-    code_clear_output = "from IPython.display import clear_output; clear_output()"
-    code_generate_error = "raise"
-    code_inspect_sample = "zip"
-    completion_samples = [  # noqa: RUF012
-        {"text": "zi", "matches": {"zip"}},
-        {"text": "%kos sto", "matches": {"story"}},
-    ]
-    complete_code_samples = ["1", "print('hello, world')", "def f(x):\n  return x*2\n\n", "%kos nodes"]  # noqa: RUF012
-    incomplete_code_samples = ["print('''hello", "def f(x):\n  x*2"]  # noqa: RUF012
-    invalid_code_samples = ["import = 7q"]  # noqa: RUF012
-    code_execute_result = [  # noqa: RUF012
-        {"code": "1+2+3", "result": "6"},
-        {"code": "[n*n for n in range(1, 4)]", "result": "[1, 4, 9]"},
-    ]
-    code_display_data = [{"code": "display(42)", "mime": "text/plain"}]  # noqa: RUF012
-    code_history_pattern = "1?2*"
-    supported_history_operations = ("tail", "search")  # as ipykernel's: a range is told without its session

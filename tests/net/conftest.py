@@ -20,6 +20,7 @@ from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
+from kos_cluster.net.tunnel import End, Open
 from kos_cluster.node import machine
 from kos_cluster.node.certifying import Certifier, certificate_of, seals
 
@@ -62,6 +63,7 @@ class NodeStore:
         self.certifier = Certifier(node, self.agreed, OneMember())
         self.elsewhere: tuple[str, int] | None = None
         self.asked_to_join = 0
+        self.tunnels: dict[str, End] = {}
         self.propose(commands.FoundCluster("lab", authority.certificate_pem, (certificate_of(node),)))
         self.propose(seals(authority, {node.peer.id: node.curve_public}))
 
@@ -88,6 +90,14 @@ class NodeStore:
 
     def kept_path(self, peer: Peer, hash_: str) -> Path | None:
         return self.folder / f"kept-{hash_}"
+
+    def tunnel(self, peer: Peer, wanted: Open) -> End:
+        if wanted.new and wanted.id not in self.tunnels:
+            self.tunnels[wanted.id] = End(socket.create_connection(("127.0.0.1", int(wanted.socket))))
+        try:
+            return self.tunnels[wanted.id]
+        except KeyError:
+            raise errors.NoSuchTaskError("There is no such tunnel.") from None
 
     def coordinator(self) -> tuple[str, int] | None:
         return self.elsewhere
@@ -147,3 +157,5 @@ def bulk(node: Credentials, store: NodeStore, port: int) -> Iterator[BulkServer]
     server.start()
     yield server
     server.close()
+    for end in store.tunnels.values():
+        end.close()

@@ -141,7 +141,7 @@ def test_a_revoked_or_expired_certificate_is_refused(bulk, authority, store, por
 
 def test_the_open_transfers_of_who_is_revoked_are_cut_and_no_others(bulk, authority, port, client) -> None:
     other = authority.local("c2", "other", Role.CLIENT)
-    sessions = {who: transfers._Session(HOST, port, who, tls.ALPN_BULK) for who in (client, other)}
+    sessions = {who: transfers.Session(HOST, port, who, tls.ALPN_BULK) for who in (client, other)}
     until(lambda: {client.peer.serial, other.peer.serial} <= set(bulk._open.values()))
     bulk.cut(client.peer.serial)
     sessions[client].stream.settimeout(WAIT_S)
@@ -198,7 +198,7 @@ def test_a_corrupted_part_is_refused_and_leaves_nothing(bulk, store, client, por
 
 
 def test_a_part_that_breaks_off_leaves_nothing(bulk, store, client, port) -> None:
-    with bulk_module.transfers._Session(HOST, port, client, tls.ALPN_BULK) as session:
+    with bulk_module.transfers.Session(HOST, port, client, tls.ALPN_BULK) as session:
         assert session.ask(bulk_module.transfers.Put(PART_HASH, len(PART))) == len(PART)
         session.stream.sendall(PART[: 1 << 20])
         until(lambda: list(store.folder.iterdir()))
@@ -246,7 +246,7 @@ def test_a_missing_or_other_result_says_so(bulk, store, client, port) -> None:
 
 def test_malformed_and_oversized_requests_are_refused(bulk, client, port) -> None:
     for data, sentence in ((b"\xff" * 50, "malformed"), (bytes(tls.MESSAGE_LIMIT_BYTES + 1), "over the limit")):
-        with bulk_module.transfers._Session(HOST, port, client, tls.ALPN_BULK) as session:
+        with bulk_module.transfers.Session(HOST, port, client, tls.ALPN_BULK) as session:
             session.stream.sendall(len(data).to_bytes(4, "big") + data[:100])
             with pytest.raises(ProtocolError, match=sentence):
                 session.outcome()
@@ -263,7 +263,7 @@ def test_nobody_there_and_port_taken(bulk, client, node, store, port) -> None:
 def test_closing_ends_open_connections(node, store, client, port) -> None:
     server = BulkServer(HOST, port + 1, node, store)
     server.start()
-    with bulk_module.transfers._Session(HOST, port, client, tls.ALPN_BULK) as session:
+    with bulk_module.transfers.Session(HOST, port, client, tls.ALPN_BULK) as session:
         server.close()
         session.stream.settimeout(WAIT_S)
         assert session.stream.recv(1) == b""

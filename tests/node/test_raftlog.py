@@ -68,6 +68,15 @@ def filled(path: Path) -> Path:
     return killed / path.name
 
 
+def test_every_commit_is_synced_to_the_disk(path: Path) -> None:
+    log = RaftLog.create(path, GROUP, founding(("a",)))
+    try:
+        assert log._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert log._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: SQLite's own number for it
+    finally:
+        log.close()
+
+
 def reopened(path: Path) -> Restored:
     log = RaftLog(path, GROUP)
     try:

@@ -192,8 +192,8 @@ class BulkServer:
         certificate = stream.getpeercert(binary_form=True)
         if certificate is None:
             raise AuthError("It showed no certificate.")
-        peer = verify_peer(certificate, self._credentials.ca_pem, self._credentials.peer.cluster)
         try:
+            peer = verify_peer(certificate, self._credentials.ca_pem, self._credentials.peer.cluster)
             self._handler.presented(peer)
         except KosError as error:
             transfers.reply(stream, Outcome(error=to_wire(error)))

@@ -10,7 +10,10 @@ Rules: the node is verified before what it says is heard. The whole takes `PRESE
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+from collections.abc import Callable
+from typing import TypeVar
 
 from kos_cluster.errors import ProtocolError
 from kos_cluster.net import tls
@@ -18,6 +21,9 @@ from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.transfers import outcome_of
 
 PRESENT_TIMEOUT_S = 5.0
+RECEIVED_BYTES = 16 << 10  # at a time
+
+T = TypeVar("T")
 
 
 async def present(host: str, port: int, credentials: Credentials) -> Peer:
@@ -33,24 +39,71 @@ async def present(host: str, port: int, credentials: Credentials) -> Peer:
         raise tls.translated(where, TimeoutError(str(error) or "timed out")) from None
     except OSError as error:
         raise tls.translated(where, error) from None
-    except EOFError:
-        raise tls.translated(where, ConnectionError("the other side closed the connection")) from None
 
 
 async def _presented(host: str, port: int, credentials: Credentials) -> Peer:
-    context = tls.client_context(credentials, tls.ALPN_PRESENT)
-    reader, writer = await asyncio.open_connection(host, port + 1, ssl=context)
-    try:
-        stream: ssl.SSLObject = writer.get_extra_info("ssl_object")
-        node = tls.node_of(stream, credentials.ca_pem, credentials.peer.cluster)
-        outcome_of(await _message(reader))
+    with await _connected(host, port + 1) as connection:
+        stream = _Stream(connection, tls.client_context(credentials, tls.ALPN_PRESENT))
+        await stream.do(stream.tls.do_handshake)
+        node = tls.node_of(stream.tls, credentials.ca_pem, credentials.peer.cluster)
+        size = int.from_bytes(await stream.exactly(tls.LENGTH_BYTES), "big")
+        if size > tls.MESSAGE_LIMIT_BYTES:
+            raise ProtocolError(f"A message of {size} bytes is over the limit of {tls.MESSAGE_LIMIT_BYTES} bytes.")
+        outcome_of(await stream.exactly(size))
         return node
-    finally:
-        writer.transport.abort()
 
 
-async def _message(reader: asyncio.StreamReader) -> bytes:
-    size = int.from_bytes(await reader.readexactly(tls.LENGTH_BYTES), "big")
-    if size > tls.MESSAGE_LIMIT_BYTES:
-        raise ProtocolError(f"A message of {size} bytes is over the limit of {tls.MESSAGE_LIMIT_BYTES} bytes.")
-    return await reader.readexactly(size)
+async def _connected(host: str, port: int) -> socket.socket:
+    """A connection to the first of the host's addresses that takes one. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    problem = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.setblocking(False)
+            await loop.sock_connect(connection, address)
+            return connection
+        except OSError as error:
+            connection.close()
+            problem = error
+        except BaseException:
+            connection.close()
+            raise
+    raise problem
+
+
+class _Stream:
+    """TLS over a socket of the loop. The loop's own tells of a broken connection before what came ahead of that."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        self._connection = connection
+        self._came, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._came, self._to_send)
+
+    async def do(self, step: Callable[[], T]) -> T:
+        """Take a step of TLS, and move bytes until it can be taken. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                data = await loop.sock_recv(self._connection, RECEIVED_BYTES)
+                self._came.write(data) if data else self._came.write_eof()
+            else:
+                await self._flush()
+                return result
+
+    async def exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            left = size - len(data)
+            more = await self.do(lambda: self.tls.read(left))  # noqa: B023
+            if not more:
+                raise ConnectionError("the other side closed the connection")
+            data += more
+        return data
+
+    async def _flush(self) -> None:
+        if self._to_send.pending:
+            await asyncio.get_running_loop().sock_sendall(self._connection, self._to_send.read())

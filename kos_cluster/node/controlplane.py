@@ -119,6 +119,7 @@ class ControlPlane:
         """Raises StateError when this node's log is damaged."""
         self.consensus.start()
         self.membership.start(self._ground.bootstrap)
+        self.peers.reach()
 
     async def joined(self) -> bool:
         """Wait until another node has answered, or, at the founder, until the cluster is founded; False if too late.

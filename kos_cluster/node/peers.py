@@ -15,6 +15,7 @@ was removed is `turning.TurnedAway`'s to say, from who refuses it and who speaks
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -38,6 +39,7 @@ WAITING_S = 2.0  # for so long they are worth sending
 IDLE_S = 30.0
 LAST_WORD_S = 1.0  # for which a link to a node that was removed stays
 LINKS_LIMIT = 1100  # links that this node has opened; beyond it no further ones are
+REACHED_LIMIT = 8  # members that are tried at once at the start
 FOUND_LIMIT = 1024  # nodes that were found elsewhere than their records say, or that have none here
 
 
@@ -184,6 +186,12 @@ class Peers:
             return way.link.send(message, payload)
         way.waiting.append((now, message, payload))
         return True
+
+    def reach(self) -> None:
+        """Open links to members that are known, some at least, before there is anything to say."""
+        for id_, address in itertools.islice(self._addresses.items(), REACHED_LIMIT):
+            if id_ != self._credentials.peer.id and address not in self._ways:
+                self._open(address, id_)
 
     def tell_all(self, ids: list[str], message: wire.Message) -> None:
         for id_ in ids:

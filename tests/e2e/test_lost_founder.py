@@ -92,9 +92,9 @@ def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Call
     assert fleet.coordinator(last) == last
 
     # Who was removed is told so where it was, and what to type.
-    for name in (second, third):
-        removed = fleet.machines[name]
-        until(lambda removed=removed: not removed.processes(), "its daemon has stopped by itself")
+    removed_ones = [fleet.machines[name] for name in (second, third)]
+    until(lambda: not any(removed.processes() for removed in removed_ones), "their daemons have stopped by themselves")
+    for name, removed in zip((second, third), removed_ones, strict=True):
         up = removed.kos("up")
         assert (up.returncode, up.stdout) == (errors.RevokedError.exit_code, "")
         assert up.stderr == (

@@ -1,19 +1,22 @@
-"""A link to a node that answers does not wait for those to nodes that do not."""
+"""Presenting holds up nothing, and hears what was said before the node hung up."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 import uvloop
 import zmq
 
+from kos_cluster.errors import RevokedError
 from kos_cluster.net import wire
 from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.presenting import present
 from kos_cluster.node import machine
 
 HOST = "127.0.0.1"
@@ -61,3 +64,20 @@ def test_black_holes_do_not_delay_a_link_to_a_live_node(run, bulk: BulkServer, n
             context.term()
 
     run(scene())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_refusal_is_heard_by_a_loop_that_is_late(run, bulk: BulkServer, store, client, port) -> None:
+    """The answer and the end of the connection come at once to a loop that was busy meanwhile."""
+    store.admitted.revoke(client.peer.serial)
+
+    async def scene() -> None:
+        trying = asyncio.create_task(present(HOST, port, client))
+        while not trying.done():
+            await asyncio.sleep(0.001)
+            time.sleep(0.02)
+        with pytest.raises(RevokedError, match="revoked"):
+            await trying
+
+    for _ in range(5):
+        run(scene())

@@ -37,7 +37,7 @@ from tests.mesh.speaker import authority_of, identity
 
 WAIT_S = 30.0
 NAME = "kos-remote"
-SHOWN = 3000  # messages
+SHOWN = 2000  # messages
 
 
 def until(condition: Callable[[], object], what: str = "the condition did not come about") -> None:

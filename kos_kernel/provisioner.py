@@ -54,7 +54,7 @@ class KosProvisioner(KernelProvisionerBase):
         self._tunnels: Tunnels | None = None
         self._ended = ""  # where the kernel ran and how it ended, to be said of it
         self._looked_s = 0.0
-        self._looking: asyncio.Lock | None = None
+        self._looking = threading.Lock()
         self._expected = False  # somebody has asked for its end
         self._left: list[RemoteKernel] = []  # that are still to be stopped
         self._tried_s = 0.0
@@ -104,15 +104,8 @@ class KosProvisioner(KernelProvisionerBase):
         kernel = self._kernel
         if kernel is None:
             return 0
-        if self._looking is None:
-            self._looking = asyncio.Lock()
-        async with self._looking:
-            if not self._ended and time.monotonic() - self._looked_s >= POLL_S:
-                why = await asyncio.to_thread(kernel.ended)
-                self._ended = why and f"which ran on node {kernel.node_name}: {why}"
-                self._looked_s = time.monotonic()
-                if self._ended:
-                    self._found_ended(kernel)
+        if not self._ended:
+            await asyncio.to_thread(self._look, kernel)
         await self._stop_left()
         return None if not self._ended else int(not self._expected)
 
@@ -201,10 +194,18 @@ class KosProvisioner(KernelProvisionerBase):
             environ[NOTICE] = f"this kernel is a new one, without the variables of the last, {self._ended}."
         return environ
 
-    def _found_ended(self, kernel: RemoteKernel) -> None:
-        if not self._expected:
-            self.log.error("Kernel %s has died, %s.", kernel.id, self._ended)
-            self._leave(kernel)
+    def _look(self, kernel: RemoteKernel) -> None:
+        """See whether the kernel has ended, unless somebody has just looked."""
+        with self._looking:
+            if self._ended or time.monotonic() - self._looked_s < POLL_S:
+                return
+            why = kernel.ended()
+            self._looked_s = time.monotonic()
+            if why:
+                self._ended = f"which ran on node {kernel.node_name}: {why}"
+                if not self._expected:
+                    self.log.error("Kernel %s has died, %s.", kernel.id, self._ended)
+                    self._leave(kernel)
 
     def _leave(self, kernel: RemoteKernel) -> None:
         """Remember a kernel that may run on."""

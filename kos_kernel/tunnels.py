@@ -6,7 +6,7 @@ again whenever the link breaks, until one of the two sockets is closed. So Jupyt
 slept. A kernel that is started anew takes the ports over: the old one's connections are closed, and Jupyter's sockets
 connect again by themselves.
 
-Rules: loopback only; at most `CONNECTIONS_LIMIT` connections at once, further ones wait. While there is no kernel
+Rules: loopback only; at most `CONNECTIONS_LIMIT` connections at once, further ones are closed. While there is no kernel
 nothing is accepted.
 """
 

@@ -294,6 +294,9 @@ class Mesh:
 
     def node_up(self, member: Member, packages: dict[str, str]) -> None:
         unreadable = compat.unreadable(machine.versions(), member.versions)
+        if member.name == os.environ.get("KOS_NODE"):
+            for parent in self._lending:  # it was not there yet when they began to wait, or has forgotten
+                self._tell_waits(parent, True)
         self._feed(ownership.NodeUp(member, frozenset(packages), unreadable))
 
     def node_down(self, id_: str, why: str) -> None:
@@ -470,6 +473,9 @@ class Mesh:
         if not parent or (parent in self._lending) == waiting:
             return
         (self._lending.add if waiting else self._lending.discard)(parent)
+        self._tell_waits(parent, waiting)
+
+    def _tell_waits(self, parent: str, waiting: bool) -> None:
         here = os.environ.get("KOS_NODE", "")
         task, _, attempt = parent.partition("/")[2].rpartition("#")
         for link in self._attachment.by_node.values():

@@ -399,3 +399,16 @@ def test_a_node_that_is_welcomed_as_drained_gets_no_work():
     assert dispatches(opened(core, 3)) == []
     assert core.why("j") == ("node0: it is drained",)
     assert len(dispatches(core.handle(own.NodeUp(member(0)), 2.0))) == 2
+
+
+def test_what_another_owner_is_to_submit_goes_where_it_need_not_wait() -> None:
+    core = machine(nodes=5, slots=2)
+    for number in range(4):
+        core.handle(own.NodeLoad(f"id{number}", Load(running=2, memory_available_bytes=1 << 30)), 1.0)
+    core.handle(own.NodeLoad("id4", Load(running=1, memory_available_bytes=1 << 30)), 1.0)
+    assert {core.place(Needs(1, 1 << 20), 1.0).node for _ in range(20)} == {"id4"}
+    assert core.place(Needs(2), 1.0).node is not None  # it waits there for a slot
+    never = core.place(Needs(3), 1.0)
+    assert never.node is None and not never.possible and len(never.reasons) == 5
+    later = core.place(Needs(1, 2 << 30), 1.0)
+    assert later.node is None and later.possible and "needs 2.0 GiB, 1.0 GiB is free" in later.reasons[0]

@@ -37,7 +37,7 @@ from tests.mesh.speaker import authority_of, identity
 
 WAIT_S = 30.0
 NAME = "kos-remote"
-SHOWN = 3000  # messages
+SHOWN = 2000  # messages
 
 
 def until(condition: Callable[[], object], what: str = "the condition did not come about") -> None:
@@ -55,7 +55,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("JUPYTER_DATA_DIR", str(folder))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
         patch.setenv("IPYTHONDIR", str(folder / "ipython"))
-        assert kos("kernel", "install", "--user", "--remote", "--cpus", "1", home=found).returncode == 0
+        done = kos("kernel", "install", "--user", "--remote", "--cpus", "1", "--memory", "64M", home=found)
+        assert done.returncode == 0, done.stderr
         yield found
         kos_package.connect(home=Path(found)).close()
 

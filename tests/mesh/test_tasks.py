@@ -522,3 +522,16 @@ def test_a_deleted_folder_is_no_obstacle(mesh: Mesh, tmp_path: Path, monkeypatch
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert mesh.cluster.submit(pow, 2, 3).result() == 8
+
+
+def submits_before_its_node_is_linked() -> int:
+    """As on a slow machine: the task has its answer only when its node lends its one slot."""
+    here = os.environ["KOS_NODE"]
+    mesh = kos.connect()._mesh
+    member = next(member for member in mesh._attachment.members.values() if member.name == here)
+    mesh.ask(lambda: mesh._attachment.down(member.id, "it is not linked yet"))
+    return kos.connect().submit(abs, -5, on=here).result(timeout=15)
+
+
+def test_a_task_that_waits_before_its_node_is_linked_lends_its_slot(mesh: Mesh) -> None:
+    assert mesh.cluster.submit(submits_before_its_node_is_linked, on="node1", timeout=30).result(timeout=30) == 5

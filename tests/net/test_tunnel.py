@@ -166,6 +166,7 @@ def test_a_link_that_says_nothing_is_given_up(
         monkeypatch.setattr(tunnel, "SILENCE_S", 0.3)
         monkeypatch.setattr(tunnel, "BEAT_S", 0.1)
         monkeypatch.setattr(laptop.end.stream, "acknowledge", lambda: b"")  # this side says nothing
+        there.sendall(b"y")  # both ends look up
         until(lambda: len(laptop.links) > 1)
 
 

@@ -10,6 +10,7 @@ Rules: the node is verified before what it says is heard. The whole takes `PRESE
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 from collections.abc import Callable
@@ -97,8 +98,7 @@ class _Stream:
     async def exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            left = size - len(data)
-            more = await self.do(lambda: self.tls.read(left))  # noqa: B023
+            more = await self.do(functools.partial(self.tls.read, size - len(data)))
             if not more:
                 raise ConnectionError("the other side closed the connection")
             data += more

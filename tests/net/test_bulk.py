@@ -135,7 +135,7 @@ def test_a_revoked_or_expired_certificate_is_refused(bulk, authority, store, por
             call()
     keys_of_yesterday = authority.local("old", "old", Role.CLIENT, lifetime_s=2)
     until(lambda: keys_of_yesterday.peer.expired(time.time()))
-    with pytest.raises(AuthError, match="(?i)expired"):  # by OpenSSL, or by us, whose clock is a little ahead
+    with pytest.raises(AuthError, match=r"(?i)expired"):  # by OpenSSL, or by us, whose clock is a little ahead
         present(HOST, port, keys_of_yesterday)
 
 

@@ -25,6 +25,7 @@ from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.mesh import Mesh
 from tests.e2e.conftest import Machine, _until
+from tests.e2e.network import Network
 from tests.e2e.test_cluster import free_port
 
 NAME = "lab"
@@ -36,12 +37,16 @@ until = _until
 
 
 class Fleet:
-    """Machines of one cluster, by the names of their nodes; the first one founds it."""
+    """Machines of one cluster, by the names of their nodes; the first one founds it.
 
-    def __init__(self, machines: dict[str, Machine]) -> None:
+    `network`: where each is a host of its own; without it all of them are on loopback.
+    """
+
+    def __init__(self, machines: dict[str, Machine], network: Network | None = None) -> None:
         self.machines = machines
+        self._network = network
         self.founder, *others = machines
-        self.address = f"127.0.0.1:{free_port()}"
+        self.address = self._listen(self.founder)
         founder = machines[self.founder]
         founder.ok("cluster", "create", NAME, "--listen", self.address, "--name", self.founder)
         self.cluster = connection(founder)
@@ -56,8 +61,12 @@ class Fleet:
         self._names[self.id(name)] = name
 
     def _join(self, name: str, token: str) -> None:
-        words = ("cluster", "join", NAME, self.address, "--listen", f"127.0.0.1:{free_port()}", "--name", name)
+        words = ("cluster", "join", NAME, self.address, "--listen", self._listen(name), "--name", name)
         self.machines[name].ok(*words, KOS_TOKEN=token)
+
+    def _listen(self, name: str) -> str:
+        host = self._network.address[name] if self._network is not None else "127.0.0.1"
+        return f"{host}:{free_port()}"
 
     # ---- what the nodes say
 

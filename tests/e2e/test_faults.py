@@ -20,6 +20,7 @@ from kos_cluster.sim.sequential import CompareAndSet, Read, Register, Write
 from tests.e2e.contest import Acquire, Contest, Lock, Release
 from tests.e2e.fleet import LEASE_S, Fleet, SmallDisk, home_of, until
 from tests.e2e.flood import Flood
+from tests.e2e.network import Network, network_of
 
 NODES = ("n1", "n2", "n3")
 FLOOD_DECISIONS = 10
@@ -29,9 +30,15 @@ SMALL_DISK_BYTES = 24 << 20
 
 
 @pytest.fixture(scope="module")
-def disks(machine_of: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+def network() -> Iterator[Network]:
+    with network_of(NODES) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def disks(network: Network, machine_of: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     """The machines of this module, the last one with a small disk where that can be made."""
-    machines = {name: machine_of() for name in NODES}
+    machines = {name: machine_of(*network.prefix(name)) for name in NODES}
     disk, why_not = None, ""
     try:
         disk = SmallDisk(machines["n3"].home, SMALL_DISK_BYTES)
@@ -44,8 +51,8 @@ def disks(machine_of: Callable[..., Any]) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(disks: dict[str, Any]) -> Iterator[Fleet]:
-    fleet = Fleet(disks["machines"])
+def whole(network: Network, disks: dict[str, Any]) -> Iterator[Fleet]:
+    fleet = Fleet(disks["machines"], network)
     yield fleet
     fleet.end()
 

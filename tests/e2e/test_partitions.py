@@ -8,13 +8,11 @@ rule of their own that drops what comes from others; in both cases no connection
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,10 @@ import pytest
 from kos_cluster import errors
 from tests.e2e.conftest import Machine, _until
 from tests.e2e.fleet import side_by_side
+from tests.e2e.network import Network, network_of
 
 until = _until
 HOSTS = ("n1", "n2", "n3")
-ADDRESS = {name: f"10.77.0.{number}" for number, name in enumerate(HOSTS, 1)}
 WORK = "echo begun; while [ ! -e '{}' ]; do sleep 0.05; done; echo ended"
 # A program that is cut off with its host while what it has submitted runs on all of them.
 PROGRAM = """
@@ -55,74 +53,6 @@ print("all hosts work for it again", flush=True)
 """
 STATUS_WITHIN_S = 1.8  # more than without a partition
 HEALED_S = 40.0  # for all to agree again: connections that stalled are tried again by the kernel ever more seldom
-
-
-class Network:
-    """Three hosts on a bridge."""
-
-    def __init__(self) -> None:
-        self._tag = f"k{random.randrange(16**6):06x}"
-        self._ip("netns", "add", self._tag)
-        self._in_bridge("link", "add", "br0", "type", "bridge")
-        self._in_bridge("link", "set", "br0", "up")
-        for name in HOSTS:
-            host = self._host(name)
-            self._ip("netns", "add", host)
-            self._ip("-n", host, "link", "add", "eth0", "type", "veth", "peer", "name", f"to{name}", "netns", self._tag)
-            self._in_bridge("link", "set", f"to{name}", "master", "br0", "up")
-            self._ip("-n", host, "link", "set", "lo", "up")
-            self._ip("-n", host, "addr", "add", f"{ADDRESS[name]}/24", "dev", "eth0")
-            self._ip("-n", host, "link", "set", "eth0", "up")
-            # Room for rules before the one for local addresses, which is the first else.
-            self._ip("-n", host, "rule", "add", "pref", "100", "lookup", "local")
-            self._ip("-n", host, "rule", "del", "pref", "0")
-
-    def prefix(self, name: str) -> tuple[str, ...]:
-        return ("ip", "netns", "exec", self._host(name))
-
-    def cut_off(self, name: str) -> None:
-        self._in_bridge("link", "set", f"to{name}", "nomaster")
-
-    def silence(self, name: str) -> None:
-        """The others hear nothing of it; it hears them."""
-        for other in HOSTS:
-            if other != name:
-                self._ip("-n", self._host(other), "rule", "add", "pref", "50", "from", ADDRESS[name], "blackhole")
-
-    def hear(self, name: str) -> None:
-        """The others hear it again."""
-        for other in HOSTS:
-            if other != name:
-                self._ip("-n", self._host(other), "rule", "del", "pref", "50", "from", ADDRESS[name], "blackhole")
-
-    def join_again(self, name: str) -> None:
-        self._in_bridge("link", "set", f"to{name}", "master", "br0")
-
-    def deafen(self, name: str) -> None:
-        """It hears nothing of the others; they hear it."""
-        for other in HOSTS:
-            if other != name:
-                words = ("rule", "add", "pref", "50", "from", ADDRESS[other], "blackhole")
-                self._ip("-n", self._host(name), *words)
-
-    def hear_again(self, name: str) -> None:
-        for other in HOSTS:
-            if other != name:
-                self._ip("-n", self._host(name), "rule", "del", "pref", "50", "from", ADDRESS[other], "blackhole")
-
-    def end(self) -> None:
-        for name in (*map(self._host, HOSTS), self._tag):
-            with suppress(subprocess.CalledProcessError):
-                self._ip("netns", "del", name)
-
-    def _host(self, name: str) -> str:
-        return f"{self._tag}{name}"
-
-    def _in_bridge(self, *words: str) -> None:
-        self._ip("-n", self._tag, *words)
-
-    def _ip(self, *words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 # A program on a host that tells, for each line it reads, what that host's node says.
@@ -174,14 +104,8 @@ class Host:
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    if shutil.which("ip") is None:
-        pytest.skip("there is no ip command")
-    try:
-        made = Network()
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
-    yield made
-    made.end()
+    with network_of(HOSTS) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +113,11 @@ def hosts(network: Network, machine_of: Callable[..., Machine]) -> Iterator[dict
     """A cluster of the three, each of which votes; its user is an admin on each host."""
     made = {name: machine_of(*network.prefix(name)) for name in HOSTS}
     founder, *others = HOSTS
-    made[founder].ok("cluster", "create", "lab", "--listen", ADDRESS[founder], "--name", founder)
+    made[founder].ok("cluster", "create", "lab", "--listen", network.address[founder], "--name", founder)
     tokens = {name: made[founder].ok("cluster", "token").strip() for name in others}
     side_by_side(
         lambda name: made[name].ok(
-            *("cluster", "join", "lab", ADDRESS[founder], "--listen", ADDRESS[name], "--name", name),
+            *("cluster", "join", "lab", network.address[founder], "--listen", network.address[name], "--name", name),
             KOS_TOKEN=tokens[name],
         ),
         others,

@@ -8,12 +8,13 @@ and SIGKILL `GRACE_S` later. Its exit code is ours.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -81,19 +82,37 @@ def locks_(parsed: argparse.Namespace, console: Console) -> int:
 def _run(argv: Sequence[str], lock: Lock, console: Console) -> int:
     """Run the command until it ends, or the lock is lost; its exit code."""
     environ = os.environ | {"KOS_LOCK": lock.name, "KOS_LOCK_TOKEN": str(lock.token)}
-    process = subprocess.Popen(argv, env=environ)
+    process = None
     try:
+        with _held_back() as come:
+            process = subprocess.Popen(argv, env=environ)
+        for number in come:
+            signal.raise_signal(number)
         while process.poll() is None and lock.held:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_S)
     except BaseException:
-        _stop(process)
+        if process is not None:
+            _stop(process)
         raise
     if process.returncode is None:
         console.note(f"kos: {lock.lost} The command is stopped.")
         _stop(process)
     code = process.wait()
     return code if code >= 0 else EXIT_SIGNAL - code
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[list[int]]:
+    """Note the signals that come: one in the middle of starting the command would leave it behind, unknown to us."""
+    come: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, frame: come.append(number)) for number in numbers}
+    try:
+        yield come
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

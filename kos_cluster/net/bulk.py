@@ -26,7 +26,7 @@ from typing import Protocol
 
 from kos_cluster.errors import AuthError, JoinError, KosError, LimitError, PortTakenError, UsageError
 from kos_cluster.net import joining, tls, transfers, tunnel
-from kos_cluster.net.identity import Credentials, Peer, verify_peer
+from kos_cluster.net.identity import Credentials, Peer, verify_issued, verify_peer
 from kos_cluster.net.outcome import to_wire
 from kos_cluster.net.transfers import Outcome, get_kept, get_result, put_part
 
@@ -192,8 +192,10 @@ class BulkServer:
         certificate = stream.getpeercert(binary_form=True)
         if certificate is None:
             raise AuthError("It showed no certificate.")
+        ca_pem, cluster = self._credentials.ca_pem, self._credentials.peer.cluster
+        verify_issued(certificate, ca_pem, cluster)  # a stranger is told nothing
         try:
-            peer = verify_peer(certificate, self._credentials.ca_pem, self._credentials.peer.cluster)
+            peer = verify_peer(certificate, ca_pem, cluster)
             self._handler.presented(peer)
         except KosError as error:
             transfers.reply(stream, Outcome(error=to_wire(error)))

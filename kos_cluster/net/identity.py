@@ -144,6 +144,17 @@ class Credentials:
 
 def verify_peer(cert_der: bytes, ca_pem: bytes, cluster: str, now: float | None = None) -> Peer:
     """The peer that a certificate states, once its signature, validity and cluster are verified. Raises AuthError."""
+    certificate, peer = verify_issued(cert_der, ca_pem, cluster)
+    now = time.time() if now is None else now
+    if peer.expired(now):
+        raise AuthError(f"The certificate of {peer.name} has expired.", "Join again with a new token.")
+    if now < certificate.not_valid_before_utc.timestamp():
+        raise AuthError(f"The certificate of {peer.name} is not valid yet.", "Compare the clocks of the two machines.")
+    return peer
+
+
+def verify_issued(cert_der: bytes, ca_pem: bytes, cluster: str) -> tuple[x509.Certificate, Peer]:
+    """A certificate of this cluster, be it valid now or not, and the peer that it states. Raises AuthError."""
     try:
         certificate = x509.load_der_x509_certificate(cert_der)
         certificate.verify_directly_issued_by(load_certificate(ca_pem))
@@ -153,12 +164,7 @@ def verify_peer(cert_der: bytes, ca_pem: bytes, cluster: str, now: float | None 
         raise AuthError(f"A certificate was not issued by the authority of cluster {cluster!r}: {reason}.") from None
     if peer.cluster != cluster:
         raise AuthError(f"The certificate of {peer.name} is for cluster {peer.cluster!r}, not {cluster!r}.")
-    now = time.time() if now is None else now
-    if peer.expired(now):
-        raise AuthError(f"The certificate of {peer.name} has expired.", "Join again with a new token.")
-    if now < certificate.not_valid_before_utc.timestamp():
-        raise AuthError(f"The certificate of {peer.name} is not valid yet.", "Compare the clocks of the two machines.")
-    return peer
+    return certificate, peer
 
 
 def peer_extensions(cluster: str, id: str, role: Role, curve_public: bytes) -> list[x509.ExtensionType]:

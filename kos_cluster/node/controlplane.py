@@ -276,7 +276,7 @@ class ControlPlane:
 
     def node_greeted(self, origin: Origin) -> None:
         """A node has said hello over its own link."""
-        self.peers.came(origin)
+        self.peers.greeted(origin)
         self.lookups.greeted(origin.peer.id)
 
     def owner_has_ended(self, message: wire.OwnerEnded) -> None:

@@ -92,11 +92,18 @@ class Peers:
     # ---- what is known of the others
 
     def came(self, origin: Origin) -> None:
-        """A node has said something over its own link. A new one shows that it is back, whatever ours has met."""
+        """A node has said something over its own link."""
+        self.greeted(origin)
+        self._turned_away.heard(time.monotonic())
+
+    def greeted(self, origin: Origin) -> None:
+        """A node has said hello over its own link, to whoever is here: that is no word for this node's belonging.
+
+        A new link shows that it is back, whatever ours has met.
+        """
         if self._routes.get(origin.peer.id) != origin.route:
             self._routes[origin.peer.id] = origin.route
             self.hurry(origin.peer.id)
-        self._turned_away.heard(time.monotonic())
 
     def learn(self, member: Member) -> None:
         """Where a member can be reached."""

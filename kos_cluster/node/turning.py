@@ -17,7 +17,7 @@ from kos_cluster.errors import RevokedError
 
 ENOUGH = 3  # members whose refusals are believed, in a cluster of any size
 SILENCE_S = 2.0  # for which no node has spoken with this one
-ALONE_S = 60.0  # from the first refusal, when the others cannot be reached
+ALONE_S = 15.0  # from the first refusal, when the others cannot be reached
 
 
 class TurnedAway:

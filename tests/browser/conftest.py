@@ -1,8 +1,9 @@
-"""A real JupyterLab, and Voila, in a headless Chromium; one server and one browser for all tests here.
+"""A real JupyterLab, and Voila, in a headless Chromium; one server and one browser for all tests of a module.
 
-Rules: Chromium is the distribution's, given to Playwright by its path; where there is none the tests are skipped, and
-say so. The cluster and the kernels belong to the machine of the test; the server's folders lie in its home. Pictures of
-what was seen are kept in `artefacts/`, which is not under version control.
+Rules: Playwright keeps an event loop running in the thread that uses it, so it ends with the module: nothing else could
+run a loop of its own in that process. Chromium is the distribution's, given to Playwright by its path; where there is
+none the tests are skipped, and say so. The cluster and the kernels belong to the machine of the test; the server's
+folders lie in its home. Pictures of what was seen are kept in `artefacts/`, which is not under version control.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     """A machine with an embedded cluster of three nodes."""
     made = Machine()
@@ -43,7 +44,7 @@ def machine() -> Iterator[Machine]:
     made.end()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(chromium: str, machine: Machine) -> Iterator[str]:
     """The address of a JupyterLab on that machine, with the token to get in. Voila is in it, under /voila.
 
@@ -83,7 +84,7 @@ def _answers(address: str) -> bool:
     return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(chromium: str, server: str, machine: Machine) -> Iterator[Lab]:
     """The browser, at that server."""
     from playwright.sync_api import sync_playwright

@@ -9,7 +9,7 @@ import pytest
 from kos_cluster.cli import grammar
 from kos_cluster.cli.forming import _joined_up
 from kos_cluster.errors import UsageError
-from kos_cluster.home import ClusterFile, ClusterHome, Home
+from kos_cluster.home import ClusterFile, ClusterHome, Home, Ready
 from kos_cluster.node.daemon import PROFILES
 from kos_cluster.services import daemons, embedded, membership, sweeping
 from kos_cluster.services.ports import LOOPBACK, free_pairs
@@ -42,7 +42,8 @@ def test_up_without_one_takes_the_default(home: Home) -> None:
 
 def test_a_cluster_that_runs_keeps_its_profile(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded.up(home, 1, "fast")
-    monkeypatch.setattr(sweeping, "alive", lambda cluster, node: object())
+    monkeypatch.setattr(sweeping, "alive", lambda cluster, node: Ready(node, "1", 1, "127.0.0.1", 1))
+    monkeypatch.setattr(embedded, "settled", lambda credentials, address, nodes: True)
     monkeypatch.setattr(embedded, "resume", lambda cluster: [])
     assert embedded.up(home, None).started == []
     assert embedded.up(home, None, "fast").started == []

@@ -184,9 +184,7 @@ class Lookups:
     def _ask(self, contact: Contact, question: FindNode) -> None:
         """Ask a node where it is known to be; where it is only said to be, see first who is there."""
         address = f"{contact.host}:{contact.port}"
-        if not self._belongs(contact.id):
-            self._feed(Mistaken(contact))  # a word from here would tell one that was removed that it still belongs
-        elif not self._understands(contact.id):
+        if not self._understands(contact.id):
             self._feed(Failed(contact))
         elif address != self._peers.address(contact.id):
             self._dial(contact, question)

@@ -103,7 +103,8 @@ def _told(result: embedded.Up, seconds: float) -> str:
     if cluster.name != EMBEDDED_NAME:
         return f"Started {', '.join(result.started)} of cluster {cluster.name!r} in {seconds:.1f} s."
     if len(result.started) < len(result.nodes):
-        return f"Cluster {cluster.name!r} is whole again: {', '.join(result.started)} had died and runs anew."
+        verb = "runs" if len(result.started) == 1 else "run"
+        return f"Cluster {cluster.name!r} is whole again: {', '.join(result.started)} had died and {verb} anew."
     slots = embedded.slots_a_node(len(result.nodes))
     return (
         f"Cluster {cluster.name!r} is up in {seconds:.1f} s: {names} with {slots} slot{'s' * (slots > 1)} each. "

@@ -4,8 +4,9 @@ Theory of operation. While `collecting` is entered, functions that are submitted
 has pyinstrument sample the task's thread, and sends how many seconds each stack was seen, as a display; it comes
 before the task's outcome. A front end's sink takes displays of the kind `KIND`; others ignore them.
 
-Rules: the frames of the worker above the task's own are left out. A task whose time is less than the interval sends
-no stack. Threads that a task starts, and tasks that it submits, are not sampled.
+Rules: only what runs beneath the task's own call counts: neither the frames of the worker above it, nor the sampler
+itself as it starts and stops. A task whose time is less than the interval sends no stack. Threads that a task starts,
+and tasks that it submits, are not sampled.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ INTERVAL_S = 0.001
 STACKS_LIMIT = 2000  # of one task, those seen longest
 DEPTH_LIMIT = 200  # frames of a stack, from the task's own inwards
 KIND = "profile"
+SAMPLED = ("_sampled", __file__)  # the frame beneath which the task is
 
 Stack = tuple[str, ...]  # "function (file:line)", the outermost first
 
@@ -59,7 +61,7 @@ class Profiled:
         profiler = Profiler(interval=INTERVAL_S, async_mode="disabled")
         profiler.start()
         try:
-            return self.fn(*args, **kwargs)
+            return self._sampled(args, kwargs)
         finally:
             session = profiler.stop()
             task = context.current()
@@ -69,13 +71,17 @@ class Profiled:
                     {"kind": KIND, "node": task.node, "took_s": session.duration, "stacks": list(stacks.items())}
                 )
 
+    def _sampled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call whose frame tells `summed` where the task begins."""
+        return self.fn(*args, **kwargs)
+
 
 def summed(records: Any) -> dict[Stack, float]:
     """Seconds by stack, of pyinstrument's records."""
     seconds: defaultdict[Stack, float] = defaultdict(float)
     for frames, spent_s in records:
         told = [_frame(frame) for frame in frames]
-        own = next((place for place, (_, file, _) in enumerate(told) if file == __file__), -1)
+        own = next((place for place, (name, file, _) in enumerate(told) if (name, file) == SAMPLED), len(told))
         inner = [f"{name} ({file}:{line})" for name, file, line in told[own + 1 :] if file]
         if inner:
             seconds[tuple(inner[:DEPTH_LIMIT])] += spent_s

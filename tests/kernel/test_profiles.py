@@ -85,6 +85,16 @@ def test_a_function_is_sampled_from_its_own_frame_inwards(monkeypatch: pytest.Mo
     assert sum(seconds for _, seconds in told["stacks"]) > 0.05
 
 
+def test_the_sampler_itself_is_not_counted() -> None:
+    name, file = profiling.SAMPLED
+    worker = "run\x00/src/worker.py\x0010"
+    call = f"__call__\x00{file}\x0050"
+    task = f"{name}\x00{file}\x0070"
+    stop = "stop\x00/site/pyinstrument/profiler.py\x00180"
+    spent = profiling.summed([([worker, call, task, "fit\x00/src/a.py\x009"], 0.5), ([worker, call, stop], 0.2)])
+    assert spent == {("fit (/src/a.py:9)",): 0.5}
+
+
 def test_what_a_sampled_function_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "current", lambda: None)
     with pytest.raises(ZeroDivisionError):

@@ -14,6 +14,7 @@ from kos_cluster.core.replicated import commands
 from kos_cluster.core.roles import Role
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.identity import Credentials, load_certificate
+from kos_cluster.node import rotating
 from kos_cluster.node.certifying import Certifier, certificate_of, seals
 from kos_cluster.node.rotating import EARLIEST, LATEST, Rotation, is_due
 from tests.net.conftest import Alone, OneMember
@@ -52,9 +53,10 @@ def test_a_node_renews_by_itself_when_it_is_time(tmp_path: Path, monkeypatch: py
         await agreed.propose(commands.FoundCluster("lab", authority.certificate_pem, (certificate_of(old),)))
         await agreed.propose(seals(authority, {"n1": old.curve_public}))
         control = SimpleNamespace(consensus=agreed, certifier=certifier)
-        monkeypatch.setattr(asyncio, "sleep", look_on)
+        rotation = Rotation(old, tmp_path, control, used.append)  # type: ignore[arg-type]
+        monkeypatch.setattr(rotating, "asyncio", SimpleNamespace(sleep=look_on))  # this module's, no other loop's
         with suppress(asyncio.CancelledError):
-            await Rotation(old, tmp_path, control, used.append).run()  # type: ignore[arg-type]
+            await rotation.run()
 
     asyncio.run(scene())
     (new,) = used  # once: the second look finds nothing to do

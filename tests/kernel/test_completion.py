@@ -91,7 +91,7 @@ def test_a_slow_cluster_does_not_hold_up_the_keyboard() -> None:
     names = Names(ask)
     began = time.monotonic()
     assert names.get() == []
-    assert time.monotonic() - began < NAMES_WAIT_S + 0.3
+    assert time.monotonic() - began < NAMES_WAIT_S + 3
     answer.set()
     waits(lambda: names.get() == ["late"])
 

@@ -8,27 +8,20 @@ what they write; what each write is checked against when it is applied are the l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
+from kos_cluster.core.names import checked
 from kos_cluster.core.replicated.settings import VALUE_LIMIT_BYTES
-from kos_cluster.errors import LimitError, UsageError
+from kos_cluster.errors import LimitError
 
 PREFIX = "register/"
 REGISTERS_LIMIT = 256
 TOTAL_LIMIT_BYTES = 64 << 10  # of all names and values
-NAME_LIMIT_CHARACTERS = 64
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._/-]{{0,{NAME_LIMIT_CHARACTERS - 1}}}")
 
 
 def setting_of(name: str) -> str:
     """The setting that a register is. Raises UsageError for a name that no register can have."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{name[:NAME_LIMIT_CHARACTERS]!r} cannot be the name of a register.",
-            f"Use up to {NAME_LIMIT_CHARACTERS} letters, digits and . _ / -, beginning with a letter or digit.",
-        )
-    return PREFIX + name
+    return PREFIX + checked(name, "register")
 
 
 def registers(settings: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from kos_cluster import errors
 from kos_cluster.core import raft
+from kos_cluster.core.names import checked
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.identities import Identity
 from kos_cluster.core.roles import Role
@@ -170,7 +171,8 @@ class Administration:
     # ---- locks
 
     async def lock(self, peer: Peer, wanted: LockWanted) -> LockState:
-        """Granted, or still waiting after a while; then ask again. Raises LockHeldError when `wait_s` is 0."""
+        """Granted, or still waiting after a while; then ask again. Raises UsageError, or, with `wait_s` 0, LockHeldError."""
+        checked(wanted.name, "lock")
         owner = _owner(peer, wanted.owner)
         patience_s = PATIENCE_S if wanted.wait_s > 0 else 0.0
         reply = await self._consensus.propose(

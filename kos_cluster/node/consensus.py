@@ -92,7 +92,9 @@ class Consensus:
         self._alarm = Alarm(self._tick)
         self._next = 1
         self._placing: dict[int, _Placed | raft.Refused] = {}  # the verdict on what is being placed
-        self._reads = Reads(self._number, self._feed, lambda: self._index, self.moved, PROPOSE_TIMEOUT_S)
+        self._reads = Reads(
+            self._number, self._feed, lambda: self._index, self.moved, lambda: bool(self.trouble), PROPOSE_TIMEOUT_S
+        )
         self._placed: dict[int, _Placed] = {}  # by index
         self._forwarding = Forwarding(send, self._offer_for_another)
         self._moved = asyncio.Event()  # set and made anew at each change of role, leader or applied index
@@ -159,7 +161,7 @@ class Consensus:
     async def propose(self, command: commands.Command, timeout_s: float = PROPOSE_TIMEOUT_S) -> replies.Reply:
         """Have a command applied, once. Raises what refuses it, or UnreachableError when nobody can decide in time.
 
-        After UnreachableError it may still be applied later.
+        After UnreachableError it may still be applied later. A node that takes no part raises it at once.
         """
         deadline = self._loop.time() + timeout_s
         async with self._session.room:
@@ -207,7 +209,7 @@ class Consensus:
 
     async def _applied(self, proposal: commands.Proposal, deadline: float) -> replies.Reply:
         """Offer it to whoever leads until it is applied. Raises UnreachableError."""
-        while (left_s := deadline - self._loop.time()) > 0:
+        while not self.trouble and (left_s := deadline - self._loop.time()) > 0:
             if self.leads:
                 reply = await self._offer(proposal, deadline)
             elif self.leader is not None:

@@ -19,7 +19,8 @@ REFUSED_PAUSE_S = 0.1  # before one that was refused is asked again, unless some
 
 
 class Reads:
-    """One node's. `ask` gives the machine a question, `applied` is how far the state is, `moved` waits for more."""
+    """One node's. `ask` gives the machine a question, `applied` is how far the state is, `moved` waits for more,
+    `stopped` says that there is no machine to ask."""
 
     def __init__(
         self,
@@ -27,12 +28,14 @@ class Reads:
         ask: Callable[[raft.ReadIndex], None],
         applied: Callable[[], int],
         moved: Callable[[float], Awaitable[None]],
+        stopped: Callable[[], bool],
         longest_s: float,
     ) -> None:
         self._number = number
         self._ask = ask
         self._applied = applied
         self._moved = moved
+        self._stopped = stopped
         self._longest_s = longest_s
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, asyncio.Future[raft.ReadReady | raft.Refused]] = {}
@@ -56,7 +59,7 @@ class Reads:
     async def _read(self) -> bool:
         self._next = None  # who asks from now on needs a later one
         deadline = self._loop.time() + self._longest_s
-        while (left_s := deadline - self._loop.time()) > 0:
+        while not self._stopped() and (left_s := deadline - self._loop.time()) > 0:
             verdict = await self._verdict(min(AGAIN_S, left_s))
             if isinstance(verdict, raft.ReadReady):
                 return await self._reached(verdict.index, deadline)

@@ -36,6 +36,7 @@ from kos_cluster.services import sweeping
 from kos_cluster.services.daemons import NodeStart, read_start
 from kos_cluster.services.ports import check_free
 from kos_cluster.tasks import compat
+from kos_cluster.tasks.nodes import takes_part
 
 MIB = 1 << 20
 SHM = Path("/dev/shm")
@@ -267,8 +268,8 @@ def _told(versions: Versions) -> str:
 def _agreement(cluster: kos.Cluster, rows: list[dict[str, Any]], status: dict[str, Any]) -> Iterator[Finding]:
     """Whether the cluster can decide, and could without one of its nodes."""
     voters = [row for row in rows if row["voter"]]
-    reachable, needed = sum(row["state"] == "alive" for row in voters), majority(max(1, len(voters)))
-    verdict = _graded(len(rows) > 2 and reachable == needed, reachable < needed or not status["coordinator"])
+    taking_part, needed = sum(map(takes_part, voters)), majority(max(1, len(voters)))
+    verdict = _graded(len(rows) > 2 and taking_part == needed, taking_part < needed or not status["coordinator"])
     said = status["loss"] if status["coordinator"] else f"No node coordinates. {status['loss']}"
     yield Finding("quorum", verdict, said, _unless_ok(verdict, "Start the nodes that are down: 'kos up' there."))
     for name, trouble in status["trouble"].items():

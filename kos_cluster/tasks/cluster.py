@@ -41,7 +41,7 @@ from kos_cluster.tasks.kernels import KernelSpec, RemoteKernel
 from kos_cluster.tasks.launching import Program
 from kos_cluster.tasks.locking import TTL_S, Lock
 from kos_cluster.tasks.mesh import Mesh
-from kos_cluster.tasks.nodes import newest, node_rows, status_of
+from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.stories import merged
@@ -294,8 +294,6 @@ class Cluster:
         wait for it; 0: not at all, None: as long as it takes. Raises LockHeldError when it is not free in that time,
         and on leaving when the lease was lost.
         """
-        if not isinstance(name, str):
-            raise UsageError(f"A lock's name is a string, not a {type(name).__name__}.", "Give it one.")
         for what, seconds in (("ttl", ttl), ("wait", wait or 0.0)):
             if not isinstance(seconds, int | float):
                 raise UsageError(f"{what}={seconds!r} is not a number of seconds.", "Write for example ttl=30.")
@@ -322,8 +320,8 @@ class Cluster:
 
     def remove(self, name: str) -> list[str]:
         """Remove a node or client for good; the names removed, with those that came with it. Needs the role admin."""
-        other = next((row["id"] for row in self.nodes() if row["state"] == "alive" and name not in row.values()), "")
-        return self._mesh.request(wire.RemoveNode(name), list[str], node=other, timeout_s=REMOVAL_TIMEOUT_S)
+        asked = to_ask(self.nodes(), name)
+        return self._mesh.request(wire.RemoveNode(name), list[str], node=asked, timeout_s=REMOVAL_TIMEOUT_S)
 
     def renew_node(self, name: str) -> float:
         """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""

@@ -19,6 +19,7 @@ import time
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from kos_cluster.core.names import checked
 from kos_cluster.core.replicated.stamp import RATE_MOST
 from kos_cluster.errors import KosError, LockHeldError, StateError, UnreachableError, UsageError
 from kos_cluster.net import wire
@@ -54,7 +55,7 @@ class Lock:
     def __init__(self, mesh: Asks, name: str, ttl_s: float, wait_s: float | None) -> None:
         if wait_s is not None and not wait_s >= 0:
             raise UsageError(f"Nobody can wait {wait_s:g} s for a lock.", "Give a time of 0 or more, or None.")
-        self.name = name
+        self.name = checked(name, "lock")
         self.token = 0
         self._mesh = mesh
         self._ttl_s = ttl_s

@@ -31,15 +31,37 @@ def newest(told: Iterable[SyncData]) -> SyncData:
 
 
 def merge(known: dict[str, Member], told: Iterable[Member]) -> None:
-    """Take members in that are newer than what is known of them (id -> member)."""
+    """Take members in that are newer than what is known of them (id -> member). One that has left stays so.
+
+    Who was removed may have told something newer of itself before it heard of that, and is still listened to there.
+    """
     for member in told:
         before = known.get(member.id)
         if before is None or _precedence(member) > _precedence(before):
             known[member.id] = member
 
 
-def _precedence(member: Member) -> int:
-    return precedence(member.incarnation, member.state)
+def _precedence(member: Member) -> tuple[bool, int]:
+    return member.state is MemberState.LEFT, precedence(member.incarnation, member.state)
+
+
+def takes_part(row: Mapping[str, Any]) -> bool:
+    """Whether a voter can decide, as far as is seen from here: it answers, and has not stopped."""
+    return bool(row["answers"]) and not row["trouble"]
+
+
+def to_ask(rows: Iterable[Mapping[str, Any]], removed: str) -> str:
+    """The id of the node to ask to have that one removed, or that client: the coordinator, or another that votes.
+
+    The node itself, which cannot tell how its own removal went, only when no other is alive; empty: any.
+    """
+    alive = [row for row in rows if row["state"] == MemberState.ALIVE]
+    best = min(alive, key=lambda row: (_is(row, removed), not row["coordinator"], not row["voter"]), default=None)
+    return best["id"] if best is not None else ""
+
+
+def _is(row: Mapping[str, Any], name: str) -> bool:
+    return name in (row["name"], row["id"])
 
 
 def node_rows(data: SyncData, troubles: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -101,5 +123,5 @@ def status_of(name: str, peer: Peer, rows: list[dict[str, Any]]) -> dict[str, An
         "drained": [row["name"] for row in known if row["drained"]],
         "silent": [row["name"] for row in alive if not row["answers"]],
         "trouble": {row["name"]: row["trouble"] for row in known if row["trouble"]},
-        "loss": loss_sentence(len(voters), sum(row["state"] == "alive" for row in voters), len(known)),
+        "loss": loss_sentence(len(voters), sum(takes_part(row) for row in voters), len(known)),
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import Protocol, TypeVar
 
-from kos_cluster.core.registers import setting_of
+from kos_cluster.core.names import checked
 from kos_cluster.errors import UnreachableError, UsageError
 from kos_cluster.net import wire
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
@@ -38,10 +38,7 @@ class Register:
     """
 
     def __init__(self, mesh: Asks, name: str) -> None:
-        if not isinstance(name, str):
-            raise UsageError(f"A register's name is a string, not a {type(name).__name__}.", "Give it one.")
-        setting_of(name)
-        self.name = name
+        self.name = checked(name, "register")
         self._mesh = mesh
 
     def get(self) -> str | None:

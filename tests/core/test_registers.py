@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kos_cluster.core import registers
+from kos_cluster.core.names import NAME_LIMIT_CHARACTERS
 from kos_cluster.core.registers import check_room, setting_of
 from kos_cluster.core.replicated import settings
 from kos_cluster.core.replicated.settings import VALUE_LIMIT_BYTES, Settings
@@ -16,7 +17,7 @@ def test_a_register_is_no_setting_that_the_cluster_reads():
     assert registers.registers(held) == {"a/b": "2", "profile": "mine"}
 
 
-@pytest.mark.parametrize("name", ["", "-x", "a b", "x" * (registers.NAME_LIMIT_CHARACTERS + 1), "ä", "x\n"])
+@pytest.mark.parametrize("name", ["", "-x", "a b", "x" * (NAME_LIMIT_CHARACTERS + 1), "ä", "x\n"])
 def test_a_strange_name_is_refused(name: str):
     with pytest.raises(UsageError, match="cannot be the name of a register"):
         setting_of(name)
@@ -24,7 +25,7 @@ def test_a_strange_name_is_refused(name: str):
 
 def test_what_a_register_may_be_a_setting_may_be():
     held = Settings({})
-    held.set(setting_of("x" * registers.NAME_LIMIT_CHARACTERS), "v" * VALUE_LIMIT_BYTES)
+    held.set(setting_of("x" * NAME_LIMIT_CHARACTERS), "v" * VALUE_LIMIT_BYTES)
     assert registers.REGISTERS_LIMIT <= settings.SETTINGS_LIMIT // 2, "there is room for what the cluster keeps"
 
 

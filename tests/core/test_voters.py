@@ -167,9 +167,10 @@ def test_random_clusters_settle_without_ever_losing_agreement():
         (1, 1, 2, "third node"),
         (3, 3, 3, "outlives the loss of any one voter"),
         (3, 2, 3, "one more voter stops agreement"),
-        (3, 1, 3, "until 1 more"),
+        (3, 1, 3, "3 voters, 1 taking part, 2 needed: nothing can be agreed on until 1 more does"),
         (5, 5, 7, "any 2 voters"),
         (2, 2, 3, "one more voter stops agreement"),
+        (5, 1, 5, "until 2 more do; running"),
     ],
 )
 def test_what_a_loss_would_mean(voters: int, alive: int, nodes: int, says: str):

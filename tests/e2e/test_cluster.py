@@ -76,7 +76,7 @@ def test_status_says_what_a_loss_would_mean(local: Any) -> None:
     status = local.json("status")
     assert (status["alive"], status["nodes"], status["coordinator"], status["role"]) == (2, 2, "node1", "admin")
     assert status["voters"] == ["node1"]
-    assert "1 voter, 1 reachable, 1 needed: if the voter is lost" in local.ok("cluster", "status")
+    assert "1 voter, 1 taking part, 1 needed: if the voter is lost" in local.ok("cluster", "status")
 
 
 def test_up_again_is_no_error_and_another_number_is(local: Any) -> None:

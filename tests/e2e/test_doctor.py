@@ -17,7 +17,7 @@ def test_a_cluster_that_is_well_and_then_dead(machine: Any) -> None:
         "authority's key",
     )  # fmt: skip
     assert {findings[check]["verdict"] for check in looked_at[3:]} == {"ok"}
-    assert "1 voter, 1 reachable, 1 needed" in findings["quorum"]["said"]
+    assert "1 voter, 1 taking part, 1 needed" in findings["quorum"]["said"]
     for row in machine.json("nodes"):
         os.kill(row["pid"], signal.SIGKILL)
     dead = machine.kos("doctor")

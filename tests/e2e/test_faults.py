@@ -223,7 +223,7 @@ def test_a_voter_whose_disk_is_full_steps_down_says_so_and_comes_back(fleet: Fle
         until(lambda: leads(fleet, "n3"), "the one with the small disk coordinates", 60.0)
     disk.fill()
     try:
-        decided = lock_when_decided(fleet, "n1", "while full", "a")
+        decided = lock_when_decided(fleet, "n1", "while-full", "a")
         until(lambda: (said := fleet.status("n3")) and "disk" in said.trouble, "it says so")
         fleet.successor("n3")
         with pytest.raises(errors.LockHeldError):
@@ -233,8 +233,8 @@ def test_a_voter_whose_disk_is_full_steps_down_says_so_and_comes_back(fleet: Fle
     until(lambda: (said := fleet.status("n3")) and not said.trouble and said.coordinator, "it takes part again")
     fleet.kill(next(name for name in others("n3") if name != fleet.coordinator()))  # now it is needed
     assert lock(fleet, "n3", "full", "a") == held
-    assert lock(fleet, "n3", "while full", "a") == decided
-    for name in ("full", "while full"):
+    assert lock(fleet, "n3", "while-full", "a") == decided
+    for name in ("full", "while-full"):
         release(fleet, "n3", name, "a")
 
 

@@ -90,6 +90,7 @@ def test_a_command_that_ignores_sigterm_is_killed_with_its_children(local: Any, 
     [
         (("deploy",), 2, "No command was given. Type: kos lock deploy -- command."),
         (("deploy", "ls"), 2, "'kos lock' does not take 'ls'"),
+        (("a b", "--", "true"), 2, "'a b' cannot be the name of a lock. Use up to 64 letters, digits and"),
         (("deploy", "--", "nonesuch"), 2, "There is no command 'nonesuch' to run."),
         (("deploy", "--ttl", "0.5s", "--", "true"), 2, "cannot be leased for 0.5 s. Give 1 to 86400 s."),
         (("deploy", "--ttl", "soon", "--", "true"), 2, "'soon' is not a duration"),

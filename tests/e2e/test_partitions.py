@@ -158,7 +158,7 @@ def refuses(host: Host) -> None:
     said = {words: process.communicate(timeout=HEALED_S) for words, process in typed.items()}
     assert typed["token"].returncode == errors.UnreachableError.exit_code, said
     assert "2 of its 3 voters must agree, and only 1 can be reached" in said["token"][1]
-    assert "3 voters, 1 reachable, 2 needed: nothing can be agreed on until 1 more can be reached" in said["status"][0]
+    assert "3 voters, 1 taking part, 2 needed: nothing can be agreed on until 1 more does" in said["status"][0]
 
 
 def test_a_coordinator_that_is_cut_off_decides_nothing_and_comes_back(network: Network, hosts: dict[str, Host]) -> None:

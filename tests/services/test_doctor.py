@@ -209,16 +209,16 @@ def test_other_versions_are_found(changes: dict[str, Any], verdict: str, said: s
 @pytest.mark.parametrize(
     ("dead", "verdict", "said"),
     [
-        (0, "ok", "3 voters, 3 reachable, 2 needed: the cluster outlives the loss of any one voter."),
-        (1, "warn", "3 voters, 2 reachable, 2 needed: the loss of one more voter stops agreement"),
-        (2, "fail", "3 voters, 1 reachable, 2 needed: nothing can be agreed on until 1 more can be reached"),
+        (0, "ok", "3 voters, 3 taking part, 2 needed: the cluster outlives the loss of any one voter."),
+        (1, "warn", "3 voters, 2 taking part, 2 needed: the loss of one more voter stops agreement"),
+        (2, "fail", "3 voters, 1 taking part, 2 needed: nothing can be agreed on until 1 more does"),
     ],
 )
 def test_the_quorum_is_told_with_its_arithmetic(
     dead: int, verdict: str, said: str, authority: CertificateAuthority
 ) -> None:
     names = ["n1", "n2", "n3"]
-    rows = [row(name, state="dead" if place >= 3 - dead else "alive") for place, name in enumerate(names)]
+    rows = [row(name, **({"state": "dead", "answers": False} if n > 3 - dead else {})) for n, name in enumerate(names, 1)]
     peer = authority.local("c1", "ada", Role.CLIENT).peer
     quorum, sealed = doctor._agreement(FakeCluster(0.0, names), rows, status_of("lab", peer, rows))  # type: ignore[arg-type]
     assert (quorum.verdict, said in quorum.said) == (verdict, True)

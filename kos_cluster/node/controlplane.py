@@ -146,7 +146,7 @@ class ControlPlane:
         while known and not self.peers.met and time.monotonic() < first_word_s:
             await asyncio.sleep(0.01)
         deadline = time.monotonic() + REFUSED_TIMEOUT_S
-        while self.peers.refused:
+        while self.peers.doubted:
             if time.monotonic() > deadline:
                 raise self._removed()
             self.check_belongs()

@@ -87,14 +87,14 @@ class Peers:
         self._found: dict[str, str] = {}  # id -> the address that a look-up has proved, while it works
         self._asked: dict[int, asyncio.Future[wire.Reply]] = {}
         self._next = 1
-        self._turned_away = TurnedAway(time.monotonic())
+        self._turned_away = TurnedAway()
 
     # ---- what is known of the others
 
     def came(self, origin: Origin) -> None:
         """A node has said something over its own link."""
         self.greeted(origin)
-        self._turned_away.heard(time.monotonic())
+        self._heard(origin.peer.id)
 
     def greeted(self, origin: Origin) -> None:
         """A node has said hello over its own link, to whoever is here: that is no word for this node's belonging.
@@ -163,9 +163,9 @@ class Peers:
         return self._turned_away.met
 
     @property
-    def refused(self) -> bool:
-        """Whether a node has refused this one as revoked, and none has spoken with it since."""
-        return self._turned_away.refused
+    def doubted(self) -> bool:
+        """Whether more nodes refuse this one as revoked than speak with it."""
+        return self._turned_away.doubted(time.monotonic())
 
     def turned_away(self, now: float) -> bool:
         """Whether this node is held to be removed from the cluster."""
@@ -269,7 +269,7 @@ class Peers:
                 self._give_up(way.id, link.address)
                 self._listener.node_mistaken(way.id, link.address)
             return
-        self._turned_away.heard(time.monotonic())
+        self._heard(peer.id)
         if isinstance(message, wire.Welcome):
             way.id = peer.id
             self._addresses.setdefault(peer.id, link.address)
@@ -279,6 +279,10 @@ class Peers:
         elif isinstance(message, wire.HelloWanted):
             link.greet()
         self._listener.node_said(peer, message, payload)
+
+    def _heard(self, id_: str) -> None:
+        """A node of the cluster has spoken with this one; its refusals are counted by the address of its record."""
+        self._turned_away.heard(self._addresses.get(id_, id_), time.monotonic())
 
     def _give_up(self, id_: str, address: str) -> None:
         """A node is not, or no longer, where it was found."""

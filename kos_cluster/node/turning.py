@@ -5,8 +5,13 @@ certificate. A refusal as revoked is authentic: only a node of this cluster can 
 wrong hands, and must not stop another alone. So the refusals of several are wanted, a majority of the members that are
 known or `ENOUGH` of them. Where fewer can be reached, one is believed when it is all that can be heard for `ALONE_S`.
 
-Rules: a word from any node of the cluster makes all refusals void. A refusal is counted by the address in the member's
-own signed record; those from other addresses count when no member is known.
+What each node said last counts, a word or a refusal. Nodes that were removed together go on speaking with each other;
+so a word voids its speaker's refusal alone, and those that refuse must outnumber those that have spoken in `WORD_S`.
+In a cluster where this node belongs nearly all have, so a few liars are not enough.
+
+Rules: a refusal counts once it has stood for `STANDS_S`. It is counted by the address in the member's own signed
+record; those from other addresses count when no member is known. Of two removed nodes that hear each other and are
+refused by one other only, neither is sure: both go on, and do no harm, as nobody else listens.
 """
 
 from __future__ import annotations
@@ -16,40 +21,43 @@ from collections.abc import Set
 from kos_cluster.errors import RevokedError
 
 ENOUGH = 3  # members whose refusals are believed, in a cluster of any size
-SILENCE_S = 2.0  # for which no node has spoken with this one
+STANDS_S = 2.0  # for which a refusal must have stood
+WORD_S = 10.0  # for which a word counts: members speak with each other more often than that
 ALONE_S = 15.0  # from the first refusal, when the others cannot be reached
 
 
 class TurnedAway:
-    """What one node has heard, and who has refused it since. Times are monotonic seconds."""
+    """What each node has said last to this one, by its address. Times are monotonic seconds."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self.met = False  # any node has spoken with this one, or refused it
-        self._heard_s = now
-        self._refused_s: dict[str, float] = {}  # address -> when it has refused first
+        self._heard_s: dict[str, float] = {}  # when it has spoken last
+        self._refused_s: dict[str, float] = {}  # when it has refused first since
 
-    @property
-    def refused(self) -> bool:
-        """Whether any node has refused this one since one has spoken with it."""
-        return bool(self._refused_s)
-
-    def heard(self, now: float) -> None:
-        """A node of the cluster has spoken with this one."""
-        self.met, self._heard_s = True, now
-        self._refused_s.clear()
+    def heard(self, address: str, now: float) -> None:
+        """The node at this address has spoken with this one."""
+        self.met = True
+        self._heard_s[address] = now
+        self._refused_s.pop(address, None)
 
     def refuse(self, address: str, now: float) -> None:
         """The node at this address has refused this one's certificate as revoked."""
         self.met = True
+        self._heard_s.pop(address, None)
         self._refused_s.setdefault(address, now)
+
+    def doubted(self, now: float) -> bool:
+        """Whether more nodes refuse this one than speak with it."""
+        self._heard_s = {address: at for address, at in self._heard_s.items() if now - at < WORD_S}
+        return len(self._refused_s) > len(self._heard_s)
 
     def held(self, members: Set[str], now: float) -> bool:
         """Whether this node is to be held removed; `members` are the addresses of the others."""
-        if not self._refused_s or now - self._heard_s < SILENCE_S:
+        standing = {address: since for address, since in self._refused_s.items() if now - since >= STANDS_S}
+        if not self.doubted(now) or not standing:
             return False
-        by_members = sum(address in members for address in self._refused_s)
         wanted = min(ENOUGH, len(members) // 2 + 1)
-        return by_members >= wanted or not members or now - min(self._refused_s.values()) >= ALONE_S
+        return len(standing.keys() & members) >= wanted or not members or now - min(standing.values()) >= ALONE_S
 
 
 def removed(node: str, cluster: str) -> RevokedError:

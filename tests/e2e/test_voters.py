@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kos_cluster.core.voters import FIVE_VOTERS_FROM_NODES
+from kos_cluster.errors import RevokedError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.services import daemons
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.mesh import Mesh
 
@@ -61,5 +63,18 @@ def test_five_of_seven_vote_and_who_dies_or_leaves_is_replaced(
         assert gone in cluster.remove(gone)
         fourth = vote(3, dead, gone)
         assert third - {gone} < fourth, "one takes its place, and the others stay"
+
+        # Two that were removed while they were down hear each other when they start again, and stop all the same.
+        rest = {str(row["name"]) for row in cluster.nodes() if row["state"] == "alive"}
+        pair = sorted(rest - {FOUNDER, str(cluster.status()["coordinator"])})[:2]
+        for row in cluster.nodes():
+            if row["name"] in pair:
+                os.kill(row["pid"], signal.SIGKILL)
+        for name in pair:
+            assert name in cluster.remove(name)
+        home = ClusterHome(Home(machine.home), EMBEDDED_NAME)
+        again = {name: daemons.start(home, name) for name in pair}
+        until(lambda: all(daemon.poll() is not None for daemon in again.values()), "both stop", SETTLED_S)
+        assert {daemon.returncode for daemon in again.values()} == {RevokedError.exit_code}
         assert cluster.mint_token("client", 60.0).startswith("KOS1.")
     machine.ok("down")

@@ -4,50 +4,78 @@ from __future__ import annotations
 
 import pytest
 
-from kos_cluster.node.turning import ALONE_S, SILENCE_S, TurnedAway
+from kos_cluster.node.turning import ALONE_S, ENOUGH, STANDS_S, WORD_S, TurnedAway
 
 STRANGER = "10.9.9.9:7567"
 
 
-def others(count: int) -> set[str]:
-    return {f"10.0.0.{number}:7567" for number in range(count)}
+def others(count: int) -> list[str]:
+    return [f"10.0.0.{number}:7567" for number in range(count)]
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (50, 3)])
 def test_several_members_must_refuse_it(count: int, wanted: int) -> None:
-    turned, members = TurnedAway(0.0), others(count)
-    for refusals, address in enumerate(sorted(members)[:wanted], 1):
-        assert not turned.held(members, SILENCE_S + 1)
+    turned, members = TurnedAway(), others(count)
+    for refusals, address in enumerate(members[:wanted], 1):
+        assert not turned.held(set(members), 1.0 + STANDS_S)
         turned.refuse(address, 1.0)
         turned.refuse(address, 1.1)
-        assert turned.held(members, SILENCE_S + 1) == (refusals == wanted)
+        assert turned.held(set(members), 1.0 + STANDS_S) == (refusals == wanted)
 
 
 def test_one_that_refuses_alone_is_believed_late() -> None:
-    turned, members = TurnedAway(0.0), others(2)
-    turned.refuse(min(members), 5.0)
-    assert not turned.held(members, 5.0 + ALONE_S - 1)
-    assert turned.held(members, 5.0 + ALONE_S)
+    turned, members = TurnedAway(), others(2)
+    turned.refuse(members[0], 5.0)
+    assert not turned.held(set(members), 5.0 + ALONE_S - 1)
+    assert turned.held(set(members), 5.0 + ALONE_S)
 
 
-def test_a_word_of_any_node_makes_refusals_void() -> None:
-    turned, members = TurnedAway(0.0), others(2)
-    for address in members:
-        turned.refuse(address, 1.0)
-    turned.heard(10.0)
-    assert not turned.refused
-    assert not turned.held(members, 10.0 + ALONE_S)
+def test_a_refusal_counts_only_while_it_stands() -> None:
+    turned, members = TurnedAway(), others(1)
+    turned.refuse(members[0], 10.0)
+    assert turned.doubted(10.0)
+    assert not turned.held(set(members), 10.0 + STANDS_S - 0.1)
+    turned.heard(members[0], 11.0)
+    assert not turned.doubted(11.0)
+    assert not turned.held(set(members), 10.0 + ALONE_S)
 
 
-def test_while_others_have_spoken_lately_it_belongs() -> None:
-    turned, members = TurnedAway(10.0), others(1)
-    turned.refuse(min(members), 10.1)
-    assert not turned.held(members, 10.0 + SILENCE_S - 0.1)
-    assert turned.held(members, 10.0 + SILENCE_S)
+def test_what_another_removed_one_says_does_not_make_the_others_refusals_void() -> None:
+    """Five nodes, two of which were removed while they were cut off together: they hear each other all the time."""
+    members = others(4)
+    removed_too, *rest = members
+    turned = TurnedAway()
+    for now in range(int(STANDS_S) + 3):
+        turned.heard(removed_too, float(now))
+        for address in rest:
+            turned.refuse(address, float(now))
+    assert turned.held(set(members), STANDS_S + 2)
+
+
+@pytest.mark.parametrize("count", [2, 4, 50])
+def test_while_as_many_speak_with_it_as_refuse_it_belongs(count: int) -> None:
+    """A few that are wrong, or in wrong hands, must not stop a node that the others speak with."""
+    turned, members = TurnedAway(), others(count)
+    liars = min(ENOUGH, count // 2)
+    for now in range(0, int(ALONE_S) * 2, int(WORD_S) - 1):
+        for place, address in enumerate(members):
+            (turned.refuse if place < liars else turned.heard)(address, float(now))
+        assert not turned.held(set(members), now + STANDS_S)
+        assert not turned.doubted(float(now))
+
+
+def test_words_of_long_ago_do_not_count() -> None:
+    turned, members = TurnedAway(), others(4)
+    for address in members[2:]:
+        turned.heard(address, 0.0)
+    for address in members[:2]:
+        turned.refuse(address, 0.0)
+    assert not turned.held(set(members), WORD_S - 0.1)
+    assert turned.held(set(members), ALONE_S)
 
 
 def test_an_address_that_is_no_members_counts_only_when_no_member_is_known() -> None:
-    turned = TurnedAway(0.0)
+    turned = TurnedAway()
     turned.refuse(STRANGER, 1.0)
-    assert not turned.held(others(1), SILENCE_S + 1)
-    assert turned.held(set(), SILENCE_S + 1)
+    assert not turned.held(set(others(1)), 1.0 + STANDS_S)
+    assert turned.held(set(), 1.0 + STANDS_S)

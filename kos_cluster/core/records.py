@@ -63,6 +63,7 @@ class Versions(msgspec.Struct, frozen=True):
     python: str  # "3.11.7"
     numpy: str
     cloudpickle: str
+    log_format: int = 1  # the newest of the cluster's log that it reads; see `core.replicated.formats`
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -111,11 +111,12 @@ def undecided_sentence(voters: int, reachable: int) -> str:
 
 
 def loss_sentence(voters: int, taking_part: int, nodes: int) -> str:
-    """What the loss of a node would mean, for `kos cluster status`. `taking_part`: voters that answer and can decide."""
+    """What the loss of a node would mean, for `kos cluster status`; `taking_part` of the voters answer and can decide."""
     needed, spare = majority(voters), taking_part - majority(voters)
     have = f"{_voters(voters)}, {taking_part} taking part, {needed} needed"
     if spare < 0:
-        return f"{have}: nothing can be agreed on until {-spare} more {'does' if spare == -1 else 'do'}; running work goes on."
+        missing = "1 more does" if spare == -1 else f"{-spare} more do"
+        return f"{have}: nothing can be agreed on until {missing}; running work goes on."
     if voters == 1 and nodes == 1:
         return f"{have}: this is the only node, and its loss is the cluster's."
     if voters == 1:

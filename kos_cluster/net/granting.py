@@ -1,7 +1,7 @@
 """What is looked at in a join request before its token is spent: the cluster, the versions, the name.
 
-Rules. The wire version and Python's minor version must agree, as pickled code does not travel between them; other
-differences are warnings in the reply.
+Rules. The wire version and Python's minor version must agree, as pickled code does not travel between them; the format
+of the cluster's log must be one that the joiner reads. Other differences are warnings in the reply.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ def check_cluster(request: JoinRequest, cluster: str) -> None:
         )
 
 
-def checked_versions(theirs: Versions, ours: Versions) -> list[str]:
+def checked_versions(theirs: Versions, ours: Versions, log_format: int) -> list[str]:
     """Warnings about differences that can be lived with. Raises IncompatibleError for those that cannot."""
     if theirs.wire != ours.wire:
         raise IncompatibleError(
             f"The joining machine speaks KOS wire version {theirs.wire} (KOS {theirs.kos}), "
             f"the cluster {ours.wire} (KOS {ours.kos}).",
+            f"Install kos-cluster {ours.kos} on the joining machine.",
+        )
+    if theirs.log_format < log_format:
+        raise IncompatibleError(
+            f"The joining machine reads the log of a cluster up to format {theirs.log_format} (KOS {theirs.kos}); this "
+            f"cluster's is written in format {log_format} (KOS {ours.kos}).",
             f"Install kos-cluster {ours.kos} on the joining machine.",
         )
     if _minor(theirs.python) != _minor(ours.python):

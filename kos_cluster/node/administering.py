@@ -171,7 +171,7 @@ class Administration:
     # ---- locks
 
     async def lock(self, peer: Peer, wanted: LockWanted) -> LockState:
-        """Granted, or still waiting after a while; then ask again. Raises UsageError, or, with `wait_s` 0, LockHeldError."""
+        """Granted, or still waiting after a while; then ask again. Raises UsageError; with `wait_s` 0 LockHeldError."""
         checked(wanted.name, "lock")
         owner = _owner(peer, wanted.owner)
         patience_s = PATIENCE_S if wanted.wait_s > 0 else 0.0

@@ -73,7 +73,7 @@ class Certifier:
     async def admit(self, request: JoinRequest, source_host: str) -> JoinReply:
         """Raises JoinError, IncompatibleError, AuthError, UnreachableError; then the token is not spent."""
         check_cluster(request, self._credentials.peer.cluster)
-        warnings = checked_versions(request.versions, machine.versions())
+        warnings = checked_versions(request.versions, machine.versions(), self._consensus.state.format)
         authority = self._open()
         redeem = self._redemption(request)
         # The replicated clock stands still while the cluster is down, and no token may outlive its time by that.

@@ -36,7 +36,7 @@ from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.voters import undecided_sentence
-from kos_cluster.errors import KosError, LimitError, StateError, UnreachableError
+from kos_cluster.errors import KosError, StateError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.node.alarm import Alarm
 from kos_cluster.node.forwarding import Forwarding
@@ -163,6 +163,7 @@ class Consensus:
 
         After UnreachableError it may still be applied later. A node that takes no part raises it at once.
         """
+        commands.check_format(command, self.state.format)
         deadline = self._loop.time() + timeout_s
         async with self._session.room:
             await self._session_open(deadline)
@@ -229,7 +230,7 @@ class Consensus:
                 return None
             await self.moved(deadline - self._loop.time())
         now_s = self._stamp.now_s(time.time(), self._loop.time())
-        entry = commands.encode(msgspec.structs.replace(proposal, now_s=now_s))
+        entry = commands.encode(msgspec.structs.replace(proposal, now_s=now_s), self.state.format)
         placed = self._place(lambda id_: raft.Propose(id_, entry))
         if isinstance(placed, raft.Refused):
             await self.moved(REFUSED_PAUSE_S)
@@ -260,7 +261,7 @@ class Consensus:
             return None
         try:
             return await self._offer(proposal, self._loop.time() + PROPOSE_TIMEOUT_S)
-        except LimitError as error:
+        except KosError as error:
             return replies.Refusal.of(error)
 
     def _undecided(self) -> UnreachableError:

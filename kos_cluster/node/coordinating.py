@@ -18,7 +18,7 @@ import time
 from kos_cluster.core import raft
 from kos_cluster.core.raft.config import CAUGHT_UP_ENTRIES
 from kos_cluster.core.records import Member, MemberState
-from kos_cluster.core.replicated import commands
+from kos_cluster.core.replicated import commands, formats
 from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.roles import Role
 from kos_cluster.core.voters import Blocked, Candidate, Demote, HandOver, Promote, choose_voters, voters_wanted
@@ -78,7 +78,7 @@ class Coordinating:
     async def _step(self) -> bool:
         """One step, if any is due; whether it was made."""
         await self._keep_time()
-        if await self._remove() or await self._assigning.step():
+        if await self._remove() or await self._raise_format() or await self._assigning.step():
             return True
         change = self._next_member() or await self._next_voter()
         if change is None:
@@ -103,6 +103,17 @@ class Coordinating:
                     await self._consensus.propose(command)
                 removed = True
         return removed
+
+    async def _raise_format(self) -> bool:
+        """Have the log written in a newer format, once all nodes read it."""
+        state = self._consensus.state
+        nodes = {i.id for i in state.identities.identities() if i.role is Role.NODE}
+        readable = formats.readable(nodes, self._membership.members())
+        if readable <= state.format:
+            return False
+        log.info("All nodes read format %d of the log: it is written in that from now on.", readable)
+        await self._consensus.propose(formats.raised(state.settings, readable))
+        return True
 
     # ---- who belongs to the group
 

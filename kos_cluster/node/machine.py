@@ -15,6 +15,7 @@ import psutil
 
 from kos_cluster import __version__
 from kos_cluster.core.records import Load, Versions
+from kos_cluster.core.replicated import commands
 from kos_cluster.net.wire import WIRE_VERSION
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -30,6 +31,7 @@ def versions() -> Versions:
         python=platform.python_version(),
         numpy=_installed("numpy"),
         cloudpickle=_installed("cloudpickle"),
+        log_format=commands.FORMAT,
     )
 
 

@@ -248,7 +248,7 @@ def _skew(cluster: kos.Cluster, node: str) -> tuple[float, float]:
 def _versions(row: dict[str, Any]) -> Finding:
     """What a node runs, beside what this machine does."""
     here = machine.versions()
-    there = Versions(row["version"], row["wire"], row["python"], row["numpy"], row["cloudpickle"])
+    there = Versions(row["version"], row["wire"], row["python"], row["numpy"], row["cloudpickle"], here.log_format)
     unreadable = compat.unreadable(here, there)
     apart = not OLDEST_WIRE_VERSION <= there.wire <= here.wire + 1  # a newer one understands its neighbour
     verdict = _graded(there != here, apart or "" in unreadable)

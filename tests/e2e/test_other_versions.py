@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from kos_cluster.errors import IncompatibleError
+from kos_cluster.home import ClusterHome, Home
 from tests.e2e.test_cluster import Lab, alive, free_port
 
 TASKS = """
@@ -136,28 +138,57 @@ import kos_cluster.net.wire as wire
 wire._MAGIC = bytes((ord("K"), wire.OLDEST_WIRE_VERSION))
 elections.WIRE_VERSION = state.WIRE_VERSION = 1
 """
+READS_A_NEWER_FORMAT = """
+import kos_cluster.core.replicated.commands as commands
+
+commands.FORMAT += 1
+"""
 
 
-def test_a_node_of_the_previous_wire_version_is_a_member_as_any(
-    lab: Lab, machine_of: Callable[..., Any], until: Callable[..., Any], tmp_path: Path
+def test_a_cluster_is_upgraded_node_by_node(
+    machine_of: Callable[..., Any], until: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """As in the middle of an upgrade node by node: gossip, agreement and work go both ways."""
-    (tmp_path / "sitecustomize.py").write_text(SPEAKS_AN_OLDER_VERSION)
-    machines = {"old": machine_of(), "new": machine_of()}
-    for name, machine in machines.items():
-        machine.ok(
-            *("cluster", "join", "lab", lab.address, "--listen", f"127.0.0.1:{free_port()}", "--name", name),
-            KOS_TOKEN=lab.token(),
-            PYTHONPATH=str(tmp_path) if name == "old" else "",
-        )
-    until(lambda: alive(lab.founder, 3), "all three are alive")
-    until(lambda: len(lab.founder.json("status")["voters"]) == 3, "the old one votes, too")
+    """In the middle of it gossip, agreement and work go both ways, and a newer one may coordinate."""
+    paths = {"old": tmp_path / "old", "new": tmp_path / "new"}
+    for path, source in zip(paths.values(), (SPEAKS_AN_OLDER_VERSION, READS_A_NEWER_FORMAT), strict=True):
+        path.mkdir()
+        (path / "sitecustomize.py").write_text(source)
+    lab = Lab(machine_of())
+    desk, old, new = machines = lab.founder, machine_of(), machine_of()
+    for name, machine in (("old", old), ("new", new)):
+        machine.ok(*joining(lab, name), KOS_TOKEN=lab.token(), PYTHONPATH=str(paths[name]))
+    until(lambda: alive(desk, 3), "all three are alive")
+    until(lambda: len(desk.json("status")["voters"]) == 3, "the old one votes, too")
+    desk.ok("down")
+    desk.ok("up", PYTHONPATH=str(paths["new"]))
+    until(lambda: alive(desk, 3), "it is upgraded, and alive again")
     for name in ("desk", "old", "new"):
-        assert machines["old"].ok("run", "--on", name, "--", "printenv", "KOS_NODE") == f"{name}\n"
-    assert lab.founder.ok("run", "--on", "old", "--", "echo", "back") == "back\n"
-    for writer, reader in (("old", lab.founder), ("new", machines["old"])):
-        machines[writer].ok("register", "colour", writer)
-        assert reader.ok("register", "colour") == f"{writer}\n"
-    for machine in machines.values():
-        machine.ok("cluster", "leave")
+        assert old.ok("run", "--on", name, "--", "printenv", "KOS_NODE") == f"{name}\n"
+    assert desk.ok("run", "--on", "old", "--", "echo", "back") == "back\n"
+    desk.ok("cluster", "drain", "old")  # so another coordinates
+    until(lambda: desk.json("status")["coordinator"] in ("desk", "new"), "a newer one coordinates")
+    for writer, reader in ((old, desk), (new, old)):
+        writer.ok("register", "colour", writer.home.name)
+        assert reader.ok("register", "colour") == f"{writer.home.name}\n"
+    assert desk.json("status")["trouble"] == {}
+    assert not raised(desk, "desk") and not raised(new, "new")
+
+    old.ok("cluster", "leave")
+    until(lambda: raised(desk, "desk") or raised(new, "new"), "all read the newer format now")
+    new.ok("register", "colour", "newer")
+    assert desk.ok("register", "colour") == "newer\n"
+    late = old.kos(*joining(lab, "late"), KOS_TOKEN=lab.token())
+    assert late.returncode == IncompatibleError.exit_code
+    assert "The joining machine reads the log of a cluster up to format 1 " in late.stderr
+    for machine in machines:
         machine.end()
+
+
+def joining(lab: Lab, name: str) -> tuple[str, ...]:
+    return ("cluster", "join", "lab", lab.address, "--listen", f"127.0.0.1:{free_port()}", "--name", name)
+
+
+def raised(machine: Any, node: str) -> bool:
+    """Whether this node, as it coordinated, has had a newer format of the log agreed."""
+    log = ClusterHome(Home(machine.home), "lab").run(node) / "log"
+    return "All nodes read format 2 of the log" in log.read_text()

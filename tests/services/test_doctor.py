@@ -218,7 +218,8 @@ def test_the_quorum_is_told_with_its_arithmetic(
     dead: int, verdict: str, said: str, authority: CertificateAuthority
 ) -> None:
     names = ["n1", "n2", "n3"]
-    rows = [row(name, **({"state": "dead", "answers": False} if n > 3 - dead else {})) for n, name in enumerate(names, 1)]
+    gone = {"state": "dead", "answers": False}
+    rows = [row(name, **(gone if place >= 3 - dead else {})) for place, name in enumerate(names)]
     peer = authority.local("c1", "ada", Role.CLIENT).peer
     quorum, sealed = doctor._agreement(FakeCluster(0.0, names), rows, status_of("lab", peer, rows))  # type: ignore[arg-type]
     assert (quorum.verdict, said in quorum.said) == (verdict, True)

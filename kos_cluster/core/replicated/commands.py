@@ -1,12 +1,13 @@
 """What the cluster agrees on, command by command, and how a command is written into the log.
 
-Theory of operation. A log entry is one byte, `FORMAT`, and one MessagePack `Proposal`: when the proposer stamped it,
+Theory of operation. A log entry is one byte, its format, and one MessagePack `Proposal`: when the proposer stamped it,
 the session and serial that make a retry harmless, and the command, tagged with its kind.
 
 Rules: every node must apply every entry, and all alike. So an entry of an unknown format or kind, or with a field
 that this version does not know, raises `UnknownEntryError`, and the daemon halts; to skip it would be to invent
 another history. For the same reason the meaning of a command, its limits included, changes only together with
-`FORMAT`. A secret is never in a command, only its SHA-256, since the log lies on many disks.
+`FORMAT`, and a new kind comes with a new one (`SINCE`). Entries are written in the format that all nodes of the cluster
+read (`formats`). A secret is never in a command, only its SHA-256, since the log lies on many disks.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import msgspec
 
 from kos_cluster.core.roles import Role
 from kos_cluster.core.tokens import TokenEntry
-from kos_cluster.errors import LimitError, StateError, UsageError
+from kos_cluster.errors import IncompatibleError, LimitError, StateError, UsageError
 
-FORMAT = 1
+FIRST_FORMAT = 1
+FORMAT = 1  # the newest that this version reads; it reads all from the first on
 ENTRY_LIMIT_BYTES = 1 << 20  # of one encoded entry
 
 
@@ -301,6 +303,8 @@ Command = (
 )
 
 
+SINCE: dict[type[Command], int] = {}  # kind -> the format that it came with, if not the first
+
 # ---- entries
 
 
@@ -321,13 +325,25 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Proposal)
 
 
-def encode(proposal: Proposal) -> bytes:
-    """The bytes to propose. Raises UsageError for what cannot be written, LimitError for too large a command."""
+def check_format(command: Command, format: int) -> None:
+    """Raises IncompatibleError when a command cannot be written in this format."""
+    if SINCE.get(type(command), FIRST_FORMAT) > format:
+        raise IncompatibleError(
+            f"A {type(command).__name__} command cannot be read by all nodes yet: some run an older version of KOS.",
+            "Install the same version of kos-cluster on all of them ('kos nodes' shows it), then try again.",
+        )
+
+
+def encode(proposal: Proposal, format: int = FIRST_FORMAT) -> bytes:
+    """The bytes to propose. Raises UsageError for what cannot be written, LimitError for too large a command,
+    IncompatibleError for one that is newer than the format.
+    """
+    check_format(proposal.command, format)
     if not math.isfinite(proposal.now_s):
         raise UsageError(f"A command cannot be stamped with the time {proposal.now_s}.", "Set this machine's clock.")
     kind = type(proposal.command).__name__
     try:
-        entry = bytes((FORMAT,)) + _encoder.encode(proposal)
+        entry = bytes((format,)) + _encoder.encode(proposal)
     except (UnicodeEncodeError, OverflowError) as error:
         raise UsageError(f"A {kind} command has a value that cannot be written: {error}.") from None
     if len(entry) > ENTRY_LIMIT_BYTES:
@@ -340,9 +356,9 @@ def encode(proposal: Proposal) -> bytes:
 
 def decode(entry: bytes) -> Proposal:
     """What an entry says. Raises UnknownEntryError when this version cannot apply it."""
-    if not entry or entry[0] != FORMAT:
+    if not entry or not FIRST_FORMAT <= entry[0] <= FORMAT:
         found = f"of format {entry[0]}" if entry else "empty"
-        raise _unknown(f"it is {found}, and this version reads format {FORMAT}")
+        raise _unknown(f"it is {found}, and this version reads formats up to {FORMAT}")
     try:
         return _decoder.decode(memoryview(entry)[1:])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ import math
 import msgspec
 
 from kos_cluster.core.replicated import commands as c
+from kos_cluster.core.replicated import formats
 from kos_cluster.core.replicated import replies as r
 from kos_cluster.core.replicated.identities import Identities, Identity, Revoked
 from kos_cluster.core.replicated.jobs import Job, Jobs
@@ -31,11 +32,11 @@ from kos_cluster.core.roles import Role
 from kos_cluster.core.tokens import TokenEntry
 from kos_cluster.errors import KosError, StateError, UsageError
 
-SNAPSHOT_FORMAT = 1
 
-
-class _Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of the state. Lists keep the order that the parts rely on."""
+class _Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All of the state. Lists keep the order that the parts rely on. What a format does not know is empty in it, and so
+    left out.
+    """
 
     applied_index: int = 0
     clock_s: float = 0.0
@@ -76,13 +77,18 @@ class ClusterState:
         self.jobs = Jobs(s.jobs)
 
     @property
+    def format(self) -> int:
+        """In which entries and snapshots are written: the one that is agreed on, as far as this version knows it."""
+        return min(formats.agreed(self.settings), c.FORMAT)
+
+    @property
     def due_s(self) -> float:
         """When the coordinator should propose a `Tick`, if nothing else is proposed by then; often infinite."""
         return min(self.locks.due_s, self.transactions.due_s)
 
     def snapshot(self) -> bytes:
         """All of the state, as `restore` takes it."""
-        return bytes((SNAPSHOT_FORMAT,)) + msgspec.msgpack.encode(
+        return bytes((self.format,)) + msgspec.msgpack.encode(
             _Snapshot(
                 applied_index=self.applied_index,
                 clock_s=self.clock_s,
@@ -106,9 +112,9 @@ class ClusterState:
     @classmethod
     def restore(cls, snapshot: bytes) -> ClusterState:
         """Raises UnknownEntryError for a snapshot of another version, StateError for a damaged one."""
-        if snapshot[:1] != bytes((SNAPSHOT_FORMAT,)):
+        if not snapshot or not c.FIRST_FORMAT <= snapshot[0] <= c.FORMAT:
             raise c.UnknownEntryError(
-                f"A snapshot of the cluster's state does not begin with format {SNAPSHOT_FORMAT}.",
+                f"A snapshot of the cluster's state is of no format that this version reads (up to {c.FORMAT}).",
                 "Install the version of kos-cluster that the other nodes run, then start this node again.",
             )
         try:

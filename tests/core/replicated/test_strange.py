@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kos_cluster.core.replicated import commands as c
 from kos_cluster.core.replicated.replies import Refusal
-from kos_cluster.core.replicated.state import SNAPSHOT_FORMAT, ClusterState
+from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.errors import KosError
 from tests.core.replicated.log import START_S, founded
 
@@ -87,4 +87,4 @@ def test_any_bytes_are_understood_or_halt_with_a_sentence(entry: bytes):
 @example(rest=b"\x81\xa5\x00\x00\x00\x00\x80")
 def test_any_snapshot_is_restored_or_refused_with_a_sentence(rest: bytes):
     with contextlib.suppress(KosError):
-        ClusterState.restore(bytes((SNAPSHOT_FORMAT,)) + rest)
+        ClusterState.restore(bytes((c.FORMAT,)) + rest)

@@ -111,7 +111,7 @@ def undecided_sentence(voters: int, reachable: int) -> str:
 
 
 def loss_sentence(voters: int, taking_part: int, nodes: int) -> str:
-    """What the loss of a node would mean, for `kos cluster status`; `taking_part` of the voters answer and can decide."""
+    """What the loss of a node would mean, for `kos cluster status`, when so many voters answer and can decide."""
     needed, spare = majority(voters), taking_part - majority(voters)
     have = f"{_voters(voters)}, {taking_part} taking part, {needed} needed"
     if spare < 0:

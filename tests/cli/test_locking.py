@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ def test_a_signal_while_the_command_starts_does_not_leave_it_behind(
             started.append(self)
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(locking.subprocess, "Popen", Interrupted)
+    here = SimpleNamespace(Popen=Interrupted, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(locking, "subprocess", here)
     before = signal.signal(signal.SIGTERM, locking._terminated)
     try:
         with pytest.raises((locking._Terminated, KeyboardInterrupt)):

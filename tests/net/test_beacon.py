@@ -84,7 +84,7 @@ def test_announcements_are_one_each_interval(monkeypatch: pytest.MonkeyPatch) ->
     put_off: list[tuple[float, Callable[[], None]]] = []
     timer = SimpleNamespace(cancel=lambda: None)
     loop = SimpleNamespace(call_later=lambda delay_s, do: put_off.append((delay_s, do)) or timer)
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    monkeypatch.setattr(beacon_module, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
     beacon = Beacon(Announcement("lab", CA, "10.0.0.3", 7567))
     beacon.connection_made(SimpleNamespace(sendto=sent.append, close=lambda: None))  # type: ignore[arg-type]
     for announced in range(1, 5):

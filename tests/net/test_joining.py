@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.joining import join
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.net.wire import WIRE_VERSION
-from kos_cluster.node import machine
+from kos_cluster.node import certifying, machine
 from tests.net.presented import present
 
 HOST = "127.0.0.1"
@@ -73,7 +74,7 @@ def test_a_token_does_not_outlive_its_time_because_the_cluster_was_down(
     token = minted(authority, store, Role.CLIENT, ttl_s=1)
     other = minted(authority, store, Role.CLIENT, ttl_s=7200)
     now_s = time.time() + 3700
-    monkeypatch.setattr(time, "time", lambda: now_s)
+    monkeypatch.setattr(certifying, "time", SimpleNamespace(time=lambda: now_s))
     store.agreed.stood_still_s = 3700
     with pytest.raises(JoinError, match="has expired"):
         join_here(port, token, role="client")

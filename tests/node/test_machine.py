@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from kos_cluster.node import machine
@@ -21,10 +21,11 @@ def test_a_load_has_slots_queue_processor_memory_and_network(
     moved = {"lo": Moved(0, 0), "eth0": Moved(10**9, 10**8)}
     now_s = 100.0
     memory = namedtuple("Memory", "percent available")(25.0, 6 * GIB)
-    monkeypatch.setattr(psutil, "net_io_counters", lambda **_: dict(moved))
-    monkeypatch.setattr(psutil, "cpu_percent", lambda **_: 75.0)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(machine.time, "monotonic", lambda: now_s)
+    here = SimpleNamespace(
+        net_io_counters=lambda **_: dict(moved), cpu_percent=lambda **_: 75.0, virtual_memory=lambda: memory
+    )
+    monkeypatch.setattr(machine, "psutil", here)
+    monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=lambda: now_s))
 
     def measured() -> Any:
         return meter.sample(running=3, queued=2, dropped_frames=1)

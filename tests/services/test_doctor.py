@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -65,8 +66,8 @@ def bad(finding: Finding) -> str:
 def test_little_room_is_found(
     free_mib: int, disk: str, shm: str, cluster: ClusterHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free_mib * doctor.MIB))
+    usage = shutil.disk_usage("/")._replace(free=free_mib * doctor.MIB)
+    monkeypatch.setattr(doctor, "shutil", SimpleNamespace(disk_usage=lambda path: usage))
     assert (found(cluster, "disk").verdict, found(cluster, "shared memory").verdict) == (disk, shm)
     assert bool(found(cluster, "disk").mend) is (disk != "ok")
     assert ("mount -o remount" in found(cluster, "shared memory").mend) is (shm != "ok")
@@ -122,7 +123,7 @@ def test_a_port_that_a_firewall_keeps_shut_is_found(cluster: ClusterHome, monkey
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(doctor.sweeping, "alive", lambda cluster, node: "it runs")
-    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(doctor, "socket", SimpleNamespace(**{**vars(socket), "create_connection": refuse}))
     port = doctor.read_start(cluster, "desk").port
     for use, number in (("control", port), ("bulk", port + 1)):
         finding = found(cluster, f"{use} port of desk")

@@ -79,13 +79,17 @@ def test_a_machine_without_multicast_goes_on(group_port: int) -> None:
     assert beacon_module.find("lab", CA, 0.05, "203.0.113.9", group_port) == []
 
 
-def test_announcements_are_one_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_announcements_are_one_each_interval() -> None:
     sent: list[bytes] = []
     put_off: list[tuple[float, Callable[[], None]]] = []
     timer = SimpleNamespace(cancel=lambda: None)
     loop = SimpleNamespace(call_later=lambda delay_s, do: put_off.append((delay_s, do)) or timer)
-    monkeypatch.setattr(beacon_module, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
-    beacon = Beacon(Announcement("lab", CA, "10.0.0.3", 7567))
+
+    async def made() -> Beacon:
+        return Beacon(Announcement("lab", CA, "10.0.0.3", 7567))
+
+    beacon = asyncio.run(made())
+    beacon._loop = loop  # type: ignore[assignment]
     beacon.connection_made(SimpleNamespace(sendto=sent.append, close=lambda: None))  # type: ignore[arg-type]
     for announced in range(1, 5):
         assert (len(sent), len(put_off)) == (announced, announced)

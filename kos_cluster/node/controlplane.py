@@ -247,6 +247,7 @@ class ControlPlane:
     # ---- peers.Listener
 
     def node_said(self, peer: Peer, message: wire.Message, payload: memoryview) -> None:
+        self.membership.heard(peer.id)
         match message:
             case wire.Heartbeat() | wire.LoadNews():
                 self.membership.said(peer.id, message)

@@ -110,6 +110,12 @@ class Membership:
     def unreachable(self, id_: str) -> None:
         self._feed(swim.LinkDown(id_))
 
+    def heard(self, id_: str) -> None:
+        """This node has said something, of whatever."""
+        member = self._swim.member(id_)
+        if member is None or member.state not in ALIVE:
+            self._feed(swim.Heard(id_))
+
     async def leave(self, for_good: bool, timeout_s: float) -> None:
         """Tell the others that this node stops, and give that a moment to go out."""
         deadline = self._loop.time() + timeout_s

@@ -17,6 +17,7 @@ The theory of operation, the rules and the state table stand in `machine`.
 from kos_cluster.core.swim.events import (
     Effect,
     Event,
+    Heard,
     Ignored,
     Join,
     Leave,
@@ -57,6 +58,7 @@ __all__ = [
     "Entry",
     "Event",
     "Gossip",
+    "Heard",
     "Ignored",
     "Join",
     "Known",

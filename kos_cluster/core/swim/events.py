@@ -25,6 +25,12 @@ class LinkDown(msgspec.Struct, frozen=True):
     id: str
 
 
+class Heard(msgspec.Struct, frozen=True):
+    """A node has said something over a link, of whatever: one that is held dead is asked at once what it holds."""
+
+    id: str
+
+
 class UpdateSelf(msgspec.Struct, frozen=True):
     """This node's own record changes; the machine gives it a higher incarnation and signs it."""
 
@@ -55,7 +61,7 @@ class Removed(msgspec.Struct, frozen=True):
     id: str
 
 
-Event = Received | LinkDown | UpdateSelf | Leave | Join | Removed
+Event = Received | LinkDown | Heard | UpdateSelf | Leave | Join | Removed
 
 
 # ---- effects

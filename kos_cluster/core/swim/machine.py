@@ -27,8 +27,8 @@ Rules.
   and its local health is worse. So one that stalls accuses nobody on waking, before it has read what came meanwhile.
 - Accusations are believed only from members that are alive, and about exactly the incarnation that is held; a record
   only when its signature is right and its incarnation is newer. All else is `Ignored`, and counted in `ignored`.
-- Dead members are tried for ever, one each `reconnect_s`, by anti-entropy, so both sides of a healed partition meet
-  again. A node that knows nobody alive tries its bootstrap list each `JOIN_RETRY_S`.
+- Dead members are tried for ever, one each `reconnect_s`, by anti-entropy, and at once when they are heard, so both
+  sides of a healed partition meet again. A node that knows nobody alive tries its bootstrap list each `JOIN_RETRY_S`.
 - Names are compared, never decided here.
 
 Traffic. A node in a quiet cluster sends a ping and an ack each `probe_s`, and now and then a sum per 16 members, at a
@@ -50,6 +50,7 @@ from kos_cluster.core.swim.beliefs import Beliefs, Sign, Verify
 from kos_cluster.core.swim.events import (
     Effect,
     Event,
+    Heard,
     Join,
     Leave,
     LinkDown,
@@ -160,6 +161,8 @@ class Swim:
                 self._receive(sender, message, now)
             case LinkDown(id_) if beliefs.is_live(id_):
                 beliefs.prober.link_down(id_, now)
+            case Heard(id_) if not self._stopped and beliefs.table.floor(id_) < INCARNATION_LIMIT:
+                self._greet(id_, now)
             case UpdateSelf(member) if not self._stopped:
                 incarnation = max(member.incarnation, beliefs.own.member.incarnation + 1)
                 beliefs.renew(replace(member, id=self._id, state=MemberState.ALIVE, incarnation=incarnation), now)

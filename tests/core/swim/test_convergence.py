@@ -15,11 +15,13 @@ from kos_cluster.core.swim import (
     Dead,
     Entry,
     Gossip,
+    Heard,
     Join,
     Leave,
     MemberChanged,
     Ping,
     Received,
+    Removed,
     Send,
     Suspect,
     Swim,
@@ -62,6 +64,25 @@ def test_a_seed_that_is_not_up_yet_is_tried_again():
     net.run(20.0)
     net.start(0)
     agree(net, 3.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_member_that_is_held_dead_and_is_heard_is_back_at_once(seed: int):
+    """Whatever it says: the links carry more than gossip, and some of it comes sooner."""
+    net = Net(3, seed)
+    net.cut = lambda a, b: 0 in (a, b)
+    net.run(40.0)
+    assert net.all_see(0) == {DEAD}
+    net.cut = lambda a, b: False
+    net.handle(1, Heard("id0"))
+    assert agree(net, 2.0) <= 2.0
+    assert not sends(net.swims[1].handle(Heard("id0"), net.now), SyncRequest), "who is alive is not asked"
+
+
+def test_a_removed_member_is_not_asked_when_it_is_heard():
+    swim = machine()
+    swim.handle(Removed("id1"), 1.0)
+    assert not sends(swim.handle(Heard("id1"), 100.0), SyncRequest)
 
 
 @pytest.mark.parametrize(("count", "seed"), [(8, 1), (8, 2), (24, 3)])

@@ -24,7 +24,7 @@ from kos_cluster.net.transport import Context, Link, LinkState, Payload
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1  # between tries; doubles up to
-LONGEST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 2.0
 DOWN_LIMIT_S = 0.5  # a link that is down for longer is made anew
 GONE_AFTER_TRIES = 3  # tries to reach a node that was up, before it is told to be gone
 

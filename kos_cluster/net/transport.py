@@ -41,6 +41,7 @@ HEARTBEAT_TIMEOUT_MS = 20_000
 RECONNECT_MS = 100
 RECONNECT_LIMIT_MS = 2_000
 LINGER_MS = 1_000
+UNACKED_LIMIT_MS = 4_000  # a connection whose other end acknowledges nothing for so long is dropped, and made anew
 KEEPALIVE_IDLE_S = 60
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -346,6 +347,7 @@ def _set_common(socket: zmq.Socket[bytes], credentials: Credentials) -> None:
     socket.handshake_ivl = HANDSHAKE_TIMEOUT_MS
     socket.heartbeat_ivl = HEARTBEAT_INTERVAL_MS
     socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
+    socket.tcp_maxrt = UNACKED_LIMIT_MS
     socket.tcp_keepalive = 1
     socket.tcp_keepalive_idle = KEEPALIVE_IDLE_S
 

@@ -13,7 +13,8 @@ from kos_cluster import errors
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials
 from kos_cluster.tasks.cluster import Cluster
-from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, until
+from tests.e2e.conftest import Ran
+from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, side_by_side, until
 from tests.net.presented import present
 
 SHUT_OUT_S = 2.0  # after which no session of a node that was removed is served any more
@@ -93,16 +94,16 @@ def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Call
     assert fleet.coordinator(last) == last
 
     # Who was removed is told so where it was, and what to type.
-    removed_ones = [fleet.machines[name] for name in (second, third)]
-    until(lambda: not any(removed.processes() for removed in removed_ones), "their daemons have stopped", 30.0)
-    for name, removed in zip((second, third), removed_ones, strict=True):
-        up = removed.kos("up")
+    until(lambda: not fleet.machines[third].processes(), "its daemon has stopped, too", 30.0)
+    started: dict[str, Ran] = {}
+    side_by_side(lambda name: started.update({name: fleet.machines[name].kos("up")}), (second, third))
+    for name, up in started.items():
         assert (up.returncode, up.stdout) == (errors.RevokedError.exit_code, "")
         assert up.stderr == (
             f"kos: This node, {name}, was removed from cluster '{NAME}': the nodes that answer refuse its certificate. "
             f"Type 'kos cluster leave --cluster {NAME}' here; to come back, join again with a new token.\n"
         )
-        assert removed.processes() == []
+        assert fleet.machines[name].processes() == []
 
 
 def answers(cluster: Cluster, node: str) -> bool:

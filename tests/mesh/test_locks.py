@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kos_cluster.errors import LockHeldError, UsageError
-from kos_cluster.net.locks import LockReleased
+from kos_cluster.net.locks import LockReleased, LockState, LockWanted
 from tests.mesh.conftest import Mesh, until
 
 
@@ -106,6 +106,11 @@ def test_a_lock_that_cannot_be_is_a_sentence(name: Any, options: dict[str, Any],
     with pytest.raises(UsageError) as caught:
         mesh.cluster.lock(name, **options).__enter__()
     assert said in str(caught.value)
+
+
+def test_a_node_refuses_a_name_that_its_client_let_pass(mesh: Mesh) -> None:
+    with pytest.raises(UsageError, match="'a b' cannot be the name of a lock"):
+        mesh.cluster._mesh.request(LockWanted("a b", "me", 5.0, 0.0), LockState)
 
 
 def test_tasks_exclude_each_other(mesh: Mesh, tmp_path: Any) -> None:

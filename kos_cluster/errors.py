@@ -138,3 +138,15 @@ class ConflictError(KosError):
     """A register is not what the writer expected it to be."""
 
     exit_code = 19
+
+
+class ArenaFullError(KosError):
+    """A node has no room for a block: its arena is full, or the machine's memory is."""
+
+    exit_code = 20
+
+
+class BlockLostError(KosError):
+    """A block is on no node any more: it was dropped, its owner has ended, or the nodes that had it are lost."""
+
+    exit_code = 21

@@ -1,0 +1,80 @@
+"""Segments: anonymous memory that processes share by descriptor (memfd), and that cannot change once it is sealed.
+
+Theory of operation. A memfd has no name, so it is gone when the last process that has it open or mapped is gone,
+however that ended. Its pages are allocated when it is made: a machine without memory refuses then, where a sparse one
+would kill with SIGBUS whoever touches the missing page. The kernel keeps the seals (memfd_create(2), F_ADD_SEALS):
+after `seal` nobody can write, whoever has a descriptor, so readers need not trust the writer.
+
+Rules: content leaves through the buffer protocol only. A mapping that is closed under a live view raises BufferError.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+
+import psutil
+
+from kos_cluster.errors import ArenaFullError
+
+RESERVED_BYTES = 256 << 20  # of the machine's memory that no segment takes
+WRITE_BYTES = 1 << 30  # in one system call
+_NO_ROOM = (errno.ENOMEM, errno.ENOSPC)
+
+
+class Segment:
+    """One segment. `fd` is this process's descriptor of it."""
+
+    def __init__(self, fd: int, size_bytes: int) -> None:
+        self.fd = fd
+        self.size_bytes = size_bytes
+
+    @classmethod
+    def allocate(cls, size_bytes: int) -> Segment:
+        """A new one with all its pages. Takes a while for a large one. Raises ArenaFullError."""
+        available = psutil.virtual_memory().available
+        if size_bytes > available - RESERVED_BYTES:
+            raise ArenaFullError(
+                f"the machine has {available:,} bytes of memory left, of which {RESERVED_BYTES:,} are not given away"
+            )
+        fd = os.memfd_create("kos-block", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except OSError as error:
+            os.close(fd)
+            if error.errno not in _NO_ROOM:
+                raise
+            raise ArenaFullError(f"the system gives no more memory ({error.strerror})") from None
+        return cls(fd, size_bytes)
+
+    def seal(self) -> None:
+        """Let nobody write any more. Raises BlockingIOError while somebody has it mapped to be written."""
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise BlockingIOError(error.errno, "it is still mapped to be written") from None
+            raise
+
+    def map(self, *, writable: bool = False) -> mmap.mmap:
+        """Its content. The mapping outlives this object's descriptor."""
+        return mmap.mmap(self.fd, self.size_bytes, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+
+    def close(self) -> None:
+        """Give up this process's descriptor; mappings stay."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+
+def write_all(fd: int, pieces: list[bytes | memoryview]) -> None:
+    """Write pieces one after the other from the beginning; without a mapping, whose page faults would cost as much."""
+    offset = 0
+    for piece in pieces:
+        rest = memoryview(piece).cast("B")
+        while rest:
+            written = os.pwrite(fd, rest[:WRITE_BYTES], offset)
+            rest = rest[written:]
+            offset += written

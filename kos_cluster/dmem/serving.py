@@ -1,0 +1,177 @@
+"""The arena's end of its socket: processes of this machine come here to write blocks and to read them.
+
+Theory of operation. The socket lies in the arena's folder, which only the daemon's user can enter; the kernel says who
+is at the other end (SO_PEERCRED), and other users are sent away. A connection is a holder. It ends, and has released
+all, when it is closed or when the process that opened it ends (pidfd): a fork of that process may hold the connection
+open, but not the blocks.
+
+Rules: a connection that sends what is no message, or does not read its answers, is closed. Everything is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from kos_cluster.dmem import protocol
+from kos_cluster.dmem.segments import Segment
+from kos_cluster.dmem.store import BlockStore
+from kos_cluster.errors import KosError, LimitError
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_LIMIT = 512  # processes at once
+REQUESTS_LIMIT = 64  # of one connection that wait for their answers
+BACKLOG = 64
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(protocol.ToArena).decode
+
+Obtain = Callable[[str, str, int], Awaitable[Segment]]  # (block, home, holder): hold it, wherever it is
+
+
+class Serving:
+    """Accepts connections in the daemon's loop. `obtain` holds a block for one that asks."""
+
+    def __init__(self, store: BlockStore, obtain: Obtain) -> None:
+        self._store = store
+        self._obtain = obtain
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[_Connection] = set()
+        self._listening = _listen(str(store.folder / protocol.SOCKET))
+        self._loop.add_reader(self._listening, self._accept)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+        for connection in list(self._connections):
+            connection.close()
+
+    def _accept(self) -> None:
+        try:
+            stream, _ = self._listening.accept()
+        except OSError as error:
+            log.warning("The arena could not accept a connection: %s", error)
+            return
+        pid, uid, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid != os.getuid() or len(self._connections) >= CONNECTIONS_LIMIT:
+            log.warning("Process %d of user %d was sent away from the arena.", pid, uid)
+            stream.close()
+            return
+        stream.setblocking(False)
+        self._connections.add(_Connection(stream, pid, self._store, self._obtain, self._connections.discard))
+
+
+class _Connection:
+    """One process."""
+
+    def __init__(
+        self,
+        stream: socket.socket,
+        pid: int,
+        store: BlockStore,
+        obtain: Obtain,
+        closed: Callable[[_Connection], None],
+    ) -> None:
+        self._stream = stream
+        self._store = store
+        self._obtain = obtain
+        self._closed = closed
+        self._open = True
+        self._holder = store.new_holder()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = -1
+        self._loop.add_reader(stream, self._receive)
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError as error:  # it has ended, which the stream tells too, or is of another pid namespace
+            log.info("The process %d at the arena cannot be followed: %s", pid, error)
+        else:
+            self._loop.add_reader(self._pidfd, self.close)
+
+    def close(self) -> None:
+        """The process has ended, or is sent away."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._stream)
+        self._stream.close()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        for request in self._requests:
+            request.cancel()
+        self._store.holder_gone(self._holder)
+        self._closed(self)
+
+    def _receive(self) -> None:
+        try:
+            packet = self._stream.recv(protocol.PACKET_LIMIT_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self.close()
+            return
+        try:
+            message = _decode(packet)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("A process sent the arena what is no message (%s).", error)
+            self.close()
+            return
+        if isinstance(message, protocol.Release):
+            self._store.release(message.block, self._holder)
+            return
+        request = self._loop.create_task(self._answer(message), name="arena-request")
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+
+    async def _answer(self, message: protocol.Create | protocol.Seal | protocol.Hold) -> None:
+        try:
+            if len(self._requests) > REQUESTS_LIMIT:
+                raise LimitError(f"A process has {REQUESTS_LIMIT} requests at the arena.", "Wait for answers.")
+            match message:
+                case protocol.Create(serial, block, size_bytes):
+                    self._give(serial, await self._store.create(block, size_bytes, self._holder))
+                case protocol.Seal(serial, block):
+                    self._store.seal(block, self._holder)
+                    self._send(protocol.Sealed(serial))
+                case protocol.Hold(serial, block, home):
+                    self._give(serial, await self._obtain(block, home, self._holder))
+        except KosError as error:
+            self._send(protocol.Refused(message.serial, type(error).__name__, error.message, error.hint))
+
+    def _give(self, serial: int, segment: Segment) -> None:
+        if self._open:  # else it holds nothing any more, and the descriptor may be another's
+            self._send(protocol.Given(serial, segment.size_bytes), [segment.fd])
+
+    def _send(self, message: protocol.FromArena, descriptors: list[int] | None = None) -> None:
+        if not self._open:
+            return
+        try:
+            socket.send_fds(self._stream, [_encode(message)], descriptors or [])
+        except OSError as error:
+            log.info("A process does not take the arena's answers: %s", error)
+            self.close()
+
+
+def _listen(path: str) -> socket.socket:
+    """A listening socket at a path of any length."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder, _, name = path.rpartition("/")
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listening.bind(f"/proc/self/fd/{descriptor}/{name}")
+    finally:
+        os.close(descriptor)
+    listening.listen(BACKLOG)
+    listening.setblocking(False)
+    return listening

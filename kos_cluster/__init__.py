@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kos_cluster.tasks.blocks import BlockRef
     from kos_cluster.tasks.cluster import Cluster, MapResult, connect
     from kos_cluster.tasks.executor import Executor
     from kos_cluster.tasks.futures import Future
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.registers import Register
 
 __version__ = "0.1.0"
-__all__ = ["Cluster", "Executor", "Future", "Lock", "MapResult", "Register", "__version__", "connect"]
+__all__ = ["BlockRef", "Cluster", "Executor", "Future", "Lock", "MapResult", "Register", "__version__", "connect"]
 
 _HOMES = {
+    "BlockRef": "kos_cluster.tasks.blocks",
     "Cluster": "kos_cluster.tasks.cluster",
     "MapResult": "kos_cluster.tasks.cluster",
     "Lock": "kos_cluster.tasks.locking",

@@ -9,7 +9,7 @@
             client/                 the user's own credentials: cert.pem, key.pem, ca.pem, curve.json
             nodes/NODE/             a node's credentials in the same form, how it is started, and its durable state:
                                     state.sqlite, raft.sqlite, kept/ (parts of detached jobs)
-            run/NODE/               what lives as long as the daemon: `ready.json`, `spool/`; and `log`
+            run/NODE/               what lives as long as the daemon: `ready.json`, `spool/`, `arena/`; and `log`
 
 Rules: this module only names and reads paths; it starts nothing. Folders are made 0700 and never widened.
 """
@@ -83,6 +83,10 @@ class ClusterHome:
 
     def run(self, name: str) -> Path:
         return self.path / "run" / name
+
+    def arena(self, name: str) -> Path:
+        """Where a node's arena has its socket."""
+        return self.run(name) / "arena"
 
     def exists(self) -> bool:
         return (self.path / "cluster.json").exists()

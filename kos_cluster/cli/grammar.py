@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_looking(commands)
     _add_work(commands)
     _add_watching(commands)
+    _add_memory(_Commands(commands.add("mem", "look at the memory that nodes share")))
     _add_lock(commands)
     _add_register(commands)
     _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
@@ -275,6 +276,10 @@ def _add_watching(commands: _Commands) -> None:
         "--listen", metavar="HOST[:PORT]", type=address, help="where (default: 127.0.0.1:7566, for this machine alone)"
     )
     metrics.add_argument("--token-file", metavar="FILE", help="a bearer token that is asked for; made if missing")
+
+
+def _add_memory(commands: _Commands) -> None:
+    _add_json(commands.add("status", "show how full the arena of each node is, and with what", "mem_status"))
 
 
 def _add_id(parser: Parser) -> None:

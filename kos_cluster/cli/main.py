@@ -40,6 +40,7 @@ MODULES = {
     "registering": ("register",),
     "doctoring": ("doctor",),
     "looking": ("status", "nodes"),
+    "memory": ("mem_status",),
     "running": ("exec", "run"),
     "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "why", "story"),

@@ -23,7 +23,7 @@ def duration(text: str) -> float:
 
 def memory(text: str) -> int:
     """Bytes of "512M", "8G" or a plain number. Raises UsageError."""
-    from kos_cluster.tasks.options import size_bytes  # here, or the grammar would load the library
+    from kos_cluster.core.quantities import size_bytes  # here, or the grammar would load the library
 
     return size_bytes(text)
 

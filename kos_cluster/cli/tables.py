@@ -66,3 +66,11 @@ def rate(bytes_s: float) -> str:
         if bytes_s >= size:
             return f"{bytes_s / size:.1f} {unit}"
     return f"{bytes_s:.0f} B/s"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes >= length:
+            return f"{size_bytes / length:.1f} {unit}"
+    return f"{size_bytes:.0f} B"

@@ -25,7 +25,6 @@ from kos_cluster.home import private_folder
 log = logging.getLogger(__name__)
 
 THREADS = 2  # that allocate, spill and read back
-BLOCKS_LIMIT = 16_384  # of one node, in memory and on the disk: each takes a descriptor of the daemon
 
 Waiting = asyncio.Future[Segment]
 
@@ -33,11 +32,11 @@ Waiting = asyncio.Future[Segment]
 class BlockStore:
     """The arena of one node. `folder` is its own: what lies there of an earlier run is removed."""
 
-    def __init__(self, node: str, folder: Path, limit_bytes: int, spill_limit_bytes: int) -> None:
+    def __init__(self, node: str, folder: Path, limit_bytes: int, spill_limit_bytes: int, blocks_limit: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self.folder = private_folder(folder)
         self._node = node
-        self._books = Arena(limit_bytes, spill_limit_bytes, BLOCKS_LIMIT)
+        self._books = Arena(limit_bytes, spill_limit_bytes, blocks_limit)
         self._spill = Spill(folder / "spill")
         self._segments: dict[str, Segment] = {}
         self._waiting: defaultdict[tuple[str, int], deque[Waiting]] = defaultdict(deque)

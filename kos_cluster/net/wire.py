@@ -30,6 +30,7 @@ from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, N
 from kos_cluster.core.replicated.commands import Proposal
 from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
+from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
 from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
@@ -433,6 +434,9 @@ Asked = (
     | StartKernel
     | KernelOf
     | StopKernel
+    | KeepBlock
+    | DropBlocks
+    | MemoryAsked
 )
 
 

@@ -12,11 +12,13 @@ from kos_cluster.core.roles import Command, Role, may
 from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import kernels as asks
 from kos_cluster.net import wire
+from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
 from kos_cluster.node import registers
 from kos_cluster.node.administering import Administration
+from kos_cluster.node.blocks import Blocks
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.detached import ASKED, DetachedJobs
 from kos_cluster.node.history import History
@@ -54,6 +56,9 @@ COMMAND_OF: dict[type, Command] = {
     asks.StartKernel: Command.SUBMIT,
     asks.KernelOf: Command.SUBMIT,
     asks.StopKernel: Command.SUBMIT,
+    KeepBlock: Command.SUBMIT,
+    DropBlocks: Command.SUBMIT,
+    MemoryAsked: Command.READ,
 }
 WORDS_OF: dict[type, str] = {
     wire.CancelWork: "cancel work",
@@ -69,6 +74,8 @@ WORDS_OF: dict[type, str] = {
     LockRenewed: "take locks",
     LockReleased: "take locks",
     RegisterWritten: "write registers",
+    KeepBlock: "keep blocks",
+    DropBlocks: "drop blocks",
 }  # the rest is reading, which every role may do
 
 
@@ -80,6 +87,7 @@ class Answers:
         control: ControlPlane,
         detached: DetachedJobs,
         kernels: Kernels,
+        blocks: Blocks,
         owners: Owners,
         history: History,
         tell_owner: Callable[[OwnerState, wire.Message], None],
@@ -91,6 +99,7 @@ class Answers:
         self._administration = Administration(control)
         self._detached = detached
         self._kernels = kernels
+        self._blocks = blocks
         self._rotate = rotate
         self._owners = owners
         self._history = history
@@ -134,6 +143,8 @@ class Answers:
                 return self._control.status()
             case asks.StartKernel() | asks.KernelOf() | asks.StopKernel():
                 return await self._kernels.answer(peer, ask)
+            case KeepBlock() | DropBlocks() | MemoryAsked():
+                return self._blocks.answer(peer, ask)
             case _:
                 return await self._agreed(peer, ask)
 

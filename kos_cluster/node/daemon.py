@@ -35,6 +35,7 @@ from kos_cluster.net.transport import Origin, Payload, Server
 from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
 from kos_cluster.node.batches import Batches
+from kos_cluster.node.blocks import Blocks
 from kos_cluster.node.controlplane import ControlPlane, Ground
 from kos_cluster.node.copying import Copying
 from kos_cluster.node.detached import DetachedJobs
@@ -112,6 +113,7 @@ class Daemon:
         self._parts = Parts(self._run / "spool" / "parts")
         self._kept = Kept(start.cluster.node(start.node) / "kept")
         self._owners = Owners(self._owner_ended)
+        self._blocks = Blocks(start.node, start.slots, start.cluster.arena(start.node), self._owners)
         self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
         self._member = self._make_member()
         self._control = self._make_control()
@@ -130,6 +132,7 @@ class Daemon:
             self._control,
             DetachedJobs(self._control, self._driving),
             self._kernels,
+            self._blocks,
             self._owners,
             self._history,
             self._tell,
@@ -149,6 +152,7 @@ class Daemon:
         beacon = await self._start_beacon()
         try:
             bulk.start()
+            self._blocks.start()
             workers.start()
             self._batches.start(workers)
             await self._join()
@@ -180,6 +184,7 @@ class Daemon:
             await self._control.close()
             workers.close()
             bulk.close()
+            self._blocks.close()
             self._owners.close()
             self._server.close()
             self._context.term()
@@ -489,6 +494,7 @@ class Daemon:
     def _owner_ended(self, owner: OwnerState) -> None:
         """Free its work here, and, when its process was on this machine, everywhere."""
         self._batches.owner_ended(owner)
+        self._blocks.owner_ended(owner.owner)
         if owner.was_local:
             self._control.owner_has_ended(wire.OwnerEnded(*owner.owner))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from kos_cluster.core.arena import Usage
 from kos_cluster.core.driving import Kind
 from kos_cluster.core.placement import UNREADABLE
 from kos_cluster.core.records import JobSummary, Story
@@ -27,12 +28,14 @@ from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, IncompatibleError, KosError, PlacementError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.net import wire
+from kos_cluster.net.blocks import MemoryAsked
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.local import Environment
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat, detached, failures, kernels, output, profiling, serialise, showing
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
+from kos_cluster.tasks.blocks import BlockRef, named_in
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
@@ -49,7 +52,7 @@ from kos_cluster.tasks.why import Why, explain
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
-STREAMED_LIMIT_BYTES = 1 << 18  # of a function whose job is kept open for further submits
+STREAMED_LIMIT_BYTES = 1 << 18  # of a function whose job is kept open for further submits; none that refers to a block
 _JOB_ID_BYTES = 5
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -127,7 +130,7 @@ class Cluster:
         shipped = self._functions.ship(fn)
         payload = serialise.dumps_args(args, kwargs)
         modules = compat.needed(shipped.modules, (payload,))
-        if len(shipped.payload) < STREAMED_LIMIT_BYTES:
+        if len(shipped.payload) < STREAMED_LIMIT_BYTES and not named_in(shipped.payload):
             return self._stream(fn, shipped, options, modules).add(payload)
         job = self._launch(_spec(fn, shipped, options, modules))
         future = job.add(payload)
@@ -199,6 +202,18 @@ class Cluster:
             for future in waiting:
                 future.cancel()
             raise
+
+    def put(self, value: Any, *, pin: bool = False) -> BlockRef:
+        """Lay a value into the shared memory of this machine's node; tasks that are given the reference read it there.
+
+        It lives as long as this process has a reference to it. With `pin` it is never moved to the disk. Raises
+        NotPicklableError, ArenaFullError.
+        """
+        return self._mesh.blocks.put(value, pin=pin)
+
+    def memory(self) -> dict[str, Usage]:
+        """What the arena of each node holds, by the node's name."""
+        return self._mesh.request_all(MemoryAsked(), Usage, VIEWS_ENOUGH_S)
 
     # ---- asking
 

@@ -7,6 +7,7 @@ else only reads it. There is one running task a worker, so this is plain module 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,9 +29,10 @@ class TaskContext(NamedTuple):
 class Here:
     """The worker's own note of what runs now. Slots, because the worker's inner loop writes `index` for each task."""
 
-    __slots__ = ("attempt", "batch", "index", "job", "node", "owner", "show")
+    __slots__ = ("arena", "attempt", "batch", "index", "job", "node", "owner", "show")
 
     def __init__(self) -> None:
+        self.arena: Path | None = None  # of this worker's node; None in a process that is no worker
         self.node = ""
         self.owner = ""
         self.job = ""

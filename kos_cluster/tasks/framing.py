@@ -31,8 +31,11 @@ def frame(pickled: bytes, buffers: list[memoryview]) -> Segments:
     return [FRAMED + struct.pack(f"<Q{len(spans)}Q", len(parts), *spans), *body]
 
 
-def split(payload: bytes | bytearray | memoryview) -> tuple[memoryview, list[memoryview]]:
-    """The pickle and its buffers, of either form. Buffers are views of `payload` when it is writable, else copies."""
+def split(payload: bytes | bytearray | memoryview, *, copy: bool = True) -> tuple[memoryview, list[memoryview]]:
+    """The pickle and its buffers, of either form. Buffers are views of `payload` when it is writable, else copies.
+
+    Without `copy` they are views in any case.
+    """
     view = memoryview(payload).cast("B")
     if view[: len(FRAMED)] != FRAMED:
         return view, []
@@ -40,4 +43,4 @@ def split(payload: bytes | bytearray | memoryview) -> tuple[memoryview, list[mem
     spans = struct.unpack_from(f"<{2 * count}Q", view, len(FRAMED) + 8)
     parts = [view[spans[i] : spans[i] + spans[i + 1]] for i in range(0, 2 * count, 2)]
     # An array that was writable must be so again; what cannot be written to is copied for it.
-    return parts[0], [memoryview(bytearray(part)) for part in parts[1:]] if view.readonly else parts[1:]
+    return parts[0], [memoryview(bytearray(part)) for part in parts[1:]] if view.readonly and copy else parts[1:]

@@ -71,6 +71,7 @@ class Job:
     def add(self, payload: bytes) -> Future:
         """One more task. `payload` is a pickled `(args, kwargs)`; see `serialise.dumps_args`."""
         _check_size(payload)
+        self._mesh.blocks.used(payload)
         with self._changed:
             index = self._count
             self._count += 1
@@ -84,6 +85,7 @@ class Job:
         """More tasks, without futures; take their outcomes with `take`, in any order."""
         for payload in payloads:
             _check_size(payload)
+            self._mesh.blocks.used(payload)
         with self._changed:
             start, self._count = self._count, self._count + len(payloads)
             self._payloads.update(zip(range(start, self._count), payloads, strict=True))
@@ -181,8 +183,10 @@ class Job:
         asked: list[tuple[Future, Settled]] = []
         with self._changed:
             for index, outcome in settled:
-                if self._payloads.pop(index, None) is None:
+                payload = self._payloads.pop(index, None)
+                if payload is None:
                     continue  # it has its outcome already
+                self._mesh.blocks.unused(payload)
                 # The job forgets a future here, so that its result goes when the user drops it.
                 future = self._futures.pop(index, None)
                 if future is None:

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -39,6 +40,7 @@ from kos_cluster.node import machine
 from kos_cluster.tasks import compat
 from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S, Asking
 from kos_cluster.tasks.attachment import Attachment, hello
+from kos_cluster.tasks.blocks import OwnBlocks
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.losses import loss_error
@@ -66,6 +68,7 @@ class Mesh:
         self.file = home.read()
         self.credentials = Credentials.load(home.client)
         self.pid = os.getpid()
+        self.instance = secrets.token_hex(8)
         self.closed = False
         self._core = Ownership(random.Random(secrets.randbits(64)))
         self._clock_offset_s = time.time() - time.monotonic()
@@ -75,6 +78,7 @@ class Mesh:
         self._loads: dict[str, tuple[Load, float]] = {}  # node id -> its load, and when it was so (monotonic)
         self._outgoing = Outgoing(self.credentials)
         self._returns = Returns(self.credentials, self._accept)
+        self.blocks = OwnBlocks(self)
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._woken = False
         self._announcing = False
@@ -198,6 +202,11 @@ class Mesh:
         running = asyncio.run_coroutine_threadsafe(self._asking.one(question, node, timeout_s), self._loop)
         return msgspec.msgpack.decode(running.result(), type=kind)
 
+    def wake(self, call: Callable[[], None]) -> None:
+        """Have the mesh thread do something short. May be called anywhere, by the garbage collector too."""
+        with suppress(RuntimeError):  # the connection is being closed
+            self._loop.call_soon_threadsafe(call)
+
     def renew(self) -> float:
         """Have this machine's client certificate renewed; when it ends then (Unix seconds). Raises KosError."""
         self._check_open()
@@ -238,7 +247,7 @@ class Mesh:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        greeting = hello(secrets.token_hex(8), self.pid)
+        greeting = hello(self.instance, self.pid)
         self._attachment = Attachment(self.home, self.file, self.credentials, greeting, self)
         self._asking = Asking(self._attachment)
         self._renewal = Renewal(self.credentials, self.home.client, self._asking, self._renewed)
@@ -289,6 +298,16 @@ class Mesh:
     def _now(self) -> float:
         """Unix seconds that never go back."""
         return time.monotonic() + self._clock_offset_s
+
+    # ---- for `blocks`
+
+    def linked(self) -> Collection[str]:
+        """The ids of the nodes that can be asked."""
+        return self._attachment.by_node.keys()
+
+    async def ask_node(self, question: wire.Asked, node: str) -> None:
+        """Ask one node for what has no answer but yes. Raises what it answers, UnreachableError."""
+        await self._asking.one(question, node)
 
     # ---- attachment.Listener
 
@@ -418,6 +437,7 @@ class Mesh:
             parent=job.parent,
         )
         self._jobs[job.id] = job
+        self.blocks.used(job.spec.fn)
         self._feed(ownership.Opened(spec))
         if not self._announcing:
             self._announcing = True
@@ -461,6 +481,7 @@ class Mesh:
     def _retire(self, job: Job) -> None:
         """A job that is over for good keeps its story for a while, and nothing that is large."""
         self._outgoing.forget(job)
+        self.blocks.unused(job.spec.fn)
         job.lighten()
         self._jobs.move_to_end(job.id)
         over = [old for old in self._jobs.values() if old.closed and old.id not in self._active]
@@ -517,6 +538,7 @@ class Mesh:
         """Also without work: a node forgets owners that it does not hear of."""
         self._attachment.greet_lost()
         self._attachment.give_up_dead()
+        self.blocks.tell()
         jobs = self._core.summaries()
         for id_, link in list(self._attachment.by_node.items()):
             outstanding = self._core.outstanding(id_)

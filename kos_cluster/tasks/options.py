@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from kos_cluster.core.quantities import WHOLE_LIMIT, size_bytes
 from kos_cluster.core.records import Needs
 from kos_cluster.errors import UsageError
 
 if TYPE_CHECKING:
     from kos_cluster.tasks.output import Sink
-
-WHOLE_LIMIT = 1 << 62  # of any whole number in an option; larger ones do not travel
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,16 +55,6 @@ def split_options(keywords: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
         return PLAIN, keywords
     own = {name: value for name, value in keywords.items() if name not in NAMES}
     return Options(**{name: v for name, v in keywords.items() if name in NAMES and v is not None}), own
-
-
-def size_bytes(size: int | str) -> int:
-    """`8 * 2**30`, `"8G"`, `"512 MiB"` as bytes. Raises UsageError for anything else."""
-    if _whole(size, 0):
-        return int(size)
-    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
-    if match is None:
-        raise UsageError(f"{size!r} is not an amount of memory.", "Write it as 8G, 512M or a number of bytes.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _whole(value: object, least: int) -> bool:

@@ -27,14 +27,17 @@ __all__ = [
     "PROTOCOL",
     "Segments",
     "dumps_args",
+    "dumps_block",
     "dumps_callable",
     "dumps_result",
     "loads",
+    "loads_block",
     "loads_result",
     "modules_of",
 ]
 
 PROTOCOL = 5
+BLOCK_BUFFER_BYTES = 1 << 12  # a buffer of this size and more is read from a block where it is
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _by_value_modules: Callable[[], set[str]] = cloudpickle.list_registry_pickle_by_value
 
@@ -71,6 +74,21 @@ def dumps_result(value: Any) -> bytes | Segments:
         raise explain("The result", [("", value)], error, _pickles) from error
 
 
+def dumps_block(value: Any) -> Segments:
+    """Pickle a value for a block: its buffers apart, so that whoever reads it reads them where they are."""
+    try:
+        pickled = _pickled(value, BLOCK_BUFFER_BYTES)
+    except Exception as error:
+        raise explain("The value", [("", value)], error, _pickles) from error
+    return [pickled] if isinstance(pickled, bytes) else pickled
+
+
+def loads_block(content: memoryview) -> Any:
+    """Read a block. Its buffers are views of it, and read-only."""
+    pickled, buffers = split(content, copy=False)
+    return pickle.loads(pickled, buffers=buffers)
+
+
 def loads(payload: bytes | bytearray | memoryview) -> Any:
     """Read a payload of either form. Large arrays in a writable one (a bytearray, say) are views of it."""
     if len(payload) < BULK_BYTES:  # too small to be framed
@@ -85,12 +103,13 @@ loads_result = loads
 # ---- inside
 
 
-def _pickled(value: Any) -> bytes | Segments:
+def _pickled(value: Any, apart_bytes: int = BULK_BYTES) -> bytes | Segments:
+    """A value's pickle; with its buffers of `apart_bytes` and more apart from it."""
     buffers: list[memoryview] = []
 
     def in_band(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes < BULK_BYTES:
+        if raw.nbytes < apart_bytes:
             return True
         buffers.append(raw)
         return False

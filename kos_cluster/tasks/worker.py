@@ -38,7 +38,7 @@ from kos_cluster.errors import KosError
 from kos_cluster.net import local
 from kos_cluster.net.channel import Channel, Frames
 from kos_cluster.net.wire import BULK_BYTES
-from kos_cluster.tasks import environment, failures, randomness, serialise
+from kos_cluster.tasks import blocks, environment, failures, randomness, serialise
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.framing import Segments
 
@@ -109,6 +109,7 @@ class Worker:
         self._streams = (sys.stdout, sys.stderr)
         os.register_at_fork(after_in_child=self._stop_in_fork)
         here.show = self.show
+        here.arena = self._spool.parent / "arena"
 
     def _stop_in_fork(self) -> None:
         """A process that user code forked runs no further task, should it come back from the one that forked it."""
@@ -261,6 +262,8 @@ class Worker:
                     if function is None:
                         function = self._load_function(run.fn)
                     args, kwargs = self._load_large(large[index]) if index in large else loads(payloads[position])
+                    if blocks.arrivals.any:
+                        args, kwargs = blocks.resolved(args, kwargs)
                     value = function(*args, **kwargs)
                     outcome = dumps(value)
                     interrupts.in_user_code = False

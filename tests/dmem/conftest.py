@@ -37,7 +37,7 @@ class Served:
 
     def __init__(self, folder: Path, limit: int, spill: int) -> None:
         self.folder = folder
-        self._sizes = limit * MIB, spill * MIB
+        self._sizes = limit * MIB, spill * MIB, 100
         self._others: list[Attached] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))

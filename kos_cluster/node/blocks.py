@@ -1,0 +1,102 @@
+"""The blocks of a node: its arena, the socket of its processes, and the owners that keep blocks here.
+
+Rules. A block is kept for an owner that this node knows, and no longer than that: an owner that says goodbye, or whose
+process ends, keeps nothing. How much memory the arena may take is decided at the start: KOS_ARENA, or a share of the
+machine's for the slots that this node has of its cores.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+from kos_cluster.core.arena import Owner, Usage
+from kos_cluster.core.quantities import size_bytes
+from kos_cluster.dmem.segments import Segment
+from kos_cluster.dmem.serving import Serving
+from kos_cluster.dmem.store import BlockStore
+from kos_cluster.errors import LimitError, StateError
+from kos_cluster.net import blocks as asks
+from kos_cluster.net.identity import Peer
+from kos_cluster.node import machine
+from kos_cluster.node.owners import Owners
+
+ARENA_SHARE = 0.3  # of the machine's memory, for a node with all its cores
+SPILL_SHARE = 0.25  # of what is free on the disk at the start
+SPILL_TIMES = 4  # the arena's memory, at most
+LIMIT_VARIABLE = "KOS_ARENA"
+BLOCKS_LIMIT = 16_384  # in memory and on the disk
+
+Asked = asks.KeepBlock | asks.DropBlocks | asks.MemoryAsked
+ASKED = (asks.KeepBlock, asks.DropBlocks, asks.MemoryAsked)
+
+
+class Blocks:
+    """One node's. Used in the daemon's loop."""
+
+    def __init__(self, node: str, slots: int, folder: Path, owners: Owners) -> None:
+        limit_bytes = memory_limit_bytes(slots)
+        spill_limit_bytes = disk_limit_bytes(folder.parent, limit_bytes)
+        self._owners = owners
+        self._store = BlockStore(node, folder, limit_bytes, spill_limit_bytes, _blocks_limit())
+        self._serving: Serving | None = None
+
+    def start(self) -> None:
+        """Let processes of this machine come."""
+        self._serving = Serving(self._store, self._obtain)
+
+    def close(self) -> None:
+        if self._serving is not None:
+            self._serving.close()
+        self._store.close()
+
+    def answer(self, peer: Peer, ask: Asked) -> bool | Usage:
+        """Raises what refuses it."""
+        match ask:
+            case asks.KeepBlock(instance, block, pin):
+                self._store.keep(block, self._owner(peer, instance), pin=pin)
+            case asks.DropBlocks(instance, blocks):
+                if len(blocks) > asks.DROPPED_LIMIT:
+                    raise LimitError(f"{len(blocks)} blocks are dropped at once, over {asks.DROPPED_LIMIT}.")
+                self._store.drop(blocks, (peer.id, instance))
+            case asks.MemoryAsked():
+                return self._store.usage()
+        return True
+
+    def owner_ended(self, owner: Owner) -> None:
+        self._store.owner_ended(owner)
+
+    def _owner(self, peer: Peer, instance: str) -> Owner:
+        owner = (peer.id, instance)
+        if self._owners.get(owner) is None:
+            raise StateError(f"This node does not know the process of {peer.name} that keeps a block.", "Try again.")
+        return owner
+
+    async def _obtain(self, block: str, home: str, holder: int) -> Segment:
+        return await self._store.hold(block, holder)
+
+
+def memory_limit_bytes(slots: int) -> int:
+    """How much memory the arena may take. Raises UsageError for a KOS_ARENA that is no amount."""
+    given = os.environ.get(LIMIT_VARIABLE)
+    if given:
+        return size_bytes(given)
+    cores = len(os.sched_getaffinity(0))
+    return int(machine.memory_bytes() * ARENA_SHARE * min(1.0, slots / cores))
+
+
+def disk_limit_bytes(folder: Path, limit_bytes: int) -> int:
+    """How much disk the arena may take."""
+    return min(int(shutil.disk_usage(folder).free * SPILL_SHARE), SPILL_TIMES * limit_bytes)
+
+
+def _blocks_limit() -> int:
+    """How many blocks this process may have, each of which takes a descriptor; it is let open as many as it can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * BLOCKS_LIMIT
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed // 2  # the other half is for connections

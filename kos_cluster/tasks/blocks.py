@@ -1,0 +1,244 @@
+"""References to blocks: `cluster.put` makes one, a task that is given one reads it where it is, `get` reads it here.
+
+Theory of operation. A reference is a name and where the block was made; it travels in pickles as such. The process
+that puts a block **owns** it: it counts its own references to the block and the payloads of unfinished tasks that name
+it (found by `MARK`, without unpickling), and drops the block when there are none. When the process ends, its nodes drop
+all that it owned. A task's argument that is a reference is resolved in the worker, before the function is called; one
+that is inside of another argument stays a reference.
+
+Rules: counting is done in the mesh thread, from notes that any thread appends, a garbage collector's too. To drop a
+block is told to each node that may have it until it has answered or is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kos_cluster.core.records import Member
+from kos_cluster.dmem.attached import attached
+from kos_cluster.errors import KosError, UnreachableError, UsageError
+from kos_cluster.net.blocks import DROPPED_LIMIT, DropBlocks, KeepBlock
+from kos_cluster.tasks import serialise
+from kos_cluster.tasks.context import here
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.mesh import Mesh
+
+log = logging.getLogger(__name__)
+
+MARK = "kos-block:"  # in front of a block's name in a pickle
+DROP_AFTER_S = 0.02  # so that what is dropped together is told together
+_NAMED = re.compile(rb"kos-block:([0-9a-f]{32})")
+
+
+class BlockRef:
+    """A reference to a block. Made by `Cluster.put`; pass it to tasks, or `get` what it refers to."""
+
+    __slots__ = ("__weakref__", "id", "node", "node_name", "size_bytes")
+
+    def __init__(self, id_: str, size_bytes: int, node: str, node_name: str) -> None:
+        self.id = id_
+        self.size_bytes = size_bytes
+        self.node = node  # the id of the node where it was made
+        self.node_name = node_name
+
+    def get(self) -> Any:
+        """The value. Its arrays are views of the block, and read-only. Raises BlockLostError, ArenaFullError."""
+        mapping = attached(_arena_here()).read(self.id, self.node)
+        return serialise.loads_block(memoryview(mapping))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (MARK + self.id, self.size_bytes, self.node, self.node_name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockRef) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<kos BlockRef {self.id[:8]}, {self.size_bytes / (1 << 20):,.1f} MiB on {self.node_name}>"
+
+
+class Arrivals:
+    """Whether references have been unpickled in this process since somebody looked; see `resolved`."""
+
+    __slots__ = ("any",)
+
+    def __init__(self) -> None:
+        self.any = False
+
+
+arrivals = Arrivals()
+
+
+def resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with each that is a reference replaced by what it refers to."""
+    arrivals.any = False
+    return tuple(map(_value, args)), {name: _value(item) for name, item in kwargs.items()}
+
+
+def _value(argument: Any) -> Any:
+    return argument.get() if type(argument) is BlockRef else argument
+
+
+def _arrived(marked: str, size_bytes: int, node: str, node_name: str) -> BlockRef:
+    arrivals.any = True
+    ref = BlockRef(marked.removeprefix(MARK), size_bytes, node, node_name)
+    for owned in list(_owners):
+        owned.returned(ref)
+    return ref
+
+
+def named_in(payload: bytes) -> list[str]:
+    """The blocks that a pickle refers to. Nothing is unpickled."""
+    return [name.decode() for name in _NAMED.findall(payload)] if MARK.encode() in payload else []
+
+
+class OwnBlocks:
+    """The blocks that this process owns in one cluster."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._uses: Counter[str] = Counter()
+        self._places: dict[str, set[str]] = {}  # block -> ids of nodes that may have it; empty: any
+        self._notes: deque[tuple[str, int]] = deque()
+        self._owed: dict[str, set[str]] = {}  # node id -> blocks that it is to drop
+        self._telling: dict[str, asyncio.Task[None]] = {}  # by node id
+        self._waking = False
+        _owners.add(self)
+
+    # ---- for any thread
+
+    def put(self, value: Any, *, pin: bool) -> BlockRef:
+        """Make a block of a value. Raises NotPicklableError, ArenaFullError, UnreachableError."""
+        member, folder = self._here()
+        pieces = serialise.dumps_block(value)
+        size_bytes = sum(map(len, pieces))
+        block = secrets.token_hex(16)
+        arena = attached(folder)
+        arena.write(block, pieces)
+        try:
+            self._mesh.request(KeepBlock(self._mesh.instance, block, pin), bool, node=member.id)
+        finally:
+            arena.release(block)
+        ref = BlockRef(block, size_bytes, member.id, member.name)
+        self._places[block] = {member.id}
+        self._follow(ref)
+        return ref
+
+    def returned(self, ref: BlockRef) -> None:
+        """A reference has been unpickled here; if the block is ours, it counts."""
+        if ref.id in self._places:
+            self._follow(ref)
+
+    def used(self, payload: bytes) -> None:
+        """A task that is not done yet has this payload."""
+        for block in named_in(payload):
+            self._note(block, 1)
+
+    def unused(self, payload: bytes) -> None:
+        """See `used`: it is done."""
+        for block in named_in(payload):
+            self._note(block, -1)
+
+    def _follow(self, ref: BlockRef) -> None:
+        self._note(ref.id, 1)
+        weakref.finalize(ref, self._note, ref.id, -1).atexit = False
+
+    def _note(self, block: str, change: int) -> None:
+        self._notes.append((block, change))
+        if not self._waking and not self._mesh.closed and self._mesh.pid == os.getpid():
+            self._waking = True
+            self._mesh.wake(self._wait_a_little)
+
+    # ---- in the mesh thread
+
+    def _wait_a_little(self) -> None:
+        asyncio.get_running_loop().call_later(DROP_AFTER_S, self._count)
+
+    def _count(self) -> None:
+        """Take in what was noted, in its order, and drop what nobody here needs any more."""
+        self._waking = False
+        gone: set[str] = set()
+        while self._notes:
+            block, change = self._notes.popleft()
+            if block not in self._places:
+                continue  # another process's
+            if change > 0 and self._uses[block]:
+                self._places[block] = set()  # it is used twice, so by a task: any node may have it by now
+            self._uses[block] += change
+            if self._uses[block] <= 0:
+                gone.add(block)
+        for block in gone:
+            if self._uses[block] <= 0:
+                del self._uses[block]
+                for node in self._places.pop(block) or self._mesh.linked():
+                    self._owed.setdefault(node, set()).add(block)
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell nodes what they may drop; again, if they have not answered."""
+        for node in [node for node in self._owed if node not in self._telling]:
+            if node in self._mesh.linked():
+                self._telling[node] = asyncio.get_running_loop().create_task(self._tell(node), name="drop-blocks")
+            else:
+                del self._owed[node]  # it is lost, or has lost us: its blocks are gone either way
+
+    async def _tell(self, node: str) -> None:
+        blocks = list(self._owed[node])[:DROPPED_LIMIT]
+        try:
+            await self._mesh.ask_node(DropBlocks(self._mesh.instance, blocks), node)
+        except UnreachableError:
+            return  # told again with the next beat, if it is still linked then
+        except KosError as error:
+            log.warning("Blocks could not be dropped: %s", error)
+        finally:
+            del self._telling[node]
+        self._owed[node].difference_update(blocks)
+        if not self._owed[node]:
+            del self._owed[node]
+
+    # ---- where
+
+    def _here(self) -> tuple[Member, Path]:
+        """The node of this machine whose arena this process uses. Raises UsageError when there is none."""
+        for name in local_names(self._mesh.file.nodes):
+            folder = self._mesh.home.arena(name)
+            member = next((member for member in self._mesh.members if member.name == name), None)
+            if member is not None and member.id in self._mesh.linked() and folder.is_dir():
+                return member, folder
+        raise UsageError(
+            "There is no node on this machine to put a block on.",
+            "Type 'kos up', or pass the value itself to the task.",
+        )
+
+    def arena(self) -> Path:
+        return self._here()[1]
+
+
+_owners: weakref.WeakSet[OwnBlocks] = weakref.WeakSet()
+
+
+def local_names(names: Iterable[str]) -> list[str]:
+    """The names of this machine's nodes, the one under this task first."""
+    under = os.environ.get("KOS_NODE", "")
+    return sorted(names, key=lambda name: name != under)
+
+
+def _arena_here() -> Path:
+    """The arena of the node that this code runs on, or of one on this machine."""
+    if here.arena is not None:
+        return here.arena
+    from kos_cluster.tasks.cluster import connect
+
+    return connect()._mesh.blocks.arena()

@@ -1,0 +1,189 @@
+"""What a program sees of blocks on a real cluster: put, get, arguments that are read where they are, and their end."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import kos_cluster as kos
+from kos_cluster import errors
+from kos_cluster.cli.main import main
+from kos_cluster.core.arena import Usage
+from tests.mesh.conftest import Mesh, until
+
+MIB = 1 << 20
+WAIT_S = 60.0
+
+
+def used(mesh: Mesh) -> int:
+    """Bytes in all arenas."""
+    return sum(usage.used_bytes for usage in mesh.cluster.memory().values())
+
+
+def wait_until_empty(mesh: Mesh) -> None:
+    gc.collect()
+    until(lambda: used(mesh) == 0, "no arena holds anything", WAIT_S)
+
+
+def whereabouts(array: np.ndarray) -> tuple[str, bool, bool, float]:
+    """The node, whether the array is its own memory or can be written, and its sum."""
+    return os.environ["KOS_NODE"], array.flags.owndata, array.flags.writeable, float(array.sum())
+
+
+def test_an_array_is_read_where_it_is_by_its_process_and_by_tasks(mesh: Mesh) -> None:
+    array = np.arange(MIB, dtype=np.float64)
+    ref = mesh.cluster.put(array)
+    assert used(mesh) >= array.nbytes
+    back = ref.get()
+    assert np.array_equal(back, array)
+    assert not back.flags.owndata and not back.flags.writeable
+    told = mesh.cluster.submit(whereabouts, ref, on=ref.node_name).result()
+    assert told == (ref.node_name, False, False, float(array.sum()))
+    assert used(mesh) < 2 * array.nbytes, "nobody has made a copy"
+    del ref, back
+    wait_until_empty(mesh)
+
+
+def test_any_value_can_be_put_and_keywords_are_resolved_too(mesh: Mesh) -> None:
+    value = {"names": ["a", "b"], "table": np.ones((10, 10)), "raw": b"x" * 100_000}
+    ref = mesh.cluster.put(value)
+
+    def keys(*, table: dict[str, object], inside: list[object]) -> tuple[list[str], str]:
+        return sorted(table), type(inside[0]).__name__
+
+    told = mesh.cluster.submit(keys, table=ref, inside=[ref], on=ref.node_name).result()
+    assert told == (["names", "raw", "table"], "BlockRef"), "one that is inside of another argument stays as it is"
+    assert ref.get()["raw"] == value["raw"]
+
+
+def test_a_reference_tells_what_it_is_and_travels(mesh: Mesh) -> None:
+    ref = mesh.cluster.put(np.zeros(MIB))
+    assert isinstance(ref, kos.BlockRef)
+    assert repr(ref) == f"<kos BlockRef {ref.id[:8]}, 8.0 MiB on {ref.node_name}>"
+    other = pickle.loads(pickle.dumps(ref))
+    assert other == ref and hash(other) == hash(ref) and other is not ref
+    del ref
+    gc.collect()
+    assert float(other.get().sum()) == 0.0, "the copy keeps the block as well"
+    del other
+    wait_until_empty(mesh)
+
+
+def test_a_function_may_hold_a_reference(mesh: Mesh) -> None:
+    ref = mesh.cluster.put([1, 2, 3])
+    assert mesh.cluster.submit(lambda: sum(ref.get()), on=ref.node_name).result() == 6
+    assert list(mesh.cluster.map(lambda block, n: block[n], [ref] * 3, range(3), on=ref.node_name)) == [1, 2, 3]
+
+
+def test_a_block_lives_while_a_task_that_is_not_done_names_it(mesh: Mesh, tmp_path: os.PathLike[str]) -> None:
+    go = os.path.join(tmp_path, "go")
+
+    def late(block: object, path: str) -> object:
+        return block
+
+    def waits(path: str) -> None:
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.01)
+
+    node = mesh.cluster.put(b"").node_name
+    blockers = [mesh.cluster.submit(waits, go, on=node) for _ in range(4)]
+    future = mesh.cluster.submit(late, mesh.cluster.put("still here"), go, on=node)
+    gc.collect()
+    mesh.cluster.submit(int, on=next(name for name in mesh.cluster.memory() if name != node)).result()
+    open(go, "w").close()
+    assert future.result(WAIT_S) == "still here"
+    assert [blocker.result(WAIT_S) for blocker in blockers] == [None] * 4
+    wait_until_empty(mesh)
+
+
+def test_what_is_dropped_is_gone_and_its_reader_is_told(mesh: Mesh) -> None:
+    ref = mesh.cluster.put(np.zeros(100))
+    stale = kos.BlockRef(ref.id, ref.size_bytes, ref.node, ref.node_name)
+    del ref
+    wait_until_empty(mesh)
+    with pytest.raises(errors.BlockLostError, match=r"has no block .* put it again"):
+        stale.get()
+    with pytest.raises(errors.BlockLostError):
+        mesh.cluster.submit(len, stale, on=stale.node_name).result()
+
+
+def test_closing_under_a_live_view_raises(mesh: Mesh) -> None:
+    view = mesh.cluster.put(np.arange(1000)).get()
+    mapping = view.base
+    while not hasattr(mapping, "close"):
+        mapping = mapping.obj if isinstance(mapping, memoryview) else mapping.base
+    with pytest.raises(BufferError):
+        mapping.close()
+    assert view[999] == 999
+
+
+def test_what_cannot_be_put_says_why(mesh: Mesh) -> None:
+    with pytest.raises(errors.NotPicklableError):
+        mesh.cluster.put(threading.Lock())
+    with pytest.raises(errors.ArenaFullError, match=r"The arena of node node\d has no room: .* are wanted and"):
+        mesh.cluster.put(np.zeros(min(u.limit_bytes for u in mesh.cluster.memory().values()) + MIB, dtype=np.uint8))
+    assert used(mesh) == 0
+
+
+def test_status_tells_of_each_node(mesh: Mesh, capsys: pytest.CaptureFixture[str]) -> None:
+    wait_until_empty(mesh)
+    ref = mesh.cluster.put(np.zeros(MIB), pin=True)
+    assert main(["mem", "status", "--json"]) == 0
+    told = {record.pop("node"): Usage(**record) for record in json.loads(capsys.readouterr().out)}
+    assert set(told) == {"node1", "node2"}
+    usage = told[ref.node_name]
+    assert usage.used_bytes == usage.pinned_bytes > 8 * MIB and usage.blocks == 1 and usage.spilled_bytes == 0
+    assert main(["mem", "status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NODE", "USED", "LIMIT", "HELD", "PINNED", "SPILLED", "SPILL", "LIMIT", "BLOCKS"]
+    assert [line.split()[:3] for line in lines[1:] if line.startswith(ref.node_name)] == [[ref.node_name, "8.0", "MiB"]]
+
+
+OWNER = """
+    import os, signal, time, numpy as np, kos_cluster as kos
+    cluster = kos.connect()
+    ref = cluster.put(np.zeros(1 << 20))
+    view = ref.get()
+    held = cluster.submit(time.sleep, 600)
+    print(ref.node_name, flush=True)
+    {end}
+"""
+
+
+@pytest.mark.parametrize("end", ["signal.pause()", "cluster.close(); signal.pause()"])
+def test_what_a_process_owned_and_held_ends_with_it(mesh: Mesh, end: str) -> None:
+    wait_until_empty(mesh)
+    program = mesh.program(OWNER.format(end=end))
+    assert program.stdout is not None
+    program.stdout.readline()
+    if "close" not in end:
+        assert used(mesh) > 8 * MIB
+        program.send_signal(signal.SIGKILL)
+    else:
+        until(lambda: all(u.blocks <= 1 for u in mesh.cluster.memory().values()), "its blocks are dropped", WAIT_S)
+        program.send_signal(signal.SIGKILL)
+    wait_until_empty(mesh)
+
+
+def test_a_worker_that_is_killed_holds_nothing(mesh: Mesh, tmp_path: os.PathLike[str]) -> None:
+    wait_until_empty(mesh)
+    ref = mesh.cluster.put(np.zeros(MIB))
+
+    def die(block: np.ndarray) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(errors.TaskLostError):
+        mesh.cluster.submit(die, ref, on=ref.node_name, retries=0).result(WAIT_S)
+    held: Callable[[], int] = lambda: mesh.cluster.memory()[ref.node_name].held_bytes  # noqa: E731
+    until(lambda: held() == 0, "the worker has released it", WAIT_S)
+    assert len(ref.get()) == MIB

@@ -276,6 +276,15 @@ class Arena:
         found = self._blocks.get(block)
         return found is not None and found.state not in _UNSEALED
 
+    def __iter__(self) -> Iterator[str]:
+        """The names of all blocks."""
+        return iter(self._blocks)
+
+    def keepers(self, block: str) -> list[Owner]:
+        """The owners that keep a block."""
+        found = self._blocks.get(block)
+        return sorted(found.keepers) if found is not None else []
+
     def usage(self) -> Usage:
         """The figures."""
         inside = [block for block in self._blocks.values() if block.state in _IN_MEMORY]
@@ -553,11 +562,6 @@ class Arena:
     def _off_disk(self, block: _Block, effects: list[Effect]) -> None:
         self._disk_bytes -= block.size_bytes
         effects.append(FreeDisk(block.name))
-
-    def blocks(self) -> Iterator[tuple[str, BlockState, int, frozenset[Owner]]]:
-        """Each block: its name, state, size in whole pages, and who keeps it."""
-        for block in self._blocks.values():
-            yield block.name, block.state, block.size_bytes, frozenset(block.keepers)
 
 
 def _in_pages(size_bytes: int) -> int:

@@ -106,6 +106,10 @@ class BlockStore:
         """Whether it is here, sealed, in memory or on the disk."""
         return self._books.sealed(block)
 
+    def keepers(self, block: str) -> list[Owner]:
+        """Who keeps a block."""
+        return self._books.keepers(block)
+
     def usage(self) -> Usage:
         return self._books.usage()
 

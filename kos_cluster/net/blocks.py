@@ -5,7 +5,11 @@ Rules: an owner is the authenticated identity that asks, with the instance that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
+
+from kos_cluster.errors import BlockLostError
 
 DROPPED_LIMIT = 4096  # blocks in one message
 
@@ -27,3 +31,12 @@ class DropBlocks(msgspec.Struct, frozen=True, tag=True):
 
 class MemoryAsked(msgspec.Struct, frozen=True, tag=True):
     """What the arena holds. Reply: core.arena.Usage."""
+
+
+def nowhere(block: str, failures: Iterable[str]) -> BlockLostError:
+    """No node has given a block; what each has said."""
+    said = "; ".join(dict.fromkeys(failures)) or "no other node is alive"
+    return BlockLostError(
+        f"The block {block[:12]} could not be got from any node: {said}.",
+        "Put it again, or run the task again that made it.",
+    )

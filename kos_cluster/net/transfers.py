@@ -1,10 +1,11 @@
-"""What certified peers do over the bulk port: put a part, get a result. Both sides of each. (`presenting`: the rest.)
+"""What certified peers do over the bulk port: put a part, get a result, get a block. (`presenting`: the rest.)
 
-A part that is put to be kept outlives the daemon, for detached jobs; nodes may move such parts too.
+A part that is put to be kept outlives the daemon, for detached jobs; nodes may move such parts too. A node that gives a
+block to several already may name others to ask for it.
 
 Theory of operation. After the TLS handshake the server speaks first: `Outcome`, whether it takes the peer. On
-`kos-present` that is all. On `kos-bulk` the client then asks one thing, `Put` or `Get`; the server answers with an
-`Outcome` that says how many bytes will move; they move without framing; a put is confirmed by a last `Outcome`.
+`kos-present` that is all. On `kos-bulk` the client then asks one thing, `Put`, `Get` or `GetBlock`; the server answers
+with an `Outcome` that says how many bytes will move; they move without framing; a put is confirmed by a last `Outcome`.
 
 Rules: the role is authorised before anything moves. A part is written to a temporary file while it is hashed, and
 handed on only when its hash is right; else the file is removed. `port` is always a node's control port.
@@ -16,6 +17,7 @@ import hashlib
 import os
 import re
 import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -43,11 +45,36 @@ class Get(msgspec.Struct, frozen=True, tag="GET"):
     kept: bool = False  # the name is the hash of a kept part
 
 
+class GetBlock(msgspec.Struct, frozen=True, tag="GET_BLOCK"):
+    """A block of shared memory. With `insist` the node gives it itself, however many it gives it to already."""
+
+    block: str
+    insist: bool = False
+
+
 class Outcome(msgspec.Struct, frozen=True):
-    """`size` bytes follow, from whoever has them; with an error nothing does."""
+    """`size` bytes follow, from whoever has them; with an error nothing does.
+
+    Of a block: `keepers` are those who keep it; or nothing follows, and the nodes of the ids `elsewhere` have it.
+    """
 
     size: int = 0
     error: WireError | None = None
+    keepers: list[tuple[str, str]] = []
+    elsewhere: list[str] = []
+
+
+class Lending(Protocol):
+    """A block while it is given to a peer."""
+
+    size_bytes: int
+    keepers: list[tuple[str, str]]
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Its content in order, as it is there. Each is valid until the next is asked for. Raises ConnectionError."""
+
+    def close(self) -> None:
+        """It has been given, or will not be."""
 
 
 class Store(Protocol):
@@ -70,6 +97,9 @@ class Store(Protocol):
 
     def kept_path(self, peer: Peer, hash: str, /) -> Path | None:
         """The file of a kept part; None when it is not here."""
+
+    def lend(self, peer: Peer, block: str, insist: bool, /) -> Lending | list[str]:
+        """A block to be given to this peer, or the ids of nodes to ask instead. Raises BlockLostError."""
 
 
 # ---- client
@@ -124,6 +154,30 @@ def get_kept(host: str, port: int, credentials: Credentials, hash: str, file: Bi
         raise ProtocolError(f"The part {hash[:12]} came from {session.where} with other bytes than its hash says.")
 
 
+def get_block(
+    host: str,
+    port: int,
+    credentials: Credentials,
+    request: GetBlock,
+    room: Callable[[Outcome], memoryview],
+    came: Callable[[int], None],
+) -> Outcome:
+    """Fill the memory that `room` gives with a block, as the answer describes it, unless that names others to ask.
+
+    `came` is told how many are there, as they come. Raises UnreachableError, or what the node or `room` raised.
+    """
+    with Session(host, port, credentials, tls.ALPN_BULK) as session:
+        tls.send_message(session.stream, msgspec.msgpack.encode(request))
+        outcome = outcome_of(tls.receive_message(session.stream))
+        if not outcome.elsewhere:
+            view = room(outcome)
+            for start in range(0, outcome.size, CHUNK_BYTES):
+                chunk = view[start : start + CHUNK_BYTES]
+                tls.receive_into(session.stream, chunk)
+                came(start + len(chunk))
+        return outcome
+
+
 class Session:
     """A connection whose two ends have accepted each other. Socket errors inside it leave it as KOS errors."""
 
@@ -153,15 +207,15 @@ class Session:
         return self.outcome()
 
     def outcome(self) -> int:
-        return outcome_of(tls.receive_message(self.stream))
+        return outcome_of(tls.receive_message(self.stream)).size
 
 
-def outcome_of(message: bytes) -> int:
-    """The size that an `Outcome` tells. Raises the error that it tells, or ProtocolError."""
+def outcome_of(message: bytes) -> Outcome:
+    """What an `Outcome` tells. Raises the error that it tells, or ProtocolError."""
     outcome: Outcome = decoded(message, Outcome)
     if outcome.error is not None:
         raise from_wire(outcome.error)
-    return outcome.size
+    return outcome
 
 
 # ---- server
@@ -175,22 +229,24 @@ def reply(stream: ssl.SSLSocket, outcome: Outcome) -> None:
 def serve(stream: ssl.SSLSocket, peer: Peer, store: Store) -> None:
     """Answer the one request of a verified peer. Raises OSError or KosError; the peer was told of the latter."""
     try:
-        request: Put | Get = decoded(tls.receive_message(stream), Put | Get)
+        request: Put | Get | GetBlock = decoded(tls.receive_message(stream), Put | Get | GetBlock)
         if not _may_move(peer, request):
             raise AuthError(f"{peer} may not move parts or results: its role does not allow to submit work.")
         if isinstance(request, Put):
             _take(stream, peer, store, request)
-        else:
+        elif isinstance(request, Get):
             _give(stream, peer, store, request)
+        else:
+            _give_block(stream, peer, store, request)
     except KosError as error:
         reply(stream, Outcome(error=to_wire(error)))
         raise
 
 
-def _may_move(peer: Peer, request: Put | Get) -> bool:
-    """Parts and results are of those who submit; what is kept, the nodes hand on among themselves."""
-    kept = request.keep if isinstance(request, Put) else request.kept
-    return may(peer.role, Command.SUBMIT) or (kept and may(peer.role, Command.BE_MEMBER))
+def _may_move(peer: Peer, request: Put | Get | GetBlock) -> bool:
+    """Parts and results are of those who submit; what is kept, and blocks, the nodes hand on among themselves."""
+    nodes_too = isinstance(request, GetBlock) or (request.keep if isinstance(request, Put) else request.kept)
+    return may(peer.role, Command.SUBMIT) or (nodes_too and may(peer.role, Command.BE_MEMBER))
 
 
 def _take(stream: ssl.SSLSocket, peer: Peer, store: Store, request: Put) -> None:
@@ -268,6 +324,19 @@ def _give(stream: ssl.SSLSocket, peer: Peer, store: Store, request: Get) -> None
                 raise ConnectionError(f"{path} became shorter while it was sent")
             stream.sendall(buffer[:count])
             left -= count
+
+
+def _give_block(stream: ssl.SSLSocket, peer: Peer, store: Store, request: GetBlock) -> None:
+    found = store.lend(peer, request.block, request.insist)
+    if isinstance(found, list):
+        reply(stream, Outcome(elsewhere=found))
+        return
+    try:
+        reply(stream, Outcome(size=found.size_bytes, keepers=found.keepers))
+        for chunk in found.chunks():
+            stream.sendall(chunk)
+    finally:
+        found.close()
 
 
 def decoded(data: bytes, kind: Any) -> Any:

@@ -10,17 +10,21 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from kos_cluster.core.arena import Owner, Usage
 from kos_cluster.core.quantities import size_bytes
-from kos_cluster.dmem.segments import Segment
+from kos_cluster.core.records import Member
 from kos_cluster.dmem.serving import Serving
 from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import LimitError, StateError
 from kos_cluster.net import blocks as asks
-from kos_cluster.net.identity import Peer
+from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.node import machine
+from kos_cluster.node.fetching import Fetching
+from kos_cluster.node.lending import Lending, Lendings
+from kos_cluster.node.membership import Membership
 from kos_cluster.node.owners import Owners
 
 ARENA_SHARE = 0.3  # of the machine's memory, for a node with all its cores
@@ -36,20 +40,30 @@ ASKED = (asks.KeepBlock, asks.DropBlocks, asks.MemoryAsked)
 class Blocks:
     """One node's. Used in the daemon's loop."""
 
-    def __init__(self, node: str, slots: int, folder: Path, owners: Owners) -> None:
-        limit_bytes = memory_limit_bytes(slots)
+    def __init__(
+        self,
+        member: Member,
+        folder: Path,
+        owners: Owners,
+        membership: Membership,
+        credentials: Callable[[], Credentials],
+    ) -> None:
+        limit_bytes = memory_limit_bytes(member.slots)
         spill_limit_bytes = disk_limit_bytes(folder.parent, limit_bytes)
         self._owners = owners
-        self._store = BlockStore(node, folder, limit_bytes, spill_limit_bytes, _blocks_limit())
+        self._store = BlockStore(member.name, folder, limit_bytes, spill_limit_bytes, _blocks_limit())
         self._serving: Serving | None = None
+        self._fetching = Fetching(member.id, self._store, membership, credentials, self._knows)
+        self._lendings = Lendings(self._store, self._fetching)
 
     def start(self) -> None:
         """Let processes of this machine come."""
-        self._serving = Serving(self._store, self._obtain)
+        self._serving = Serving(self._store, self._fetching.obtain)
 
     def close(self) -> None:
         if self._serving is not None:
             self._serving.close()
+        self._fetching.close()
         self._store.close()
 
     def answer(self, peer: Peer, ask: Asked) -> bool | Usage:
@@ -61,21 +75,26 @@ class Blocks:
                 if len(blocks) > asks.DROPPED_LIMIT:
                     raise LimitError(f"{len(blocks)} blocks are dropped at once, over {asks.DROPPED_LIMIT}.")
                 self._store.drop(blocks, (peer.id, instance))
+                self._fetching.dropped((peer.id, instance), blocks)
             case asks.MemoryAsked():
                 return self._store.usage()
         return True
+
+    async def lend(self, peer: Peer, block: str, insist: bool) -> Lending | list[str]:
+        """A block for a peer, or the ids of nodes that it can ask. Raises BlockLostError, ArenaFullError."""
+        return await self._lendings.lend(peer, block, insist)
 
     def owner_ended(self, owner: Owner) -> None:
         self._store.owner_ended(owner)
 
     def _owner(self, peer: Peer, instance: str) -> Owner:
         owner = (peer.id, instance)
-        if self._owners.get(owner) is None:
+        if not self._knows(owner):
             raise StateError(f"This node does not know the process of {peer.name} that keeps a block.", "Try again.")
         return owner
 
-    async def _obtain(self, block: str, home: str, holder: int) -> Segment:
-        return await self._store.hold(block, holder)
+    def _knows(self, owner: Owner) -> bool:
+        return self._owners.get(owner) is not None
 
 
 def memory_limit_bytes(slots: int) -> int:

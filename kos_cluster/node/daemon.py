@@ -113,7 +113,6 @@ class Daemon:
         self._parts = Parts(self._run / "spool" / "parts")
         self._kept = Kept(start.cluster.node(start.node) / "kept")
         self._owners = Owners(self._owner_ended)
-        self._blocks = Blocks(start.node, start.slots, start.cluster.arena(start.node), self._owners)
         self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
         self._member = self._make_member()
         self._control = self._make_control()
@@ -126,6 +125,13 @@ class Daemon:
             self._kept,
         )
         self._driving = self._make_driving()
+        self._blocks = Blocks(
+            self._member,
+            start.cluster.arena(start.node),
+            self._owners,
+            self._control.membership,
+            lambda: self._credentials,
+        )
         self._kernels = Kernels(self._member.id, start.node, start.cluster.name, self._run / "kernels")
         self._superseding = Superseding(self._control.consensus, self._owners)
         self._answers = Answers(
@@ -239,7 +245,9 @@ class Daemon:
         )
 
     def _make_intake(self) -> Intake:
-        return Intake(self._admitted, self._parts, self._kept, self._batches, self._control, self._kernels)
+        return Intake(
+            self._admitted, self._parts, self._kept, self._batches, self._control, self._kernels, self._blocks
+        )
 
     def _make_driving(self) -> Driving:
         place = Place(self._member.id, self._start.cluster.name, self._run / "spool" / "driving")

@@ -18,9 +18,11 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
 from kos_cluster.net.tunnel import End, Open
 from kos_cluster.node.batches import Batches
+from kos_cluster.node.blocks import Blocks
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.keeping import Kept
 from kos_cluster.node.kernels import Kernels
+from kos_cluster.node.lending import Lending
 from kos_cluster.node.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Intake:
         batches: Batches,
         control: ControlPlane,
         kernels: Kernels,
+        blocks: Blocks,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._admitted = admitted
@@ -49,6 +52,7 @@ class Intake:
         self._batches = batches
         self._control = control
         self._kernels = kernels
+        self._blocks = blocks
 
     def presented(self, peer: Peer) -> None:
         self._admitted.admit(peer)
@@ -79,6 +83,9 @@ class Intake:
 
     def kept_path(self, peer: Peer, hash_: str) -> Path | None:
         return self._in_loop(lambda: self._kept.path(hash_) if hash_ in self._kept else None)
+
+    def lend(self, peer: Peer, block: str, insist: bool) -> Lending | list[str]:
+        return self._wait(self._blocks.lend(peer, block, insist))
 
     def tunnel(self, peer: Peer, wanted: Open) -> End:
         return self._kernels.tunnel(peer, wanted)  # in this thread, which connects

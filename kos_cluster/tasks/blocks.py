@@ -19,14 +19,14 @@ import re
 import secrets
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kos_cluster.core.records import Member
 from kos_cluster.dmem.attached import attached
 from kos_cluster.errors import KosError, UnreachableError, UsageError
-from kos_cluster.net.blocks import DROPPED_LIMIT, DropBlocks, KeepBlock
+from kos_cluster.net.blocks import DROPPED_LIMIT, DropBlocks, KeepBlock, nowhere
+from kos_cluster.net.transfers import GetBlock, Outcome, get_block
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.context import here
 
@@ -53,8 +53,11 @@ class BlockRef:
 
     def get(self) -> Any:
         """The value. Its arrays are views of the block, and read-only. Raises BlockLostError, ArenaFullError."""
-        mapping = attached(_arena_here()).read(self.id, self.node)
-        return serialise.loads_block(memoryview(mapping))
+        if here.arena is not None:
+            return serialise.loads_block(_mapped(here.arena, self))
+        from kos_cluster.tasks.cluster import connect  # here, for it imports this module
+
+        return serialise.loads_block(connect()._mesh.blocks.content(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, (MARK + self.id, self.size_bytes, self.node, self.node_name)
@@ -121,7 +124,13 @@ class OwnBlocks:
 
     def put(self, value: Any, *, pin: bool) -> BlockRef:
         """Make a block of a value. Raises NotPicklableError, ArenaFullError, UnreachableError."""
-        member, folder = self._here()
+        place = self._here()
+        if place is None:
+            raise UsageError(
+                "There is no node on this machine to put a block on.",
+                "Type 'kos up', or pass the value itself to the task.",
+            )
+        member, folder = place
         pieces = serialise.dumps_block(value)
         size_bytes = sum(map(len, pieces))
         block = secrets.token_hex(16)
@@ -210,35 +219,43 @@ class OwnBlocks:
 
     # ---- where
 
-    def _here(self) -> tuple[Member, Path]:
-        """The node of this machine whose arena this process uses. Raises UsageError when there is none."""
-        for name in local_names(self._mesh.file.nodes):
+    def content(self, ref: BlockRef) -> memoryview:
+        """What a block holds, where this machine's node has it, or a copy. Raises BlockLostError, ArenaFullError."""
+        place = self._here()
+        return _mapped(place[1], ref) if place is not None else self._copied(ref)
+
+    def _copied(self, ref: BlockRef) -> memoryview:
+        """A copy from another machine, where the block was made if that lives."""
+        failures = []
+        request = GetBlock(ref.id, insist=True)
+        for member in sorted(self._mesh.members, key=lambda member: member.id != ref.node):
+            data = bytearray()
+
+            def room(outcome: Outcome, data: bytearray = data) -> memoryview:
+                data.extend(bytes(outcome.size))
+                return memoryview(data)
+
+            if member.id in self._mesh.linked():
+                try:
+                    get_block(member.host, member.port, self._mesh.credentials, request, room, lambda _: None)
+                    return memoryview(data).toreadonly()
+                except KosError as error:
+                    failures.append(error.message.rstrip("."))
+        raise nowhere(ref.id, failures)
+
+    def _here(self) -> tuple[Member, Path] | None:
+        """The node of this machine whose arena this process uses, the one under this task first; None: there is none."""
+        under = os.environ.get("KOS_NODE", "")
+        for name in sorted(self._mesh.file.nodes, key=lambda name: name != under):
             folder = self._mesh.home.arena(name)
             member = next((member for member in self._mesh.members if member.name == name), None)
             if member is not None and member.id in self._mesh.linked() and folder.is_dir():
                 return member, folder
-        raise UsageError(
-            "There is no node on this machine to put a block on.",
-            "Type 'kos up', or pass the value itself to the task.",
-        )
+        return None
 
-    def arena(self) -> Path:
-        return self._here()[1]
+
+def _mapped(arena: Path, ref: BlockRef) -> memoryview:
+    return memoryview(attached(arena).read(ref.id, ref.node))
 
 
 _owners: weakref.WeakSet[OwnBlocks] = weakref.WeakSet()
-
-
-def local_names(names: Iterable[str]) -> list[str]:
-    """The names of this machine's nodes, the one under this task first."""
-    under = os.environ.get("KOS_NODE", "")
-    return sorted(names, key=lambda name: name != under)
-
-
-def _arena_here() -> Path:
-    """The arena of the node that this code runs on, or of one on this machine."""
-    if here.arena is not None:
-        return here.arena
-    from kos_cluster.tasks.cluster import connect
-
-    return connect()._mesh.blocks.arena()

@@ -278,15 +278,14 @@ class Anything(RuleBasedStateMachine):
 
     @rule(block=NAMES, owner=OWNERS)
     def drop(self, block: str, owner: arena.Owner) -> None:
-        keepers = {name: owners for name, _, _, owners in self.arena.blocks()}.get(block, frozenset())
-        if owner in keepers and len(keepers) == 1:
+        if self.arena.keepers(block) == [owner]:
             self.pinned.discard(block)
         self.feed(arena.Drop((block,), owner))
 
     @rule(owner=OWNERS)
     def owner_ended(self, owner: arena.Owner) -> None:
-        for name, _, _, keepers in self.arena.blocks():
-            if keepers == {owner}:
+        for name in self.arena:
+            if self.arena.keepers(name) == [owner]:
                 self.pinned.discard(name)
         self.feed(arena.OwnerEnded(owner))
 
@@ -312,10 +311,10 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_left_that_nobody_needs(self) -> None:
-        for name, _, _, keepers in self.arena.blocks():
+        for name in self.arena:
             wanted = any(count > 0 for (block, _), count in self.asked.items() if block == name)
             busy = name in self.allocating or name in self.spilling
-            assert keepers or wanted or busy or self.holders(name)
+            assert self.arena.keepers(name) or wanted or busy or self.holders(name)
 
     @invariant()
     def who_waits_waits_for_memory_or_disk(self) -> None:

@@ -106,12 +106,24 @@ def test_a_block_lives_while_a_task_that_is_not_done_names_it(mesh: Mesh, tmp_pa
     wait_until_empty(mesh)
 
 
+def test_a_task_on_another_node_gets_the_block_there_once_and_it_goes_with_the_others(mesh: Mesh) -> None:
+    array = np.random.default_rng(1).random(2 * MIB)
+    ref = mesh.cluster.put(array)
+    other = next(name for name in mesh.cluster.memory() if name != ref.node_name)
+    futures = [mesh.cluster.submit(whereabouts, ref, on=other) for _ in range(4)]
+    assert {future.result(WAIT_S) for future in futures} == {(other, False, False, float(array.sum()))}
+    usage = mesh.cluster.memory()[other]
+    assert usage.blocks == 1 and array.nbytes < usage.used_bytes < 2 * array.nbytes
+    del ref
+    wait_until_empty(mesh)
+
+
 def test_what_is_dropped_is_gone_and_its_reader_is_told(mesh: Mesh) -> None:
     ref = mesh.cluster.put(np.zeros(100))
     stale = kos.BlockRef(ref.id, ref.size_bytes, ref.node, ref.node_name)
     del ref
     wait_until_empty(mesh)
-    with pytest.raises(errors.BlockLostError, match=r"has no block .* put it again"):
+    with pytest.raises(errors.BlockLostError, match=r"could not be got from any node: .* has no block .* Put it again"):
         stale.get()
     with pytest.raises(errors.BlockLostError):
         mesh.cluster.submit(len, stale, on=stale.node_name).result()
@@ -132,7 +144,22 @@ def test_what_cannot_be_put_says_why(mesh: Mesh) -> None:
         mesh.cluster.put(threading.Lock())
     with pytest.raises(errors.ArenaFullError, match=r"The arena of node node\d has no room: .* are wanted and"):
         mesh.cluster.put(np.zeros(min(u.limit_bytes for u in mesh.cluster.memory().values()) + MIB, dtype=np.uint8))
-    assert used(mesh) == 0
+    wait_until_empty(mesh)
+
+
+def test_a_client_on_a_machine_without_a_node_reads_over_the_network(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = mesh.cluster.put(np.arange(MIB))
+    monkeypatch.setattr(mesh.cluster._mesh.blocks, "_here", lambda: None)
+    back = ref.get()
+    assert np.array_equal(back, np.arange(MIB)) and not back.flags.writeable
+    assert mesh.cluster.memory()[ref.node_name].held_bytes == 0, "it has a copy of its own"
+    with pytest.raises(errors.UsageError, match="no node on this machine"):
+        mesh.cluster.put(1)
+    gone = kos.BlockRef("0" * 32, 1, ref.node, ref.node_name)
+    with pytest.raises(errors.BlockLostError, match="could not be got from any node"):
+        gone.get()
 
 
 def test_status_tells_of_each_node(mesh: Mesh, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "machine", ["swim", "loadgossip", "raft", "kademlia", "lookup", "buckets", "twophase", "replicated/locks"]
+    "machine", ["swim", "loadgossip", "raft", "kademlia", "lookup", "buckets", "twophase", "replicated/locks", "arena"]
 )
 def test_a_machine_opens_with_its_theory_rules_limits_and_table(machine: str) -> None:
     """A package does in its parts, each of which has the table of what it decides."""

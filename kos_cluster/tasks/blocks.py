@@ -244,7 +244,7 @@ class OwnBlocks:
         raise nowhere(ref.id, failures)
 
     def _here(self) -> tuple[Member, Path] | None:
-        """The node of this machine whose arena this process uses, the one under this task first; None: there is none."""
+        """The node of this machine whose arena this process uses, first the one under this task; None: none runs."""
         under = os.environ.get("KOS_NODE", "")
         for name in sorted(self._mesh.file.nodes, key=lambda name: name != under):
             folder = self._mesh.home.arena(name)

@@ -19,11 +19,12 @@ refusal ends the fetch. A transfer runs in a thread of its own, at most `FETCHES
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -226,27 +227,31 @@ class Fetching:
 
     def _receive(self, fetch: Fetch, member: Member, request: GetBlock) -> Outcome:
         """One transfer, in a thread of its own."""
-        with ExitStack() as opened:
+        begun: list[tuple[mmap.mmap, Receiving]] = []
 
-            def room(outcome: Outcome) -> memoryview:
-                creating = self._store.create(fetch.block, outcome.size, fetch.holder)
-                try:
-                    segment = asyncio.run_coroutine_threadsafe(creating, self._loop).result(ROOM_TIMEOUT_S)
-                except TimeoutError:
-                    late = f"A node's arena has made no room for {outcome.size:,} bytes in {ROOM_TIMEOUT_S:.0f} s."
-                    raise _NoRoomError(ArenaFullError(late, "See what it holds: 'kos mem status'.")) from None
-                except KosError as error:
-                    raise _NoRoomError(error) from None
-                fetch.keepers = outcome.keepers
-                fetch.receiving = Receiving(segment)
-                self._loop.call_soon_threadsafe(fetch.began.set)
-                return opened.enter_context(memoryview(opened.enter_context(segment.map(writable=True))))
+        def room(outcome: Outcome) -> memoryview:
+            creating = self._store.create(fetch.block, outcome.size, fetch.holder)
+            try:
+                segment = asyncio.run_coroutine_threadsafe(creating, self._loop).result(ROOM_TIMEOUT_S)
+            except TimeoutError:
+                late = f"A node's arena has made no room for {outcome.size:,} bytes in {ROOM_TIMEOUT_S:.0f} s."
+                raise _NoRoomError(ArenaFullError(late, "See what it holds: 'kos mem status'.")) from None
+            except KosError as error:
+                raise _NoRoomError(error) from None
+            fetch.keepers = outcome.keepers
+            fetch.receiving = Receiving(segment)
+            self._loop.call_soon_threadsafe(fetch.began.set)
+            mapping = segment.map(writable=True)
+            begun.append((mapping, fetch.receiving))
+            return memoryview(mapping)
 
-            def came(count_bytes: int) -> None:
-                assert fetch.receiving is not None
-                fetch.receiving.came(count_bytes)
+        def came(count_bytes: int) -> None:
+            begun[0][1].came(count_bytes)
 
-            return get_block(member.host, member.port, self._credentials(), request, room, came)
+        outcome = get_block(member.host, member.port, self._credentials(), request, room, came)
+        for mapping, _ in begun:  # after a failure its views live on in the traceback, and the mapping with them
+            mapping.close()
+        return outcome
 
     def _in_thread(self, work: Callable[[], Outcome]) -> asyncio.Future[Outcome]:
         """Run something that may be stuck until a peer is given up; the process can end meanwhile."""

@@ -430,13 +430,14 @@ def test_odd_messages_of_a_certified_peer_change_nothing(mesh: Mesh, unharmed: N
 # ---- the files
 
 
-def test_nothing_of_a_node_can_be_connected_to_by_path(mesh: Mesh):
-    """Workers have inherited socket pairs: there is no address for others to find."""
+def test_what_can_be_connected_to_by_path_lies_beneath_a_private_folder(mesh: Mesh):
+    """Workers have inherited socket pairs: of all the sockets only the arena's has a path, that others cannot enter."""
     mesh.cluster.submit(abs, -1).result()
-    assert not [path for path in mesh.home.path.rglob("*") if path.is_socket()]
-    assert str(mesh.home.path) not in Path("/proc/net/unix").read_text()
+    runs = mesh.home.path / "clusters/local/run"
+    sockets = {path for path in mesh.home.path.rglob("*") if path.is_socket()}
+    assert sockets == {runs / node / "arena/socket" for node in control_ports(mesh)}
     for node in control_ports(mesh):
-        run = mesh.home.path / "clusters/local/run" / node
+        run = runs / node
         assert stat.S_IMODE(run.stat().st_mode) == 0o700
         assert stat.S_IMODE((run / "spool").stat().st_mode) == 0o700
 

@@ -41,6 +41,7 @@ MODULES = {
     "doctoring": ("doctor",),
     "looking": ("status", "nodes"),
     "running": ("exec", "run"),
+    "dryrunning": ("dry_run",),
     "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "why", "story"),
     "top": ("top", "monitor"),

@@ -7,7 +7,10 @@ import os
 import sys
 import time
 
+import msgspec
+
 from kos_cluster.cli.console import Console
+from kos_cluster.core.capacity import Declared
 from kos_cluster.errors import NotInClusterError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import daemons, embedded, sweeping
@@ -16,13 +19,14 @@ from kos_cluster.services import daemons, embedded, sweeping
 def up_(parsed: argparse.Namespace, console: Console) -> int:
     """Start the embedded cluster, or this machine's nodes of the one it is in."""
     home, began = Home(), time.perf_counter()
+    told = declared(parsed) if parsed.label or parsed.resource else None
     cluster = _selected(home, parsed.cluster)
     with daemons.changing(home):
         local = cluster.name == EMBEDDED_NAME
         if local:
-            result = embedded.up(home, parsed.count, parsed.profile)
+            result = embedded.up(home, parsed.count, parsed.profile, told)
         else:
-            result = _joined_up(cluster, parsed.count, parsed.profile)
+            result = _joined_up(cluster, parsed.count, parsed.profile, told)
         if len(home.clusters()) == 1:
             home.set_current(cluster.name)
     console.answer(_told(result, time.perf_counter() - began))
@@ -75,8 +79,16 @@ def _selected(home: Home, name: str | None) -> ClusterHome:
         return ClusterHome(home, EMBEDDED_NAME)
 
 
-def _joined_up(cluster: ClusterHome, count: int | None, profile: str | None) -> embedded.Up:
-    """Start this machine's nodes of a cluster that was created or joined."""
+def declared(parsed: argparse.Namespace) -> Declared:
+    """The labels and resources that a node is to have. Raises UsageError when they are too many to be gossiped."""
+    told = Declared(dict(parsed.label), dict(parsed.resource))
+    if told.fault:
+        raise UsageError(f"{told.fault[:1].upper()}{told.fault[1:]}.", "Declare fewer, or use shorter names.")
+    return told
+
+
+def _joined_up(cluster: ClusterHome, count: int | None, profile: str | None, told: Declared | None) -> embedded.Up:
+    """Start this machine's nodes of a cluster that was created or joined; `told`: with these labels from now on."""
     nodes = cluster.read().nodes
     if count is not None:
         raise UsageError(
@@ -93,6 +105,11 @@ def _joined_up(cluster: ClusterHome, count: int | None, profile: str | None) -> 
             f"This machine only submits to cluster {cluster.name!r} and runs no node of it.",
             "Type 'kos --cluster local up' for a cluster on this machine.",
         )
+    for node in nodes if told is not None else ():
+        start = daemons.read_start(cluster, node)
+        if sweeping.alive(cluster, node) and start.declared != told:
+            raise UsageError(f"Node {node} is up without these labels and resources.", "Type 'kos down' first.")
+        daemons.write_start(cluster, node, msgspec.structs.replace(start, declared=told))
     return embedded.Up(cluster, nodes, daemons.resume(cluster))
 
 

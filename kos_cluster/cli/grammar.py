@@ -15,7 +15,17 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kos_cluster import __version__
-from kos_cluster.cli.quantities import address, count, count_or_zero, duration, memory, variable
+from kos_cluster.cli.quantities import (
+    address,
+    count,
+    count_or_zero,
+    duration,
+    label,
+    memory,
+    node_label,
+    resource,
+    variable,
+)
 from kos_cluster.errors import UsageError
 
 TOKEN_TTL_LIMIT_S = 24 * 3600.0
@@ -95,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_local(commands)
     _add_cluster_commands(_Commands(commands.add("cluster", "form, join and look at a cluster, and run on it")))
     _add_run(commands)
+    _add_dry_run(commands)
     _add_looking(commands)
     _add_work(commands)
     _add_watching(commands)
@@ -135,6 +146,7 @@ def _add_local(commands: _Commands) -> None:
     up = commands.add("up", "start a cluster on this machine, or this machine's part of one that it is in", "up")
     up.add_argument("-n", dest="count", type=count, metavar="N", help="how many nodes (default: one a core, at most 4)")
     _add_profile(up, None)
+    _add_declared(up)
     commands.add("down", "stop this machine's nodes and leave nothing of them behind", "down")
     node = commands.add("node", "run this machine's node in the foreground, for a service manager", "node")
     node.add_argument("--name", metavar="NODE", help="which one, when this machine has several")
@@ -158,6 +170,7 @@ def _add_cluster_commands(commands: _Commands) -> None:
     _add_care(commands)
     _add_looking(commands)
     execute = commands.add("exec", "run a shell command on one node", "exec")
+    _add_needs(execute)
     execute.add_argument("node", metavar="NODE", help="the node's name")
     execute.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command")
     _add_run(commands)
@@ -200,6 +213,26 @@ def _add_register(commands: _Commands) -> None:
 def _add_placement(parser: Parser) -> None:
     parser.add_argument("--listen", metavar="HOST[:PORT]", type=address, help="where to listen (default: 0.0.0.0:7567)")
     parser.add_argument("--name", dest="node", metavar="NODE", help="this node's name (default: the host's)")
+    _add_declared(parser)
+
+
+def _add_declared(parser: Parser) -> None:
+    parser.add_argument(
+        "--label",
+        type=node_label,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a label that tasks can ask for, for example zone=a; may be repeated",
+    )
+    parser.add_argument(
+        "--resource",
+        type=resource,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="N of something that tasks can take, for example licence=2; may be repeated",
+    )
 
 
 def _add_profile(parser: Parser, default: str | None) -> None:
@@ -218,9 +251,8 @@ def _add_run(commands: _Commands) -> None:
     run.add_argument(
         "--detach", action="store_true", help="print its id and return: it goes on without this machine ('kos attach')"
     )
-    run.add_argument("--on", default="", metavar="NODE", help="run on this node")
-    run.add_argument("--cpus", type=count, default=1, metavar="C", help="cores that it needs (default: 1)")
-    run.add_argument("--memory", type=memory, default=0, metavar="M", help="memory that it needs, for example 8G")
+    _add_needs(run)
+    _add_affinities(run)
     run.add_argument("--timeout", type=duration, metavar="TIME", help="stop it after this time, for example 15m")
     run.add_argument("--retries", type=count_or_zero, metavar="N", help="run it again after a lost node or worker")
     run.add_argument(
@@ -238,6 +270,47 @@ def _add_run(commands: _Commands) -> None:
     run.add_argument(
         "argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command, or [python] script.py args"
     )
+
+
+def _add_dry_run(commands: _Commands) -> None:
+    dry = commands.add("dry-run", "tell where 'kos run' with these options would go, and why; run nothing", "dry_run")
+    dry.add_argument("--distribute", action="store_true", help="as for kos run: what the script imports counts too")
+    _add_needs(dry)
+    _add_affinities(dry)
+    _add_json(dry)
+    dry.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="what would be run, if anything")
+
+
+def _add_needs(parser: Parser) -> None:
+    parser.add_argument("--cpus", type=count, default=1, metavar="C", help="cores that it needs (default: 1)")
+    parser.add_argument("--memory", type=memory, default=0, metavar="M", help="memory that it needs, for example 8G")
+    parser.add_argument("--gpus", type=count_or_zero, default=0, metavar="G", help="GPUs that it needs")
+    parser.add_argument(
+        "--resource",
+        type=resource,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="what it takes of a resource that nodes declare, for example licence=1; may be repeated",
+    )
+
+
+def _add_affinities(parser: Parser) -> None:
+    parser.add_argument("--on", default="", metavar="NODE", help="run on this node")
+    many: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument(
+        "--label",
+        type=label,
+        **many,
+        metavar="LABEL",
+        help="a label of its node: zone=a; or zone!=a to be away from it",
+    )
+    parser.add_argument("--away-from", **many, metavar="NODE", help="not on this node; may be repeated")
+    parser.add_argument("--near", **many, metavar="JOB", help="where there is room, on nodes with tasks of this job")
+    parser.add_argument("--apart", **many, metavar="JOB", help="never on a node with tasks of this job")
+    layout = parser.add_mutually_exclusive_group()
+    layout.add_argument("--spread", action="store_true", help="over as many nodes as there are")
+    layout.add_argument("--pack", action="store_true", help="on as few nodes as will do")
 
 
 def _add_work(commands: _Commands) -> None:
@@ -352,6 +425,10 @@ def _add_sim(commands: _Commands) -> None:
         default=4.0,
         metavar="H",
         help="with --membership: virtual hours in which nodes stall, of each profile (default: 4)",
+    )
+    sim.add_argument("--workload", action="store_true", help="measure what placing tasks costs, on 10 to 1,000 nodes")
+    sim.add_argument(
+        "--tasks", type=count, default=1_000_000, metavar="N", help="with --workload: how many (default: 1000000)"
     )
 
 

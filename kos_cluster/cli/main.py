@@ -42,6 +42,7 @@ MODULES = {
     "looking": ("status", "nodes"),
     "memory": ("mem_status",),
     "running": ("exec", "run"),
+    "dryrunning": ("dry_run",),
     "attaching": ("attach",),
     "work": ("ps", "cancel", "logs", "why", "story"),
     "top": ("top", "monitor"),

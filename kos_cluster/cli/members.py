@@ -12,6 +12,7 @@ import sys
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
+from kos_cluster.cli.forming import declared
 from kos_cluster.cli.grammar import TOKEN_TTL_LIMIT_S
 from kos_cluster.cli.tables import ago
 from kos_cluster.errors import UnreachableError, UsageError
@@ -27,7 +28,7 @@ def create_(parsed: argparse.Namespace, console: Console) -> int:
     """Found a cluster on this machine."""
     home = Home()
     with daemons.changing(home):
-        start = membership.create(home, parsed.name, parsed.listen, parsed.node, parsed.profile)
+        start = membership.create(home, parsed.name, parsed.listen, parsed.node, parsed.profile, declared(parsed))
     token = kos.connect(parsed.name).mint_token("node", TOKEN_TTL_LIMIT_S)
     console.note(f"Cluster {parsed.name!r} is founded; this machine is its first node. On the next machine type:")
     console.answer(f"kos cluster join {parsed.name} {_reached(start)} --token {token}")
@@ -55,7 +56,7 @@ def join_(parsed: argparse.Namespace, console: Console) -> int:
     token = JoinToken.parse(_token(parsed.token))
     hosts = _hosts(parsed.name, parsed.host, token)
     with daemons.changing(home):
-        joined = membership.join(home, parsed.name, hosts, token, parsed.listen, parsed.node)
+        joined = membership.join(home, parsed.name, hosts, token, parsed.listen, parsed.node, declared(parsed))
     for warning in joined.warnings:
         console.note(f"kos: {warning}")
     if joined.start is None:

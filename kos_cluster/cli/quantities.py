@@ -28,6 +28,35 @@ def memory(text: str) -> int:
     return size_bytes(text)
 
 
+def label(text: str) -> str:
+    """A label that a task asks for, "zone=a", or is to be away from, "zone!=a". Raises UsageError."""
+    from kos_cluster.tasks.options import label_term  # as above
+
+    label_term(text)
+    return text
+
+
+def node_label(text: str) -> tuple[str, str]:
+    """Name and value of a label that a node has, "zone=a"."""
+    from kos_cluster.core.capacity import NAME  # as above
+
+    name, equals, value = text.partition("=")
+    if not equals or not NAME.fullmatch(name) or not NAME.fullmatch(value):
+        raise ArgumentTypeError(f"{text!r} is not a label of a node; write for example zone=a")
+    return name, value
+
+
+def resource(text: str) -> tuple[str, int]:
+    """Name and number of a named resource, "licence=2" or "licence" for one."""
+    from kos_cluster.core.capacity import AMOUNT_LIMIT, NAME  # as above
+
+    name, equals, number = text.partition("=")
+    amount = count(number) if equals else 1
+    if not NAME.fullmatch(name) or amount > AMOUNT_LIMIT:
+        raise ArgumentTypeError(f"{text!r} is not a resource; write for example licence=2")
+    return name, amount
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:

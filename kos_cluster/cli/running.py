@@ -36,7 +36,8 @@ def exec_(parsed: argparse.Namespace, console: Console) -> int:
     command = parsed.argv[0] if len(parsed.argv) == 1 else parsed.argv
     cluster = kos.connect(parsed.cluster)
     _check_node(cluster, parsed.node)
-    return _streamed(console, lambda sink: launching.run_command(cluster, command, on=parsed.node, sink=sink))
+    options = needs_of(parsed) | {"on": parsed.node}
+    return _streamed(console, lambda sink: launching.run_command(cluster, command, sink=sink, **options))
 
 
 def run_(parsed: argparse.Namespace, console: Console) -> int:
@@ -48,8 +49,8 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
 
     cluster = kos.connect(parsed.cluster)
     _check_node(cluster, parsed.on)
-    options: dict[str, Any] = {name: getattr(parsed, name) for name in ("on", "cpus", "memory", "timeout")}
-    options |= {"retries": parsed.retries or 0, "env": env}  # by default it runs once, since its output would repeat
+    # By default it runs once, since its output would repeat.
+    options = placing(parsed) | {"timeout": parsed.timeout, "retries": parsed.retries or 0, "env": env}
     if parsed.detach:
         return _detached(cluster, parsed, console, options)
 
@@ -58,7 +59,7 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
             return launching.run_command(cluster, parsed.argv, sink=sink, **options)
         options["report"] = lambda sentence: console.note(f"kos: {sentence}")
         return launching.run_script(
-            cluster, parsed.argv, _folder(), redirect=not parsed.no_redirect, sink=sink, **options
+            cluster, parsed.argv, folder(), redirect=not parsed.no_redirect, sink=sink, **options
         )
 
     return _streamed(console, work)
@@ -73,12 +74,28 @@ def _detached(cluster: Cluster, parsed: argparse.Namespace, console: Console, op
     options |= {"retries": PLAIN.retries if parsed.retries is None else parsed.retries}
     if parsed.distribute:
         options |= {"redirect": not parsed.no_redirect, "report": lambda sentence: console.note(f"kos: {sentence}")}
-        job = cluster.detach_program(launching.script_program(parsed.argv, _folder(), **options), Kind.SCRIPT)
+        job = cluster.detach_program(launching.script_program(parsed.argv, folder(), **options), Kind.SCRIPT)
     else:
         job = cluster.detach_program(launching.command_program(parsed.argv, **options), Kind.COMMAND)
     console.answer(job.id)
     console.note(f"kos: it goes on without this machine; 'kos attach {job.id}' shows it from any.")
     return 0
+
+
+def needs_of(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What a task takes of its node, as options of `Cluster.submit`."""
+    return {
+        "cpus": parsed.cpus,
+        "memory": parsed.memory,
+        "gpus": parsed.gpus,
+        "resources": dict(parsed.resource),
+    }
+
+
+def placing(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What a task takes of its node and where it is to be, as options of `Cluster.submit`."""
+    names = ("on", "away_from", "spread", "pack", "near", "apart")
+    return needs_of(parsed) | {"labels": parsed.label} | {name: getattr(parsed, name) for name in names}
 
 
 def environment(variables: Sequence[tuple[str, str | None]]) -> dict[str, str]:
@@ -138,7 +155,7 @@ def _streamed(console: Console, work: Callable[[TerminalSink], int]) -> int:
         sink.close()
 
 
-def _folder() -> Path:
+def folder() -> Path:
     """The folder that a script is sent with. Raises UsageError when it has been deleted."""
     try:
         return Path.cwd()

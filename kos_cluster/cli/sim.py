@@ -1,7 +1,7 @@
 """`kos sim`: run the machines of the control plane in a simulated cluster that fails.
 
-Exit codes: 0 when every invariant held (with `--mutants`: every defect was caught; with `--membership`: every aim was
-reached), `EXIT_VIOLATION` when not.
+Exit codes: 0 when every invariant held (with `--mutants`: every defect was caught; with `--membership` or `--workload`:
+every aim was reached), `EXIT_VIOLATION` when not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAILURES_SHOWN = 10
 
 
 def sim_(parsed: argparse.Namespace, console: Console) -> int:
-    """Run one seed and tell its story, or many and sum them up, or the mutants, or measure membership."""
+    """Run one seed and tell its story, or many and sum them up, or the mutants, or measure membership or placement."""
     if parsed.trace and (parsed.mutants or parsed.seeds > 1):
         raise UsageError("A trace is of one seed.", "Leave out --trace, or --seeds and --mutants.")
     if parsed.mutants:
@@ -33,6 +33,10 @@ def sim_(parsed: argparse.Namespace, console: Console) -> int:
         from kos_cluster.cli.simmembership import show
 
         return 0 if show(seed, parsed.stall_hours, console) else EXIT_VIOLATION
+    if parsed.workload:
+        from kos_cluster.cli.simworkload import show as show_workload
+
+        return 0 if show_workload(seed, parsed.tasks, console) else EXIT_VIOLATION
     options = Options(parsed.nodes, parsed.seconds)
     if parsed.faults is not None:
         options = Options(parsed.nodes, parsed.seconds, parsed.faults)

@@ -78,13 +78,26 @@ class JobRow:
     cancelled: int = 0
     reruns: int = 0  # tasks that were sent again because an attempt was lost
     nodes: set[str] = field(default_factory=set)  # where any of it ever ran
+    at: dict[str, int] = field(default_factory=dict)  # id of a node -> batches of it there now
     last_node: str = ""  # id of the node that took the newest batch
+    held_since_s: float | None = None  # it waits for the node of its inputs
     in_turn: bool = False  # stands among the jobs with waiting tasks
-    stuck: tuple[str, ...] = ()  # why nothing could be placed, at the last try
 
     @property
     def idle(self) -> bool:
         return self.waiting == 0 and self.sent == 0
+
+    def sent_to(self, node: str) -> None:
+        """One more of its batches is at this node."""
+        self.last_node = node
+        self.nodes.add(node)
+        self.at[node] = self.at.get(node, 0) + 1
+
+    def gone_from(self, node: str) -> None:
+        """One batch fewer is there."""
+        self.at[node] -= 1
+        if not self.at[node]:
+            del self.at[node]
 
     def add(self, count: int, size_bytes: int) -> None:
         """Append `count` waiting tasks."""

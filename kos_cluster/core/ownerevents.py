@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from kos_cluster.core.placement import Inputs
 from kos_cluster.core.records import AttemptEnd, Cause, Load, Member, Needs, Runs
 
 # ---- events
@@ -24,6 +25,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     single: bool = False  # one task a batch (a time limit or a fresh worker each)
     max_parallel: int = 0  # batches at nodes at once, so tasks running at once; 0: no cap
     parent: str = ""
+    inputs: Inputs | None = None  # what its tasks read
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -67,6 +69,12 @@ class NodeDrained(msgspec.Struct, frozen=True):
 
     id: str
     drained: bool
+
+
+class JobsElsewhere(msgspec.Struct, frozen=True):
+    """The ids of the nodes where jobs of other owners are, by the job's id or name."""
+
+    nodes: Mapping[str, frozenset[str]]
 
 
 class NodeDown(msgspec.Struct, frozen=True):
@@ -182,6 +190,7 @@ Event = (
     | NodeUp
     | NodeLoad
     | NodeDrained
+    | JobsElsewhere
     | NodeDown
     | StartedRunning
     | Outcomes

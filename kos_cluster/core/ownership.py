@@ -26,8 +26,9 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from kos_cluster.core import placement
+from kos_cluster.core import reasons
 from kos_cluster.core.jobrows import DONE, FAILED, SENT, STATES, WAITING, BatchRow, JobRow, holds
+from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.ownerevents import (
     Added,
     AttemptOver,
@@ -42,6 +43,7 @@ from kos_cluster.core.ownerevents import (
     Event,
     GiveUp,
     JobIdle,
+    JobsElsewhere,
     JobSpec,
     NodeDown,
     NodeDrained,
@@ -51,7 +53,7 @@ from kos_cluster.core.ownerevents import (
     Outcomes,
     StartedRunning,
 )
-from kos_cluster.core.placement import Candidate
+from kos_cluster.core.placement import Candidate, Leaning, Placement
 from kos_cluster.core.records import (
     Attempt,
     AttemptEnd,
@@ -65,6 +67,7 @@ from kos_cluster.core.records import (
     indices_of,
     runs_of,
 )
+from kos_cluster.core.relations import Relations
 
 __all__ = [
     "Added",
@@ -81,6 +84,7 @@ __all__ = [
     "GiveUp",
     "JobIdle",
     "JobSpec",
+    "JobsElsewhere",
     "NodeDown",
     "NodeDrained",
     "NodeLoad",
@@ -93,11 +97,12 @@ __all__ = [
 
 REFUSED_PAUSE_S = 0.05  # first pause after a refusal; doubles up to
 REFUSED_PAUSE_MOST_S = 1.0
-MEMORY_RETRIES = 1  # times a task is tried again after the kernel ended it for memory
+MEMORY_RETRIES = 1  # times a task is tried again after it was ended for memory
 
 _END_OF_CAUSE = {
     Cause.WORKER_DIED: AttemptEnd.WORKER_LOST,
     Cause.OUT_OF_MEMORY: AttemptEnd.OUT_OF_MEMORY,
+    Cause.MEMORY_LIMIT: AttemptEnd.MEMORY_LIMIT,
     Cause.CANCELLED: AttemptEnd.CANCELLED,
     Cause.TIMEOUT: AttemptEnd.TIMEOUT,
     Cause.STOPPING: AttemptEnd.NODE_LOST,
@@ -119,10 +124,11 @@ class Ownership:
     """The machine. One instance per client process; `rng` decides ties in placement."""
 
     def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
         self._jobs: dict[str, JobRow] = {}
         self._ready: deque[JobRow] = deque()  # jobs with waiting tasks, in turn
         self._nodes: dict[str, _Node] = {}
+        self._index = NodeIndex(rng)  # of those that are up
+        self._relations = Relations()
         self._batches: dict[int, BatchRow] = {}
         self._next_batch = 1
 
@@ -132,14 +138,16 @@ class Ownership:
         match event:
             case Outcomes():
                 self._outcomes(event, now, effects)
-            case Added(job, count, size_bytes, settled):
-                self._jobs[job].add(count, size_bytes)
-                self._queue(self._jobs[job])
+            case Added(id_, count, size_bytes, settled):
+                job = self._jobs[id_]
+                job.add(count, size_bytes)
+                self._queue(job)
                 if settled:
-                    self._jobs[job].skip(settled)
-                    self._idle_check(self._jobs[job], effects)
+                    job.skip(settled)
+                    self._idle_check(job, effects)
             case Opened(spec):
-                self._jobs[spec.job] = JobRow(spec, now)
+                job = self._jobs[spec.job] = JobRow(spec, now)
+                self._relations.opened(job)
             case StartedRunning(batch):
                 self._started(batch, now)
             case BatchLost():
@@ -150,15 +158,18 @@ class Ownership:
                 self._node_up(event)
             case NodeLoad(id_, load):
                 if id_ in self._nodes:
-                    view = self._nodes[id_].view
-                    view.busy, view.memory_available_bytes = load.running + load.queued, load.memory_available_bytes
+                    self._nodes[id_].view.loaded(load)
+                    self._index.changed(id_)
             case NodeDrained(id_, drained):
                 if id_ in self._nodes:
                     self._nodes[id_].view.drained = drained
+                    self._index.changed(id_)
+            case JobsElsewhere(nodes):
+                self._relations.elsewhere(nodes)
             case NodeDown(id_, cause):
                 self._node_down(id_, cause, now, effects)
-            case Cancelled(job, index):
-                self._cancel(job, index, now, effects)
+            case Cancelled(id_, index):
+                self._cancel(id_, index, now, effects)
         if self._ready:
             self._dispatch(now, effects)
         return effects
@@ -228,47 +239,46 @@ class Ownership:
             state = TaskState.RUNNING
         return Story(f"{job.spec.job}.{index}", job.spec.name, state, tuple(attempts))
 
-    def why(self, job_id: str) -> tuple[str, ...]:
-        """Why the job's waiting tasks wait: each node's reason, or nothing when none waits."""
-        job = self._jobs.get(job_id)
-        return job.stuck if job and job.waiting else ()
-
-    def standing(self, job_id: str, now: float) -> tuple[Needs, dict[str, str]] | None:
-        """What the job's tasks need, and what each node would do with one now; None for a job that is not known."""
+    def standing(self, job_id: str, now: float) -> tuple[Needs, tuple[str, ...]] | None:
+        """What the job's tasks need, and why the waiting ones wait, or where the next would go; None when not known."""
         job = self._jobs.get(job_id)
         if job is None:
             return None
-        needs = job.spec.needs
-        views = {node.view.name: node for node in self._nodes.values()}
-        return needs, {
-            name: placement.standing(needs, node.view, now) if node.up else "it is lost"
-            for name, node in sorted(views.items())
-        }
+        if self._capped(job):
+            return job.spec.needs, (f"its cap of {job.spec.max_parallel} at once is reached",)
+        lost = tuple(f"{node.view.name}: it is lost" for node in self._nodes.values() if not node.up)
+        leaning, short = self._relations.leaning(job, now), job.durations.short
+        placed = self._index.place(job.spec.needs, now, prefetch=short, leaning=leaning)
+        return job.spec.needs, (*placed.reasons, *lost)
+
+    def would_go(self, needs: Needs, now: float) -> tuple[Placement, dict[str, str]]:
+        """Where a task of such needs would go now, and what would come of it on each node, by name."""
+        related = self._relations
+        leaning = Leaning(layout=needs.layout, near=related.near(needs), apart=related.apart(needs))
+        nodes = sorted(self._index, key=lambda node: node.name)
+        standing = {node.name: reasons.standing(needs, node, now, leaning) for node in nodes}
+        return self._index.place(needs, now, leaning=leaning), standing
 
     def impossible(self, needs: Needs) -> tuple[str, ...]:
-        """Each node's reason why it can never run such a task; empty when one can, or when no node is known."""
-        reasons = []
-        for node in self._nodes.values():
-            if not node.up:
-                continue
-            never = placement.why_never(needs, node.view)
-            if not never:
-                return ()
-            reasons.append(f"{node.view.name}: {never}")
-        return tuple(reasons)
+        """Why no node can ever run such a task; empty when one can, or when no node is known."""
+        return reasons.why_none_ever(needs, self._index)
 
-    def place(self, needs: Needs, now: float) -> placement.Placement:
+    def unknown_jobs(self, names: Collection[str]) -> list[str]:
+        """Those of these ids or names that no job is called by, as far as is known."""
+        return [name for name in names if not self._relations.knows(name)]
+
+    def place(self, needs: Needs, now: float) -> Placement:
         """Where a task goes that another owner is to submit there; where it need not wait, if there is such a node."""
-        views = [node.view for node in self._nodes.values() if node.up]
-        free = [view for view in views if placement.node_free(view) >= needs.cpus]
-        placed = placement.place(needs, free, self._rng, prefetch=False, now=now)
-        return placed if placed.node else placement.place(needs, views, self._rng, prefetch=False, now=now)
+        busy = frozenset(view.id for view in self._index if view.slots_free < needs.cpus)
+        placed = self._index.place(needs, now, leaning=Leaning(apart=busy), told=False)
+        return placed if placed.node else self._index.place(needs, now)
 
     def forget(self, job_id: str) -> None:
         """Drop a job whose tasks are all final; its story can no longer be told."""
         job = self._jobs.get(job_id)
         if job is not None and job.idle:
             del self._jobs[job_id]
+            self._relations.forgotten(job)
 
     # ---- outcomes and losses
 
@@ -310,7 +320,7 @@ class Ownership:
         ran, untouched = batch.owes(event.ran), batch.owes(event.untouched)
         end = _END_OF_CAUSE[event.cause]
         if event.cause is Cause.STOPPING:
-            self._nodes[batch.node].up = False  # what it gives back must not go there again
+            self._close(self._nodes[batch.node])  # what it gives back must not go there again
         batch.ended_as(untouched, AttemptEnd.RETURNED)
         batch.ended_as(ran, end)
         self._end(batch, event.detail, now)
@@ -341,7 +351,7 @@ class Ownership:
     def _may_retry(self, job: JobRow, index: int, attempt: int, end: AttemptEnd) -> bool:
         if end in (AttemptEnd.TIMEOUT, AttemptEnd.FAILED) or attempt > job.spec.retries:
             return False
-        if end is AttemptEnd.OUT_OF_MEMORY:
+        if end in (AttemptEnd.OUT_OF_MEMORY, AttemptEnd.MEMORY_LIMIT):
             lost = job.lost_to_memory.get(index, 0) + 1
             job.lost_to_memory[index] = lost
             return lost <= MEMORY_RETRIES
@@ -352,7 +362,8 @@ class Ownership:
         if batch is None:
             return
         node = self._nodes[batch.node]
-        node.up = node.up and not stopping
+        if stopping:
+            self._close(node)
         node.view.refused_until_s = now + node.pause_s
         node.pause_s = min(node.pause_s * 2, REFUSED_PAUSE_MOST_S)
         self._give_back(batch, now)
@@ -375,7 +386,9 @@ class Ownership:
         node = self._nodes[batch.node]
         if batch.number in node.batches:
             node.batches.discard(batch.number)
-            node.view.in_flight -= batch.job.spec.needs.cpus
+            node.view.hold(batch.job.spec.needs, -1)
+            batch.job.gone_from(batch.node)
+            self._index.changed(batch.node)
 
     def _idle_check(self, job: JobRow, effects: list[Effect]) -> None:
         if job.idle:
@@ -393,13 +406,19 @@ class Ownership:
         view = node.view
         view.name, view.slots, view.memory_bytes = member.name, member.slots, member.memory_bytes
         view.packages, view.unreadable, view.refused_until_s = event.packages, event.unreadable, 0.0
-        view.drained = member.drained
+        view.drained, view.labels, view.gpus, view.resources = (
+            member.drained,
+            member.labels,
+            member.gpus,
+            member.resources,
+        )
+        self._index.put(view)
 
     def _node_down(self, id_: str, cause: str, now: float, effects: list[Effect]) -> None:
         node = self._nodes.get(id_)
         if node is None:
             return
-        node.up = False
+        self._close(node)
         for number in sorted(node.batches):
             batch = self._batches[number]
             left = batch.owes(batch.runs)
@@ -407,6 +426,11 @@ class Ownership:
             self._end(batch, cause, now)
             self._try_again(batch, left, AttemptEnd.NODE_LOST, cause, effects)
             self._idle_check(batch.job, effects)
+
+    def _close(self, node: _Node) -> None:
+        """Send it nothing more until it is up again."""
+        node.up = False
+        self._index.remove(node.view.id)
 
     # ---- cancelling
 
@@ -467,34 +491,38 @@ class Ownership:
         self._ready.extend(blocked)
 
     def _place_one(self, job: JobRow, now: float) -> Dispatch | None:
-        spec = job.spec
-        if spec.max_parallel and len(job.batches) >= spec.max_parallel:
-            job.stuck = (f"its cap of {spec.max_parallel} at once is reached",)
+        if self._capped(job):
             return None
-        views = [node.view for node in self._nodes.values() if node.up]
-        placed = placement.place(
-            spec.needs, views, self._rng, prefetch=job.durations.short, now=now, last=job.last_node
+        placed = self._index.place(
+            job.spec.needs,
+            now,
+            prefetch=job.durations.short,
+            leaning=self._relations.leaning(job, now),
+            told=False,
         )
-        job.stuck = placed.reasons if placed.node is None else ()
         if placed.node is None:
+            job.held_since_s = (now if job.held_since_s is None else job.held_since_s) if placed.held else None
             return None
+        job.held_since_s = None
         return self._send(job, self._nodes[placed.node], now)
 
+    def _capped(self, job: JobRow) -> bool:
+        return 0 < job.spec.max_parallel <= len(job.batches)
+
     def _send(self, job: JobRow, node: _Node, now: float) -> Dispatch:
-        spec = job.spec
-        slots = sum(other.view.slots for other in self._nodes.values() if other.up)
+        spec, view = job.spec, node.view
         each_bytes = job.size_bytes // max(1, len(job.state))
-        size = 1 if spec.single else job.durations.batch_size(job.waiting, slots, each_bytes)
+        size = 1 if spec.single else job.durations.batch_size(job.waiting, self._index.slots, each_bytes)
         runs, attempt = job.take(size)
         number, self._next_batch = self._next_batch, self._next_batch + 1
-        batch = BatchRow(number, job, node.view.id, runs, set(indices_of(runs)), attempt, now)
+        batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now)
         self._batches[number] = job.batches[number] = batch
         node.batches.add(number)
-        node.view.in_flight += spec.needs.cpus
-        node.pause_s = REFUSED_PAUSE_S if now >= node.view.refused_until_s + REFUSED_PAUSE_MOST_S else node.pause_s
-        job.last_node = node.view.id
-        job.nodes.add(job.last_node)
-        return Dispatch(number, node.view.id, spec.job, runs, attempt)
+        view.hold(spec.needs)
+        self._index.changed(view.id)
+        node.pause_s = REFUSED_PAUSE_S if now >= view.refused_until_s + REFUSED_PAUSE_MOST_S else node.pause_s
+        job.sent_to(view.id)
+        return Dispatch(number, view.id, spec.job, runs, attempt)
 
     def _name(self, node: str) -> str:
         known = self._nodes.get(node)

@@ -4,6 +4,8 @@ Theory of operation. Batches wait in one line per (user, job); the lines take tu
 does not starve another's single one. A batch leaves its line when slots are free and goes to an idle worker that is
 set up for its environment, to a blank one, or to a new one. A task that waits for other tasks lends its slots
 meanwhile, so that tasks may submit tasks without deadlock; when it goes on, the node is over its slots for a while.
+Memory, GPUs and named resources are accounted beside the slots (`capacity`). A worker that was given GPUs serves no
+other batch, and they are free again when its process has ended: it is the process that holds a GPU's memory.
 
     batch     event                      next
     -         Arrived, parts missing     held
@@ -13,6 +15,9 @@ meanwhile, so that tasks may submit tasks without deadlock; when it goes on, the
     running   WorkerExited               gone, the owner is told (Lose)
     queued    Cancel, OwnerGone          gone
     running   Cancel, OwnerGone, late    stopping: interrupted, killed `GRACE_S` later
+    running   OverMemory                 stopping: killed at once
+    -         Arrived, while pressed     refused
+    queued    Pressed                    refused, for its owner to place elsewhere
 
 Rules: workers are numbered by this machine; the runtime forks and ends them as told. A worker keeps one environment for
 life. Limits are named below; what is over them is refused, never dropped.
@@ -21,16 +26,19 @@ life. Limits are named below; what is over them is refused, never dropped.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
+from kos_cluster.core.capacity import SLOTS_ALONE, Account, Capacity, Demand, fault_of
 from kos_cluster.core.records import Cause
 
 QUEUE_LIMIT = 4096  # batches held, queued and running on one node
 OWNER_LIMIT = 256  # of them of one owner
 WORKERS_LIMIT = 128  # workers of one node, those whose slots are lent included
 GRACE_S = 0.4  # between interrupting a task and killing its worker
+RETIRE_S = 5.0  # for a worker with GPUs to end by itself
 
 Owner = tuple[str, str]  # (authenticated identity, instance of the client)
 Key = tuple[Owner, int]  # an owner's batch
@@ -45,6 +53,9 @@ class BatchSpec(msgspec.Struct, frozen=True):
     cpus: int = 1
     fresh: bool = False  # its worker serves nothing else
     timeout_s: float | None = None
+    memory_bytes: int = 0
+    gpus: int = 0
+    resources: tuple[tuple[str, int], ...] = ()
 
 
 # ---- events
@@ -103,6 +114,19 @@ class TaskWaits(msgspec.Struct, frozen=True):
     waiting: bool
 
 
+class OverMemory(msgspec.Struct, frozen=True):
+    """A worker holds more memory than its batch declared; `detail` says how much."""
+
+    worker: int
+    detail: str
+
+
+class Pressed(msgspec.Struct, frozen=True):
+    """The machine's memory is past the high-water mark, for which `why` is the word, or (empty) no longer is."""
+
+    why: str
+
+
 class Stopping(msgspec.Struct, frozen=True):
     """The node stops: nothing more is taken, everything is given back."""
 
@@ -117,10 +141,11 @@ class Fork(msgspec.Struct, frozen=True):
 
 
 class Assign(msgspec.Struct, frozen=True):
-    """Give a batch to a worker that is ready."""
+    """Give a batch to a worker that is ready, with these GPUs to use."""
 
     worker: int
     key: Key
+    gpus: tuple[str, ...] = ()
 
 
 class Interrupt(msgspec.Struct, frozen=True):
@@ -159,7 +184,17 @@ class Lose(msgspec.Struct, frozen=True):
 
 
 Event = (
-    Arrived | PartsComplete | WorkerReady | BatchDone | WorkerExited | CancelBatches | OwnerGone | TaskWaits | Stopping
+    Arrived
+    | PartsComplete
+    | WorkerReady
+    | BatchDone
+    | WorkerExited
+    | CancelBatches
+    | OwnerGone
+    | TaskWaits
+    | OverMemory
+    | Pressed
+    | Stopping
 )
 Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | Lose
 
@@ -175,6 +210,7 @@ class _Entry:
     waits: bool = False
     deadline_s: float | None = None
     stop: Cause | None = None  # why it is being stopped
+    stop_detail: str = ""
     kill_at_s: float | None = None
 
 
@@ -185,6 +221,8 @@ class _Worker:
     env: str | None = None  # None: blank
     entry: _Entry | None = None
     ending: bool = False
+    gpus: tuple[str, ...] = ()  # that it was given, for life
+    kill_at_s: float | None = None  # when it has not ended by then
 
 
 @dataclass(slots=True)
@@ -203,10 +241,10 @@ class _Lines:
             if not line:
                 del self.lines[entry.line]
 
-    def next(self, room: int) -> _Entry | None:
-        """The first batch in turn that fits `room` slots; its line goes to the end."""
+    def next(self, fits: Callable[[Demand], bool]) -> _Entry | None:
+        """The first batch in turn that fits; its line goes to the end."""
         for key, line in self.lines.items():
-            if line[0].spec.cpus <= room:
+            if fits(line[0].spec):
                 entry = line.popleft()
                 if line:
                     self.lines.move_to_end(key)
@@ -220,16 +258,17 @@ class _Lines:
 
 
 class NodeQueue:
-    """The machine of one node with `slots` slots."""
+    """The machine of one node with `slots` slots, and what else it has to give."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, capacity: Capacity = SLOTS_ALONE) -> None:
         self.slots = slots
+        self._account = Account(slots, capacity)
         self._entries: dict[Key, _Entry] = {}
         self._by_owner: dict[Owner, set[Key]] = {}
         self._lines = _Lines()
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 1
-        self._in_use = 0
+        self._pressed = ""  # why no more work is taken
         self._timed: dict[Key, _Entry] = {}  # entries with a deadline or a pending kill
         self._stopping = False
 
@@ -241,7 +280,7 @@ class NodeQueue:
         effects: list[Effect] = []
         match event:
             case BatchDone(worker, retire):
-                self._done(worker, retire, effects)
+                self._done(worker, retire, now, effects)
             case Arrived(batch, held):
                 self._arrive(batch, held, effects)
             case PartsComplete(key):
@@ -259,6 +298,10 @@ class NodeQueue:
                     self._stop(key, Cause.CANCELLED, now, effects)
             case TaskWaits(key, waiting):
                 self._task_waits(key, waiting)
+            case OverMemory(worker, detail):
+                self._over_memory(worker, detail, effects)
+            case Pressed(why):
+                self._press(why, effects)
             case Stopping():
                 self._stopping = True
                 for key in sorted(self._entries):
@@ -269,6 +312,10 @@ class NodeQueue:
     def tick(self, now: float) -> list[Effect]:
         """Stop what ran out of time, kill what did not stop."""
         effects: list[Effect] = []
+        for worker in self._workers.values():
+            if worker.kill_at_s is not None and now >= worker.kill_at_s:
+                worker.kill_at_s = None
+                effects.append(Kill(worker.number))
         for key, entry in list(self._timed.items()):
             if entry.kill_at_s is not None and now >= entry.kill_at_s and entry.worker is not None:
                 entry.kill_at_s = None
@@ -283,7 +330,17 @@ class NodeQueue:
     @property
     def running(self) -> int:
         """Slots in use."""
-        return self._in_use
+        return self._account.slots_in_use
+
+    @property
+    def account(self) -> Account:
+        """What the running batches hold."""
+        return self._account
+
+    @property
+    def pressed(self) -> bool:
+        """Whether memory keeps it from taking more work."""
+        return bool(self._pressed)
 
     @property
     def queued(self) -> int:
@@ -294,6 +351,11 @@ class NodeQueue:
         """The batch that a worker is serving."""
         known = self._workers.get(worker)
         return known.entry.spec.key if known and known.entry else None
+
+    def bounded(self) -> list[tuple[int, Key]]:
+        """The workers whose batch has declared how much memory it takes, with that batch."""
+        busy = [(worker.number, worker.entry) for worker in self._workers.values() if worker.entry is not None]
+        return [(number, entry.spec.key) for number, entry in busy if entry.spec.memory_bytes and entry.stop is None]
 
     def stopping(self, key: Key) -> Cause | None:
         """Why a batch is being stopped, or None."""
@@ -319,8 +381,12 @@ class NodeQueue:
     def _why_refuse(self, spec: BatchSpec) -> str:
         if self._stopping:
             return "the node is stopping"
-        if spec.cpus > self.slots:
-            return f"it needs {spec.cpus} slots, the node has {self.slots}"
+        if fault := fault_of(spec):
+            return fault
+        if never := self._account.why_never(spec):
+            return f"it {never}"
+        if self._pressed:
+            return self._pressed
         if len(self._entries) >= QUEUE_LIMIT:
             return f"the node's queue is full ({QUEUE_LIMIT} batches)"
         if len(self._by_owner.get(spec.key[0], ())) >= OWNER_LIMIT:
@@ -335,24 +401,28 @@ class NodeQueue:
         if worker.entry is not None:
             self._assign(worker, worker.entry, now, effects)
 
-    def _done(self, number: int, retire: bool, effects: list[Effect]) -> None:
+    def _done(self, number: int, retire: bool, now: float, effects: list[Effect]) -> None:
         worker = self._workers.get(number)
         if worker is None or worker.entry is None:
             return
         entry, worker.entry = worker.entry, None
         self._forget(entry)
-        if retire or entry.spec.fresh:
+        if retire or entry.spec.fresh or worker.gpus:
             worker.ending = True
+            worker.kill_at_s = now + RETIRE_S if worker.gpus else None
             effects.append(Retire(number))
 
     def _exited(self, event: WorkerExited, effects: list[Effect]) -> None:
         worker = self._workers.pop(event.worker, None)
-        if worker is None or worker.entry is None:
+        if worker is None:
+            return
+        self._account.free(worker.gpus)
+        if worker.entry is None:
             return
         entry = worker.entry
         cause = entry.stop or (Cause.OUT_OF_MEMORY if event.out_of_memory else Cause.WORKER_DIED)
         self._forget(entry)
-        effects.append(Lose(entry.spec.key, event.worker, cause, event.detail))
+        effects.append(Lose(entry.spec.key, event.worker, cause, entry.stop_detail or event.detail))
 
     def _stop(self, key: Key, cause: Cause, now: float, effects: list[Effect]) -> None:
         entry = self._entries.get(key)
@@ -361,7 +431,8 @@ class NodeQueue:
         worker = self._workers.get(entry.worker) if entry.worker is not None else None
         if worker is None or not worker.ready:
             if worker is not None:  # forked for it, not yet set up
-                worker.entry = worker.env = None
+                self._account.free(worker.gpus)
+                worker.entry, worker.env, worker.gpus = None, None, ()
             else:
                 self._unqueue(entry)
             self._forget(entry)
@@ -372,6 +443,22 @@ class NodeQueue:
         self._timed[key] = entry
         effects.append(Interrupt(worker.number))
 
+    def _over_memory(self, number: int, detail: str, effects: list[Effect]) -> None:
+        """Killed without an interrupt first: what it would do in its grace is take more."""
+        worker = self._workers.get(number)
+        entry = worker.entry if worker is not None else None
+        if entry is None or entry.stop is not None:
+            return
+        entry.stop, entry.stop_detail = Cause.MEMORY_LIMIT, detail
+        effects.append(Kill(number))
+
+    def _press(self, why: str, effects: list[Effect]) -> None:
+        self._pressed = why
+        for entry in [entry for entry in self._entries.values() if why and entry.worker is None]:
+            self._unqueue(entry)
+            self._forget(entry)
+            effects.append(Refuse(entry.spec.key, why))
+
     def _unqueue(self, entry: _Entry) -> None:
         if entry in self._lines.lines.get(entry.line, ()):
             self._lines.remove(entry)
@@ -381,7 +468,7 @@ class NodeQueue:
         if entry is None or entry.worker is None or entry.waits == waiting:
             return
         entry.waits = waiting
-        self._in_use += -entry.spec.cpus if waiting else entry.spec.cpus
+        self._account.slots_in_use += -entry.spec.cpus if waiting else entry.spec.cpus
 
     def _forget(self, entry: _Entry) -> None:
         key = entry.spec.key
@@ -392,14 +479,14 @@ class NodeQueue:
             mine.discard(key)
             if not mine:
                 del self._by_owner[key[0]]
-        if entry.worker is not None and not entry.waits:
-            self._in_use -= entry.spec.cpus
+        if entry.worker is not None:
+            self._account.give_back(entry.spec, lent=entry.waits)
 
     # ---- scheduling
 
     def _schedule(self, now: float, effects: list[Effect]) -> None:
-        while self._lines.lines and not self._stopping:
-            entry = self._lines.next(self.slots - self._in_use)
+        while self._lines.lines and not self._stopping and not self._pressed:
+            entry = self._lines.next(self._account.fits)
             if entry is None:
                 return
             worker = self._worker_for(entry, effects)
@@ -408,7 +495,7 @@ class NodeQueue:
                 return
             newly_set_up = worker.env is None
             worker.env, worker.entry, entry.worker = entry.spec.env, entry, worker.number
-            self._in_use += entry.spec.cpus
+            worker.gpus = self._account.take(entry.spec)
             if worker.ready:
                 self._assign(worker, entry, now, effects)
             if newly_set_up:
@@ -418,14 +505,14 @@ class NodeQueue:
         if entry.spec.timeout_s is not None:
             entry.deadline_s = now + entry.spec.timeout_s
             self._timed[entry.spec.key] = entry
-        effects.append(Assign(worker.number, entry.spec.key))
+        effects.append(Assign(worker.number, entry.spec.key, worker.gpus))
 
     def _worker_for(self, entry: _Entry, effects: list[Effect]) -> _Worker | None:
         blank = None
         for worker in self._workers.values():
             if worker.entry is not None or worker.ending:
                 continue
-            if worker.env == entry.spec.env and not entry.spec.fresh:
+            if worker.env == entry.spec.env and not entry.spec.fresh and not entry.spec.gpus:
                 return worker
             if worker.env is None and (blank is None or (worker.ready and not blank.ready)):
                 blank = worker

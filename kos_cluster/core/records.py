@@ -77,6 +77,10 @@ class Load(msgspec.Struct, frozen=True):
     dropped_frames: int = 0  # malformed, oversized or unauthenticated frames since the start
     received_bytes_s: int = 0  # over the machine's network interfaces, lately
     sent_bytes_s: int = 0
+    memory_declared_bytes: int = 0  # by the work that runs
+    gpus_in_use: int = 0
+    resources_in_use: tuple[int, ...] = ()  # of each resource that the node declares, by name
+    over_memory: bool = False  # the machine's memory is past the node's high-water mark: it takes no more work
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -95,19 +99,45 @@ class Member(msgspec.Struct, frozen=True):
     boot_id: str = ""  # the machine's boot, to tell whether `pid` is on this machine
     memory_bytes: int = 0
     drained: bool = False  # it is to be given no more work
+    labels: dict[str, str] = {}
+    resources: dict[str, int] = {}  # named ones, with how many there are
+    gpus: int = 0
 
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
 
+class LabelTerm(msgspec.Struct, frozen=True, array_like=True):
+    """The node must have this label with this value; with `away` it must not."""
+
+    name: str
+    value: str
+    away: bool = False
+
+
+class Layout(enum.StrEnum):
+    """How a job's tasks come to lie on the nodes that could take the next one."""
+
+    ANY = "any"
+    SPREAD = "spread"  # where the fewest of the job are
+    PACK = "pack"  # on as few nodes as will do
+
+
 class Needs(msgspec.Struct, frozen=True):
-    """What one task needs of a node."""
+    """What one task needs of a node, and where its job's tasks are to be."""
 
     cpus: int = 1
     memory_bytes: int = 0
     on: str = ""  # a node's name; empty: any
     modules: tuple[str, ...] = ()  # top-level installed packages that its code imports; preferred, not required
+    gpus: int = 0
+    resources: tuple[tuple[str, int], ...] = ()  # named ones, with how many; each name once
+    labels: tuple[LabelTerm, ...] = ()
+    away_from: tuple[str, ...] = ()  # nodes' names
+    layout: Layout = Layout.ANY
+    near: tuple[str, ...] = ()  # jobs, by id or name, with whose tasks it shares nodes where it can
+    apart: tuple[str, ...] = ()  # jobs, by id or name, with whose tasks it never shares a node
 
 
 class TaskState(enum.StrEnum):
@@ -132,6 +162,7 @@ class AttemptEnd(enum.StrEnum):
     WORKER_LOST = "worker-lost"
     NODE_LOST = "node-lost"
     OUT_OF_MEMORY = "out-of-memory"
+    MEMORY_LIMIT = "memory-limit"  # it held more than it had declared
     RETURNED = "returned"  # came back without having started
 
 
@@ -140,6 +171,7 @@ class Cause(enum.StrEnum):
 
     WORKER_DIED = "worker-died"
     OUT_OF_MEMORY = "out-of-memory"
+    MEMORY_LIMIT = "memory-limit"  # it held more than it had declared
     CANCELLED = "cancelled"
     TIMEOUT = "timeout"
     STOPPING = "stopping"  # the node is being shut down

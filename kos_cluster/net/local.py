@@ -88,6 +88,7 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     owner: str = ""  # identity of the task's owner, for KOS_OWNER
     large: dict[int, str] = {}
     seed: int | None = None
+    gpus: str = ""  # for CUDA_VISIBLE_DEVICES: those that the worker was given; empty when it was given none
 
 
 class Displayed(msgspec.Struct, frozen=True, tag=True):

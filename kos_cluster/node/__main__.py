@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bootstrap", action="append", default=[], metavar="HOST:PORT")
     parser.add_argument("--profile", choices=tuple(PROFILES), default="lan")
     parser.add_argument("--slots", type=int, default=0)
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--resource", action="append", default=[], metavar="NAME=N")
     parser.add_argument("--no-beacon", action="store_true")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -51,7 +53,13 @@ def _start(options: argparse.Namespace) -> Start:
         profile=options.profile,
         slots=options.slots or len(os.sched_getaffinity(0)),
         beacon=not options.no_beacon,
+        labels=_pairs(options.label),
+        resources={name: int(count) for name, count in _pairs(options.resource).items()},
     )
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from kos_cluster.core import queue
+from kos_cluster.core.capacity import Capacity, gib
 from kos_cluster.core.queue import BatchSpec, Key, NodeQueue
-from kos_cluster.core.records import AttemptEnd, Cause, Runs, count_of, indices_of, runs_of
+from kos_cluster.core.records import AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
 from kos_cluster.net import local, wire
 from kos_cluster.net.transport import Payload
 from kos_cluster.node.history import BatchRecord, History
@@ -58,26 +61,40 @@ class _Batch:
 class Batches:
     """The running work of one node; also the listener of its workers."""
 
-    def __init__(self, node: str, slots: int, parts: Parts, owners: Owners, history: History, send: Send) -> None:
+    def __init__(
+        self,
+        node: str,
+        slots: int,
+        capacity: Capacity,
+        parts: Parts,
+        owners: Owners,
+        history: History,
+        send: Send,
+    ) -> None:
         self._node = node
         self._parts = parts
         self._owners = owners
         self._history = history
         self._send = send
-        self._queue = NodeQueue(slots)
+        self._queue = NodeQueue(slots, capacity)
         self._batches: dict[Key, _Batch] = {}
         self._by_part: dict[str, set[Key]] = {}
         self._workers: Workers | None = None
         self._ended_parents: deque[str] = deque(maxlen=ENDED_LIMIT)
         self._unsent: dict[int, tuple[OwnerState, wire.Output, bytes]] = {}
 
-    @property
-    def running(self) -> int:
-        return self._queue.running
-
-    @property
-    def queued(self) -> int:
-        return self._queue.queued
+    def loaded(self, load: Load) -> Load:
+        """A load of this machine with what its work takes now."""
+        account = self._queue.account
+        return msgspec.structs.replace(
+            load,
+            running=self._queue.running,
+            queued=self._queue.queued,
+            memory_declared_bytes=account.memory_bytes,
+            gpus_in_use=account.gpus_in_use,
+            resources_in_use=tuple(account.resources.values()),
+            over_memory=self._queue.pressed,
+        )
 
     @property
     def busy(self) -> bool:
@@ -110,8 +127,7 @@ class Batches:
         self._parts.pin(message.parts)
         for hash_ in missing:
             self._by_part.setdefault(hash_, set()).add(key)
-        spec = BatchSpec(key, message.job, message.env, message.needs.cpus, message.fresh, message.timeout_s)
-        self._apply(queue.Arrived(spec, held=bool(missing)))
+        self._apply(queue.Arrived(_spec(key, message), held=bool(missing)))
         if message.parent and message.parent in self._ended_parents:
             self._apply(queue.CancelBatches((key,)))
         if key in self._batches:
@@ -217,6 +233,20 @@ class Batches:
         for owner, numbers in started.values():
             self._send(owner, wire.Started(numbers))
 
+    def watch_memory(self) -> None:
+        """End the workers that hold more than their batch has declared."""
+        assert self._workers is not None
+        for worker, key in self._queue.bounded():
+            declared_bytes = self._batches[key].message.needs.memory_bytes
+            used_bytes = self._workers.memory_bytes(worker, declared_bytes)
+            if used_bytes > declared_bytes:
+                detail = f"it held {gib(used_bytes)}, and had declared {gib(declared_bytes)}"
+                self._apply(queue.OverMemory(worker, detail))
+
+    def pressed(self, why: str) -> None:
+        """Take no more work, for this reason; work again when it is empty."""
+        self._apply(queue.Pressed(why))
+
     # ---- from workers (workers.Listener)
 
     def worker_ready(self, worker: int) -> None:
@@ -264,8 +294,8 @@ class Batches:
         assert self._workers is not None
         for effect in effects:
             match effect:
-                case queue.Assign(worker, key):
-                    self._assign(worker, self._batches[key])
+                case queue.Assign(worker, key, gpus):
+                    self._assign(worker, self._batches[key], gpus)
                 case queue.Fork(worker):
                     self._workers.fork(worker)
                 case queue.Interrupt(worker):
@@ -280,7 +310,7 @@ class Batches:
                 case queue.Lose():
                     self._lost(effect, None)
 
-    def _assign(self, worker: int, batch: _Batch) -> None:
+    def _assign(self, worker: int, batch: _Batch, gpus: tuple[str, ...]) -> None:
         assert self._workers is not None
         message = batch.message
         for hash_ in self._workers.lacks(worker, message.parts):
@@ -301,6 +331,7 @@ class Batches:
             batch.owner.peer.id,
             message.large,
             message.seed,
+            ",".join(gpus),
         )
         self._workers.send(worker, run, batch.payload)
 
@@ -422,9 +453,25 @@ class Batches:
                 del self._unsent[worker]
 
 
+def _spec(key: Key, message: wire.Exec) -> BatchSpec:
+    needs = message.needs
+    return BatchSpec(
+        key,
+        message.job,
+        message.env,
+        needs.cpus,
+        message.fresh,
+        message.timeout_s,
+        needs.memory_bytes,
+        needs.gpus,
+        needs.resources,
+    )
+
+
 _END: dict[Cause, AttemptEnd] = {
     Cause.WORKER_DIED: AttemptEnd.WORKER_LOST,
     Cause.OUT_OF_MEMORY: AttemptEnd.OUT_OF_MEMORY,
+    Cause.MEMORY_LIMIT: AttemptEnd.MEMORY_LIMIT,
     Cause.CANCELLED: AttemptEnd.CANCELLED,
     Cause.TIMEOUT: AttemptEnd.TIMEOUT,
     Cause.STOPPING: AttemptEnd.NODE_LOST,

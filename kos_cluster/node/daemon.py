@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import zmq
 
 from kos_cluster.core import swim
 from kos_cluster.core.batching import TASKS_LIMIT
+from kos_cluster.core.capacity import Capacity
 from kos_cluster.core.queue import GRACE_S
 from kos_cluster.core.records import Load, Member, are_runs
 from kos_cluster.core.roles import Command, Role, may
@@ -41,6 +42,7 @@ from kos_cluster.node.copying import Copying
 from kos_cluster.node.detached import DetachedJobs
 from kos_cluster.node.driving import Driving, Place
 from kos_cluster.node.founding import Founding
+from kos_cluster.node.highwater import HighWater
 from kos_cluster.node.history import History
 from kos_cluster.node.intake import Intake
 from kos_cluster.node.keeping import Kept
@@ -89,6 +91,8 @@ class Start:
     profile: str  # how fast failures are detected: a name of `PROFILES`
     slots: int
     beacon: bool
+    labels: Mapping[str, str]
+    resources: Mapping[str, int]
 
 
 class Daemon:
@@ -113,7 +117,13 @@ class Daemon:
         self._parts = Parts(self._run / "spool" / "parts")
         self._kept = Kept(start.cluster.node(start.node) / "kept")
         self._owners = Owners(self._owner_ended)
-        self._batches = Batches(start.node, start.slots, self._parts, self._owners, self._history, self._send)
+        self._high_water = HighWater()
+        self._capacity = Capacity(
+            machine.memory_bytes(), machine.gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES")), start.resources
+        )
+        self._batches = Batches(
+            start.node, start.slots, self._capacity, self._parts, self._owners, self._history, self._send
+        )
         self._member = self._make_member()
         self._control = self._make_control()
         self._rotation = Rotation(self._credentials, start.cluster.node(start.node), self._control, self._renewed)
@@ -241,7 +251,10 @@ class Daemon:
             started_ns=time.time_ns(),
             pid=os.getpid(),
             boot_id=machine.boot_id(),
-            memory_bytes=machine.memory_bytes(),
+            memory_bytes=self._capacity.memory_bytes,
+            labels=dict(start.labels),
+            resources=dict(start.resources),
+            gpus=len(self._capacity.gpus),
         )
 
     def _make_intake(self) -> Intake:
@@ -334,6 +347,7 @@ class Daemon:
             now = time.monotonic()
             if self._batches.busy:
                 self._batches.tick(now)
+                self._batches.watch_memory()
                 self._batches.retry_output()
             if now >= next_sample:
                 next_sample = now + SAMPLE_S
@@ -347,15 +361,14 @@ class Daemon:
 
     def _own_load(self) -> tuple[str, Load]:
         """This node's id, and its load as it is now."""
-        counts = {"running": self._batches.running, "queued": self._batches.queued}
-        return self._member.id, msgspec.structs.replace(self._load, **counts)
+        return self._member.id, self._batches.loaded(self._load)
 
     def _sample(self) -> None:
-        self._load = self._meter.sample(
-            running=self._batches.running,
-            queued=self._batches.queued,
-            dropped_frames=self._server.dropped + (self._bulk.dropped if self._bulk else 0),
-        )
+        measured = self._meter.sample(dropped_frames=self._server.dropped + (self._bulk.dropped if self._bulk else 0))
+        if self._high_water.measured(measured.memory_percent):
+            self._batches.pressed(self._high_water.why)
+            log.warning("Work is not taken: %s.", self._high_water.why or "no longer so, there is memory again")
+        self._load = self._batches.loaded(measured)
 
     # ---- messages
 

@@ -67,6 +67,21 @@ def memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def gpus(proc: Path = Path("/proc"), dev: Path = Path("/dev"), visible: str | None = None) -> tuple[str, ...]:
+    """This machine's NVIDIA GPUs, by the names that CUDA_VISIBLE_DEVICES takes; none where there is no driver.
+
+    `visible`: that variable, where it is set; then only the GPUs that it names are given to tasks.
+    """
+    folder = proc / "driver" / "nvidia" / "gpus"
+    found = len(list(folder.iterdir())) if folder.is_dir() else 0
+    found = found or sum(entry.name.removeprefix("nvidia").isdecimal() for entry in dev.glob("nvidia*"))
+    if visible is None:
+        return tuple(map(str, range(found)))
+    named = [name.strip() for name in visible.split(",")]
+    named = named[: next((place for place, name in enumerate(named) if name in ("", "-1")), len(named))]  # as CUDA does
+    return tuple(dict.fromkeys(named))[:found]
+
+
 def primary_address() -> str:
     """The IPv4 address of the interface that other machines are reached by. No packet is sent.
 
@@ -108,12 +123,11 @@ class LoadMeter:
         psutil.cpu_percent(interval=None)
         self._moved_bytes, self._moved_s = self._network_bytes(), time.monotonic()
 
-    def sample(self, *, running: int, queued: int, dropped_frames: int) -> Load:
+    def sample(self, *, dropped_frames: int) -> Load:
+        """The machine's part of a node's load."""
         memory = psutil.virtual_memory()
         received_bytes_s, sent_bytes_s = self._network_bytes_s()
         return Load(
-            running=running,
-            queued=queued,
             cpu_percent=psutil.cpu_percent(interval=None),
             memory_percent=memory.percent,
             memory_available_bytes=memory.available,

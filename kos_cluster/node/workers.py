@@ -30,6 +30,7 @@ import msgspec
 from kos_cluster.errors import ProtocolError
 from kos_cluster.home import private_folder
 from kos_cluster.net import channel, local
+from kos_cluster.node.footprint import held_bytes
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,11 @@ class Workers:
         """The batch and position of the task that a worker has started last; (0, 0) before its first."""
         worker = self._workers.get(number)
         return _progress(worker) if worker is not None else (0, 0)
+
+    def memory_bytes(self, number: int, limit_bytes: int) -> int:
+        """What a worker holds with all that it has started; exact above the limit, an upper bound below it."""
+        worker = self._workers.get(number)
+        return held_bytes(worker.pid, limit_bytes) if worker is not None and worker.pid else 0
 
     def pause_output(self, number: int, pause_s: float) -> None:
         """Stop reading a worker's pipes for a while, so that it waits when its owner is slow to take its output."""

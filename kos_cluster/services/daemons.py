@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from kos_cluster.core.capacity import Declared
 from kos_cluster.errors import KosError, PortTakenError, RevokedError, StateError
 from kos_cluster.home import ClusterHome, Home, Ready, private_folder, write_private
 from kos_cluster.node.turning import removed
@@ -45,6 +46,7 @@ class NodeStart(msgspec.Struct, frozen=True):
     profile: str = DEFAULT_PROFILE  # how fast failures are detected
     slots: int = 0  # 0: one a core
     beacon: bool = True
+    declared: Declared = Declared()
 
     def arguments(self) -> list[str]:
         words = ["--listen", f"{self.host}:{self.port}"]
@@ -52,6 +54,8 @@ class NodeStart(msgspec.Struct, frozen=True):
         words += [word for address in self.bootstrap for word in ("--bootstrap", address)]
         words += ["--profile", self.profile]
         words += ["--slots", str(self.slots)] if self.slots else []
+        words += [f"--label={name}={value}" for name, value in self.declared.labels.items()]
+        words += [f"--resource={name}={count}" for name, count in self.declared.resources.items()]
         return words if self.beacon else [*words, "--no-beacon"]
 
 

@@ -12,6 +12,9 @@ import os
 import shutil
 from dataclasses import dataclass
 
+import msgspec
+
+from kos_cluster.core.capacity import Declared
 from kos_cluster.errors import PortTakenError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.net.identity import Credentials
@@ -54,10 +57,11 @@ def slots_a_node(count: int) -> int:
     return max(1, cores() // count)
 
 
-def up(home: Home, count: int | None, profile: str | None = None) -> Up:
+def up(home: Home, count: int | None, profile: str | None = None, declared: Declared | None = None) -> Up:
     """Form the embedded cluster, or start what has died of it. Call within `daemons.changing`.
 
-    Raises UsageError when it runs with another number of nodes, or another profile.
+    Each node has what is `declared`. Raises UsageError when it runs with another number of nodes, or another profile,
+    labels or resources.
     """
     if count is not None and count > NODES_LIMIT:
         raise UsageError(f"{count} nodes on one machine are too many.", f"Use at most {NODES_LIMIT}.")
@@ -75,12 +79,18 @@ def up(home: Home, count: int | None, profile: str | None = None) -> Up:
                 f"A cluster without the profile {profile!r} is up on this machine ({', '.join(nodes)}).",
                 "Type 'kos down' first.",
             )
+        if running and declared not in (None, read_start(cluster, nodes[0]).declared):
+            raise UsageError(
+                f"A cluster without these labels and resources is up on this machine ({', '.join(nodes)}).",
+                "Type 'kos down' first.",
+            )
         if running:
             with contextlib.suppress(PortTakenError):  # then all of them get other ports
                 started = resume(cluster)
                 return Up(cluster, nodes, started, _settled(cluster, nodes))
         count = count or len(nodes)
-    return _formed(cluster, count or default_count(), profile or DEFAULT_PROFILE)
+    plan = NodeStart(LOOPBACK, 0, profile=profile or DEFAULT_PROFILE, beacon=False, declared=declared or Declared())
+    return _formed(cluster, count or default_count(), plan)
 
 
 def down(cluster: ClusterHome) -> list[str]:
@@ -95,13 +105,13 @@ def down(cluster: ClusterHome) -> list[str]:
     return stopped
 
 
-def _formed(cluster: ClusterHome, count: int, profile: str) -> Up:
-    """A new embedded cluster; on other ports if somebody took the ones that were free."""
+def _formed(cluster: ClusterHome, count: int, plan: NodeStart) -> Up:
+    """A new embedded cluster, each node after the plan; on other ports if somebody took the ones that were free."""
     nodes = [f"node{number}" for number in range(1, count + 1)]
     for tries_left in reversed(range(PORT_TRIES)):
         down(cluster)
         try:
-            _found(cluster, nodes, profile)
+            _found(cluster, nodes, plan)
             start_all(cluster, nodes)
             return Up(cluster, nodes, nodes, _settled(cluster, nodes))
         except PortTakenError:
@@ -114,7 +124,7 @@ def _formed(cluster: ClusterHome, count: int, profile: str) -> Up:
     raise AssertionError("the last try returns or raises")
 
 
-def _found(cluster: ClusterHome, nodes: list[str], profile: str) -> None:
+def _found(cluster: ClusterHome, nodes: list[str], plan: NodeStart) -> None:
     """Give the nodes credentials and free ports. The first one founds; the others are told where all are."""
     ports = free_pairs(len(nodes))
     addresses = [f"{LOOPBACK}:{port}" for port in ports]
@@ -122,8 +132,7 @@ def _found(cluster: ClusterHome, nodes: list[str], profile: str) -> None:
     for node, port in zip(nodes, ports, strict=True):
         bootstrap = [] if node == nodes[0] else [address for address in addresses if address != f"{LOOPBACK}:{port}"]
         slots = slots_a_node(len(nodes))
-        start = NodeStart(LOOPBACK, port, "", bootstrap, profile, slots, beacon=False)
-        write_start(cluster, node, start)
+        write_start(cluster, node, msgspec.structs.replace(plan, port=port, bootstrap=bootstrap, slots=slots))
 
 
 def _settled(cluster: ClusterHome, nodes: list[str]) -> bool:

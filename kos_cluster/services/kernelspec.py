@@ -21,7 +21,7 @@ from typing import Any
 from ipykernel.kernelspec import make_ipkernel_cmd, write_kernel_spec
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-from kos_cluster.core.placement import gib
+from kos_cluster.core.capacity import gib
 from kos_cluster.errors import StateError, UsageError
 from kos_cluster.home import Home
 

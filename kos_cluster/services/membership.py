@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from kos_cluster.core.capacity import Declared
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import PortTakenError, StateError, UnreachableError, UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterFile, ClusterHome, Home, checked_name
@@ -31,14 +32,23 @@ from kos_cluster.services.ports import check_free, free_pairs
 CONTROL_PORT = 7567
 WILDCARDS = ("0.0.0.0", "::")
 
+NOTHING = Declared()
+
 Listen = tuple[str, int | None]  # the port is None when it was not typed
 
 
-def create(home: Home, name: str, listen: Listen | None, node: str | None, profile: str = DEFAULT_PROFILE) -> NodeStart:
+def create(
+    home: Home,
+    name: str,
+    listen: Listen | None,
+    node: str | None,
+    profile: str = DEFAULT_PROFILE,
+    declared: Declared = NOTHING,
+) -> NodeStart:
     """Found a cluster whose first node runs on this machine, and start that; gives how it is reached."""
     cluster = new_cluster(home, name)
     node = checked_name(node or host_name())
-    start = msgspec.structs.replace(placement(listen), profile=profile)
+    start = msgspec.structs.replace(placement(listen), profile=profile, declared=declared)
     with _undone(cluster):
         found(cluster, [node], [f"{start.advertise}:{start.port}"], embedded=False)
         write_start(cluster, node, start)
@@ -58,14 +68,20 @@ class Joined:
 
 
 def join(
-    home: Home, name: str, hosts: Sequence[joining.Address], token: JoinToken, listen: Listen | None, node: str | None
+    home: Home,
+    name: str,
+    hosts: Sequence[joining.Address],
+    token: JoinToken,
+    listen: Listen | None,
+    node: str | None,
+    declared: Declared = NOTHING,
 ) -> Joined:
     """Join through the first of these nodes that answers; with a node token, start this machine's node.
 
     Raises JoinError, UnreachableError, IncompatibleError, PortTakenError.
     """
     cluster = new_cluster(home, name)
-    start = placement(listen, searching=listen is None)
+    start = msgspec.structs.replace(placement(listen, searching=listen is None), declared=declared)
     result = _admitted(hosts, token, name, checked_name(node or host_name()), start, insist=node is not None)
     with _undone(cluster):
         result.client.save(cluster.client)

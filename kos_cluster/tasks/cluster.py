@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.registers import Register, read
+from kos_cluster.tasks.relating import find_related
 from kos_cluster.tasks.stories import merged
-from kos_cluster.tasks.why import Why, explain
+from kos_cluster.tasks.why import Why, WouldGo, explain
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
@@ -122,8 +123,8 @@ class Cluster:
     def submit(self, fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future:
         """Run `fn(*args, **kwargs)` somewhere in the cluster.
 
-        Keywords that are options (`cpus`, `memory`, `on`, `timeout`, `retries`, `name`, `seed`, `env`, `fresh`, `sink`)
-        say how to run it; the others are the function's own. Raises NotPicklableError, PlacementError, LimitError.
+        Keywords that are options (see `tasks.options.Options`) say how and where to run it; the others are the
+        function's own. Raises NotPicklableError, PlacementError, LimitError.
         """
         options, kwargs = split_options(keywords)
         fn = profiling.applied(fn)
@@ -292,6 +293,19 @@ class Cluster:
         summary = next((known for known in self.jobs() if known.job == job), None)
         return explain(id, summary, self.stories(id), self.nodes(), self._mesh.standing(job), time.time())
 
+    def would_go(self, *, modules: tuple[str, ...] = (), **keywords: Any) -> WouldGo:
+        """Where a task of these options (see `submit`) would go now, and why; nothing is run.
+
+        `modules`: installed packages that it imports. Raises PlacementError as `submit` does.
+        """
+        options, own = split_options(keywords)
+        if own:
+            raise UsageError(f"would_go() has no option {next(iter(own))!r}.", "See the options of submit.")
+        job = self.possible(JobSpec(b"", options=options, name=options.name or "such a task", modules=modules))
+        placed, standing = self._mesh.would_go(job.needs)
+        name = next((member.name for member in self._mesh.members if member.id == placed.node), "")
+        return WouldGo(name, placed.reasons, standing)
+
     def cancel(self, id: str) -> bool:
         """Cancel a job or task by id, whoever submitted it. False when no node knows it."""
         if self._mesh.request(wire.CancelDetached(id), bool, timeout_s=detached.AGREED_TIMEOUT_S):
@@ -417,6 +431,8 @@ class Cluster:
                 "Join with a token for the role client.",
             )
         job = Job(id_ or new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
+        if job.needs.near or job.needs.apart:
+            find_related(self, self._mesh, job.needs)
         never = self._mesh.why_never(job)
         if never:
             raise _impossible(job, never)
@@ -512,19 +528,12 @@ def _task_order(task: str) -> tuple[str, int]:
 
 def _told(options: Options) -> tuple[Any, ...]:
     """What distinguishes options from others, as a key; the sink is told apart by its owner."""
-    env = tuple(sorted(options.env.items())) if options.env else ()
-    return (
-        options.cpus,
-        options.memory,
-        options.on,
-        options.timeout,
-        options.retries,
-        options.name,
-        options.seed,
-        env,
-        options.fresh,
-        options.max_parallel,
-    )
+    told = vars(options) | {name: _pairs(getattr(options, name)) for name in ("env", "resources")}
+    return tuple(value for name, value in told.items() if name != "sink")
+
+
+def _pairs(mapping: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(mapping.items())) if mapping else ()
 
 
 def _folder() -> str:

@@ -82,18 +82,15 @@ def script_program(
     folder: Path,
     *,
     redirect: bool = True,
-    on: str = "",
-    cpus: int = 1,
-    memory: int | str = 0,
-    timeout: float | None = None,
-    retries: int = 0,
     env: Mapping[str, str] | None = None,
     sink: Sink | None = None,
     report: Report = to_stderr,
+    **options: Any,
 ) -> Program:
     """A Python script with a copy of `folder`. `argv` is the script with its arguments, a "python" in front allowed.
 
-    Raises UsageError when it is not in the folder, LimitError when the folder is too large to go.
+    The other options are those of `Options`. Raises UsageError when it is not in the folder, LimitError when the folder
+    is too large to go.
     """
     folder = folder.resolve()
     name, *arguments = _without_python(argv)
@@ -107,12 +104,12 @@ def script_program(
     archive = pack(taken)
     digest = hashlib.sha256(archive).hexdigest()
     shown = name if not os.path.isabs(name) else path
-    given = dict(env or {})
+    given, told = dict(env or {}), _once(options)
     spec = JobSpec(
         fn=serialise.dumps_callable(script.run_command),
-        environment=Environment(workspace=digest, environ=given, threads=cpus, fresh=True),
+        environment=Environment(workspace=digest, environ=given, threads=told.cpus, fresh=True),
         parts={digest: archive},
-        options=Options(cpus=cpus, memory=memory, on=on, timeout=timeout, retries=retries, fresh=True),
+        options=told,
         sink=sink,
         name=shown,
         modules=installed_imports(os.fspath(folder / path), taken.manifest),
@@ -124,28 +121,29 @@ def script_program(
 def command_program(
     command: str | Sequence[str],
     *,
-    on: str = "",
-    cpus: int = 1,
-    memory: int | str = 0,
-    timeout: float | None = None,
-    retries: int = 0,
     env: Mapping[str, str] | None = None,
     sink: Sink | None = None,
+    **options: Any,
 ) -> Program:
-    """A command, without any file of the user's: a string by /bin/sh, or words."""
+    """A command, without any file of the user's: a string by /bin/sh, or words. The other options: of `Options`."""
     shell = isinstance(command, str)
     words = [command] if isinstance(command, str) else list(command)
     if not words or not words[0]:
         raise UsageError("No command was given.", "Type for example: kos run hostname")
-    given = dict(env or {})
+    given, told = dict(env or {}), _once(options)
     spec = JobSpec(
         fn=serialise.dumps_callable(script.run_command),
-        environment=Environment(environ=given, threads=cpus, fresh=True),
-        options=Options(cpus=cpus, memory=memory, on=on, timeout=timeout, retries=retries, fresh=True),
+        environment=Environment(environ=given, threads=told.cpus, fresh=True),
+        options=told,
         sink=sink,
         name=" ".join(words)[:80],
     )
     return Program(spec, serialise.dumps_args((words,), {"shell": shell, "environ": given}))
+
+
+def _once(options: Mapping[str, Any]) -> Options:
+    """In a worker of its own; again only if the caller says so."""
+    return Options(**{"retries": 0, **options, "fresh": True})
 
 
 def _run(cluster: Cluster, program: Program) -> tuple[str, CommandResult]:

@@ -19,6 +19,11 @@ def loss_error(task: str, end: AttemptEnd, node: str, attempts: int, detail: str
                 f"Task {task} ran out of memory on {node}: the kernel killed its worker ({tries}; {detail}).",
                 f"Run it with memory= or on a larger node. {look}",
             )
+        case AttemptEnd.MEMORY_LIMIT:
+            return TaskLostError(
+                f"Task {task} was stopped on {node}, because its worker took too much memory: {detail} ({tries}).",
+                f"Run it with a larger memory=. {look}",
+            )
         case AttemptEnd.NODE_LOST:
             return TaskLostError(f"Task {task} was lost with node {node} ({tries}; {detail}).", look)
         case AttemptEnd.FAILED:

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
+from kos_cluster.core.placement import Placement
 from kos_cluster.core.records import Attempt, JobSummary, Load, Member, MemberState, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
@@ -129,8 +130,8 @@ class Mesh:
     def story(self, job: Job, index: int) -> Story | None:
         return None if self.closed else self.ask(lambda: self._core.story(job.id, index))
 
-    def standing(self, job_id: str) -> tuple[Needs, dict[str, str]] | None:
-        """What a job of this process needs, and what each node would do with a task of it now."""
+    def standing(self, job_id: str) -> tuple[Needs, tuple[str, ...]] | None:
+        """What a job of this process needs, and why its waiting tasks wait, or where the next would go."""
         return self.ask(lambda: self._core.standing(job_id, self._now()))
 
     def check_reachable(self) -> None:
@@ -161,6 +162,18 @@ class Mesh:
         Raises NoSuchNodeError or UnreachableError when the node that the job names is not there or dead.
         """
         return self.ask(lambda: self._why_never(job))
+
+    def would_go(self, needs: Needs) -> tuple[Placement, dict[str, str]]:
+        """Where a task would go now, and what would come of it on each node, by name."""
+        return self.ask(lambda: self._core.would_go(needs, self._now()))
+
+    def jobs_elsewhere(self, nodes: Mapping[str, frozenset[str]]) -> None:
+        """Take in where the jobs of others are: node ids by the job's id or name."""
+        self._post(self._feed, ownership.JobsElsewhere(nodes))
+
+    def unknown_jobs(self, names: Collection[str]) -> list[str]:
+        """Those of these ids or names that no job is called by, as far as is known."""
+        return self.ask(lambda: self._core.unknown_jobs(names))
 
     def place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
         """The node for a task that another owner is to submit there, or why there is none now."""

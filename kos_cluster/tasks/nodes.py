@@ -91,6 +91,12 @@ def node_rows(data: SyncData, troubles: Mapping[str, str]) -> list[dict[str, Any
             "memory_percent": load.memory_percent,
             "received_bytes_s": load.received_bytes_s,
             "sent_bytes_s": load.sent_bytes_s,
+            "labels": member.labels,
+            "resources": resources_told(member, load),
+            "gpus": member.gpus,
+            "gpus_in_use": load.gpus_in_use,
+            "memory_declared_bytes": load.memory_declared_bytes,
+            "over_memory": load.over_memory,
             "version": member.versions.kos,
             "wire": member.versions.wire,
             "python": member.versions.python,
@@ -103,6 +109,12 @@ def node_rows(data: SyncData, troubles: Mapping[str, str]) -> list[dict[str, Any
             row["pid"] = member.pid
         rows.append(row)
     return rows
+
+
+def resources_told(member: Member, load: Load) -> dict[str, dict[str, int]]:
+    """Each named resource of a node: how many there are, and how many are in use."""
+    in_use = dict(zip(sorted(member.resources), load.resources_in_use, strict=False))
+    return {name: {"total": total, "in_use": in_use.get(name, 0)} for name, total in member.resources.items()}
 
 
 def status_of(name: str, peer: Peer, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster.core.placement import gib
-from kos_cluster.core.records import JobSummary, Needs, Story, TaskState, runs_of
+from kos_cluster.core.capacity import gib, gpus_told, slots_told
+from kos_cluster.core.records import JobSummary, Layout, Needs, Story, TaskState, runs_of
 
 RUNS_LIMIT = 8  # runs of task numbers told in one row
 
@@ -30,12 +30,20 @@ class Why(msgspec.Struct, frozen=True):
     why: str
 
 
+class WouldGo(msgspec.Struct, frozen=True):
+    """Where a task would go: a node's name, empty when it would wait; why; and what would come of it on each node."""
+
+    node: str
+    reasons: tuple[str, ...]
+    nodes: dict[str, str]
+
+
 def explain(
     id_: str,
     summary: JobSummary | None,
     stories: Sequence[Story],
     nodes: Sequence[Mapping[str, Any]],
-    standing: tuple[Needs, Mapping[str, str]] | None,
+    standing: tuple[Needs, Sequence[str]] | None,
     now: float,
 ) -> list[Why]:
     """The rows for a job, or for one task as JOB.INDEX. `standing`: as the owner has it, if that is this process."""
@@ -76,7 +84,7 @@ def _of_story(story: Story, nodes: Sequence[Mapping[str, Any]], now: float) -> t
 
 
 def _why_waiting(
-    summary: JobSummary, standing: tuple[Needs, Mapping[str, str]] | None, nodes: Iterable[Mapping[str, Any]]
+    summary: JobSummary, standing: tuple[Needs, Sequence[str]] | None, nodes: Iterable[Mapping[str, Any]]
 ) -> str:
     if standing is None:
         free = [
@@ -87,16 +95,28 @@ def _why_waiting(
         whose = summary.user or "another process"
         return f"its owner ({whose}) has not sent it; 'kos why' there tells why. {'; '.join(free)}"
     needs, told = standing
-    return f"it needs {needed(needs)}. " + "; ".join(f"{name}: {why}" for name, why in told.items())
+    if told and told[0].startswith("needs "):
+        return "; ".join(told)
+    return f"it needs {needed(needs)}. " + "; ".join(told)
 
 
 def needed(needs: Needs) -> str:
     """What a task needs, in words."""
-    parts = [f"{needs.cpus} slot{'s' * (needs.cpus != 1)}"]
+    parts = [slots_told(needs.cpus)]
     parts += [gib(needs.memory_bytes)] if needs.memory_bytes else []
+    parts += [gpus_told(needs.gpus)] if needs.gpus else []
+    parts += [f"{count} of {name}" for name, count in needs.resources]
     parts += [f"the node {needs.on}"] if needs.on else []
+    parts += [f"{term.name} {'other than ' * term.away}{term.value}" for term in needs.labels]
+    parts += [f"to be away from {' and '.join(needs.away_from)}"] if needs.away_from else []
+    parts += [f"to be near {' or '.join(needs.near)}"] if needs.near else []
+    parts += [f"to be apart from {' and '.join(needs.apart)}"] if needs.apart else []
+    parts += [f"to be {_LAYOUTS[needs.layout]}"] if needs.layout is not Layout.ANY else []
     parts += [f"(better with {', '.join(needs.modules)})"] if needs.modules else []
     return ", ".join(parts)
+
+
+_LAYOUTS = {Layout.SPREAD: "spread", Layout.PACK: "packed"}
 
 
 def _named(job: str, indices: Sequence[int]) -> str:

@@ -234,6 +234,8 @@ class Worker:
                 f"A worker on node {run.node} was given work for a second environment.", "Run the task again."
             )
         self._environment = run.env
+        if run.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = run.gpus
         wanted = local.Environment()
         if run.env:
             wanted = msgspec.msgpack.decode(self._part(run.env), type=local.Environment)

@@ -81,14 +81,12 @@ def parse(line: str) -> argparse.Namespace:
 
 def submit_options(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
     """The grammar's options as those of `Cluster.submit`."""
-    from kos_cluster.cli.running import environment
+    from kos_cluster.cli.running import environment, placing
 
     return {
         "cluster": parsed.cluster,
         "name": name,
-        "on": parsed.on,
-        "cpus": parsed.cpus,
-        "memory": parsed.memory,
+        **placing(parsed),
         "timeout": parsed.timeout,
         "seed": parsed.seed,
         # Also keeps cells in workers of their own, away from tasks that draw no figures inline.

@@ -128,7 +128,7 @@ def test_reports_are_bounded_and_the_pause_follows_from_their_size():
 def test_a_load_travels_without_names_and_with_the_fields_that_both_know():
     body = msgspec.msgpack.encode(entry("a", running=3))
     assert b"running" not in body
-    longer = msgspec.msgpack.encode(["a", 1, 0.5, [7, 1, 2.0, 3.0, 4, 5, 6, 7, 99.0]])
+    longer = msgspec.msgpack.encode(["a", 1, 0.5, [7, 1, 2.0, 3.0, 4, 5, 6, 7, 8, 9, [1], True, 99.0]])
     before_network = msgspec.msgpack.encode(["a", 1, 0.5, [7, 1, 2.0, 3.0, 4, 5]])
     assert msgspec.msgpack.decode(before_network, type=LoadEntry).load == PackedLoad(7, 1, 2.0, 3.0, 4, 5, 0, 0)
     shorter = msgspec.msgpack.encode(["a", 1, 0.5, [7]])

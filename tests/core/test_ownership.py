@@ -53,6 +53,12 @@ def done(core: own.Ownership, d: own.Dispatch, now: float = 2.0, elapsed_s: floa
     return core.handle(own.Outcomes(d.batch, d.node, d.runs, frozenset(), elapsed_s), now)
 
 
+def waits(core: own.Ownership, now: float = 2.0) -> tuple[str, ...]:
+    told = core.standing("j", now)
+    assert told is not None
+    return told[1]
+
+
 def test_tasks_with_a_result_of_an_earlier_owner_are_not_run():
     core = machine(nodes=1, slots=20)
     core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
@@ -162,7 +168,7 @@ def test_refused_by_all_waits_and_is_tried_again():
     core = machine(nodes=1, slots=1)
     (d,) = dispatches(opened(core, 1))
     assert not dispatches(core.handle(own.BatchRefused(d.batch, "full"), 2.0))
-    assert "refused" in core.why("j")[0]
+    assert "refused" in waits(core)[0]
     assert dispatches(core.tick(2.0 + own.REFUSED_PAUSE_S))
 
 
@@ -199,7 +205,11 @@ def test_a_cap_bounds_what_runs_at_once():
 
 def test_impossible_needs_are_told_with_each_nodes_reason():
     core = machine(nodes=2, slots=2)
-    assert core.impossible(Needs(cpus=3)) == ("node0: needs 3 slots, it has 2", "node1: needs 3 slots, it has 2")
+    assert core.impossible(Needs(cpus=3)) == (
+        "needs 3 slots, the most are 2 on node0",
+        "node0: needs 3 slots, it has 2",
+        "node1: needs 3 slots, it has 2",
+    )
     assert core.impossible(Needs(cpus=2)) == ()
     assert "asks for node9" in core.impossible(Needs(on="node9"))[0]
 
@@ -388,7 +398,7 @@ def test_a_drained_node_gets_no_more_work_and_finishes_what_it_has():
     assert core.story("j", at["id0"].runs[0][0]).state is TaskState.DONE  # type: ignore[union-attr]
     (second,) = dispatches(done(core, at["id1"], elapsed_s=1.0))
     assert second.node == "id1"
-    assert "node0: it is drained" in core.why("j")
+    assert "node0: it is drained" in waits(core)
     (back,) = dispatches(core.handle(own.NodeDrained("id0", False), 3.0))
     assert back.node == "id0"
 
@@ -397,7 +407,7 @@ def test_a_node_that_is_welcomed_as_drained_gets_no_work():
     core = machine(nodes=0)
     core.handle(own.NodeUp(msgspec.structs.replace(member(0), drained=True)), 0.0)
     assert dispatches(opened(core, 3)) == []
-    assert core.why("j") == ("node0: it is drained",)
+    assert waits(core) == ("node0: it is drained",)
     assert len(dispatches(core.handle(own.NodeUp(member(0)), 2.0))) == 2
 
 
@@ -409,6 +419,9 @@ def test_what_another_owner_is_to_submit_goes_where_it_need_not_wait() -> None:
     assert {core.place(Needs(1, 1 << 20), 1.0).node for _ in range(20)} == {"id4"}
     assert core.place(Needs(2), 1.0).node is not None  # it waits there for a slot
     never = core.place(Needs(3), 1.0)
-    assert never.node is None and not never.possible and len(never.reasons) == 5
+    assert never.node is None and not never.possible and len(never.reasons) == 6
+    assert never.reasons[0] == "needs 3 slots, the most free are 2 on node0"
     later = core.place(Needs(1, 2 << 30), 1.0)
-    assert later.node is None and later.possible and "needs 2.0 GiB, 1.0 GiB is free" in later.reasons[0]
+    assert (
+        later.node is None and later.possible and "needs 2 GiB, the largest free is 1 GiB on node0" in later.reasons[0]
+    )

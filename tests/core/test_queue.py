@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kos_cluster.core import queue as q
+from kos_cluster.core.capacity import SLOTS_ALONE, Capacity
 from kos_cluster.core.records import Cause
 
 A = ("alice", "1")
@@ -21,10 +23,11 @@ def spec(number: int, owner: q.Owner = A, job: str = "j", env: str = "e", **more
 class Node:
     """Runs the machine and answers for its workers, which are ready at once."""
 
-    def __init__(self, slots: int) -> None:
-        self.queue = q.NodeQueue(slots)
+    def __init__(self, slots: int, capacity: Capacity = SLOTS_ALONE) -> None:
+        self.queue = q.NodeQueue(slots, capacity)
         self.now = 0.0
         self.assigned: list[tuple[int, q.Key]] = []
+        self.ran: list[int] = []  # numbers of the batches that have ended
         self.effects: list[q.Effect] = []
         self.take(self.queue.start())
 
@@ -45,8 +48,14 @@ class Node:
         return self.feed(q.Arrived(batch, held))
 
     def finish(self, position: int = 0) -> None:
-        worker, _ = self.assigned.pop(position)
+        worker, key = self.assigned.pop(position)
+        self.ran.append(key[1])
         self.feed(q.BatchDone(worker, retire=False))
+
+    def end_retired(self) -> None:
+        """Those that were told to end do."""
+        for worker in [e.worker for e in self.effects if isinstance(e, q.Retire)]:
+            self.feed(q.WorkerExited(worker, False, "exit code 0"))
 
     @property
     def order(self) -> list[int]:
@@ -203,7 +212,7 @@ def test_stopping_gives_everything_back_and_takes_nothing():
 @given(st.integers(0, 2**32))
 def test_whatever_happens_every_batch_has_one_end_and_slots_come_back(seed: int):
     rng = random.Random(seed)
-    machine = q.NodeQueue(3)
+    machine = q.NodeQueue(3, Capacity(4 << 30, ("0", "1"), {"licence": 2}))
     alive: set[int] = set()
     running: dict[int, q.Key] = {}
     ended: dict[q.Key, str] = {}
@@ -252,6 +261,9 @@ def test_whatever_happens_every_batch_has_one_end_and_slots_come_back(seed: int)
                     rng.choice("xyz"),
                     rng.choice("ef"),
                     cpus=rng.choice([1, 1, 2, 3]),
+                    memory_bytes=rng.choice([0, 0, 1 << 30, 4 << 30]),
+                    gpus=rng.choice([0, 0, 0, 1, 2]),
+                    resources=rng.choice([(), (), (("licence", 1),), (("licence", 2),)]),
                     fresh=rng.random() < 0.2,
                     timeout_s=rng.choice([None, 0.3]),
                 )
@@ -267,6 +279,8 @@ def test_whatever_happens_every_batch_has_one_end_and_slots_come_back(seed: int)
                 key = running[rng.choice(sorted(running))]
                 take(machine.handle(q.TaskWaits(key, rng.random() < 0.5), now))
         take(machine.tick(now))
+        account = machine.account
+        assert account.memory_bytes <= 4 << 30 and account.gpus_in_use <= 2 and account.resources["licence"] <= 2
     for _ in range(1000):
         now += 1.0
         take(machine.tick(now))
@@ -276,3 +290,130 @@ def test_whatever_happens_every_batch_has_one_end_and_slots_come_back(seed: int)
     assert set(ended) == set(sent)
     assert machine.running == 0
     assert machine.queued == 0
+    assert (machine.account.memory_bytes, machine.account.resources) == (0, {"licence": 0})
+    assert machine.account.gpus_in_use == 0
+
+
+# ---- memory, GPUs and named resources
+
+GIB = 1 << 30
+RICH = Capacity(4 * GIB, ("0", "1"), {"licence": 2})
+
+
+def rich(slots: int = 8) -> Node:
+    return Node(slots, RICH)
+
+
+@pytest.mark.parametrize(
+    ("takes", "at_once"),
+    [
+        ({"memory_bytes": 2 * GIB}, 2),
+        ({"gpus": 1}, 2),
+        ({"gpus": 2}, 1),
+        ({"resources": (("licence", 1),)}, 2),
+        ({"resources": (("licence", 2),)}, 1),
+        ({}, 5),
+    ],
+)
+def test_what_a_batch_takes_bounds_what_runs_and_comes_back(takes: dict[str, object], at_once: int):
+    node = rich()
+    for number in range(5):
+        node.arrive(spec(number, **takes))
+    assert node.order == list(range(at_once))
+    account = node.queue.account
+    assert account.memory_bytes <= 4 * GIB and account.gpus_in_use <= 2 and account.resources["licence"] <= 2
+    while node.assigned:
+        node.finish()
+        node.end_retired()
+    assert node.ran == list(range(5))
+    assert (account.slots_in_use, account.memory_bytes, account.gpus_in_use, account.resources) == (
+        0,
+        0,
+        0,
+        {"licence": 0},
+    )
+
+
+def test_one_that_must_wait_for_memory_does_not_keep_another_line_waiting():
+    node = rich()
+    node.arrive(spec(1, memory_bytes=4 * GIB))
+    node.arrive(spec(2, memory_bytes=1 * GIB))
+    node.arrive(spec(1, B, "small"))
+    assert [key for _, key in node.assigned] == [(A, 1), (B, 1)]
+
+
+@pytest.mark.parametrize(
+    ("takes", "said"),
+    [
+        ({"memory_bytes": 5 * GIB}, "it needs 5 GiB, it has 4 GiB"),
+        ({"gpus": 3}, "it needs 3 GPUs, it has 2"),
+        ({"resources": (("licence", 3),)}, "it needs 3 of licence, it has 2"),
+        ({"resources": (("scanner", 1),)}, "it needs 1 of scanner, it has 0"),
+        ({"gpus": -1}, "it needs less than nothing"),
+        ({"cpus": 0}, "it needs less than nothing"),
+        ({"memory_bytes": -1}, "it needs less than nothing"),
+        ({"resources": (("licence", -5),)}, "it needs less than nothing"),
+        ({"resources": (("licence", 1), ("licence", 1))}, "it names a resource twice"),
+    ],
+)
+def test_what_can_never_be_given_is_refused_with_the_arithmetic(takes: dict[str, object], said: str):
+    node = rich()
+    (refused,) = node.arrive(spec(1, **takes))
+    assert isinstance(refused, q.Refuse) and said in refused.reason
+    assert node.queue.account.resources == {"licence": 0}
+
+
+def test_each_gpu_has_one_holder_and_is_free_when_its_process_has_ended():
+    node = rich()
+    for number in range(3):
+        node.arrive(spec(number, gpus=1))
+    given = {e.key[1]: e.gpus for e in node.effects if isinstance(e, q.Assign)}
+    assert given == {0: ("0",), 1: ("1",)}
+    worker = node.assigned[0][0]
+    node.finish()
+    assert q.Retire(worker) in node.effects
+    assert node.order == [1]  # the memory of GPU 0 is not free yet
+    assert node.queue.tick(q.RETIRE_S - 0.1) == []
+    assert node.queue.tick(q.RETIRE_S) == [q.Kill(worker)]
+    node.feed(q.WorkerExited(worker, False, "SIGKILL"))
+    assert node.order == [1, 2]
+    assert next(e.gpus for e in node.effects if isinstance(e, q.Assign) and e.key == (A, 2)) == ("0",)
+
+
+def test_a_waiting_task_lends_its_slots_and_keeps_the_rest():
+    node = rich(1)
+    node.arrive(spec(1, gpus=2, memory_bytes=GIB))
+    node.feed(q.TaskWaits((A, 1), True))
+    account = node.queue.account
+    assert (account.slots_in_use, account.gpus_in_use, account.memory_bytes) == (0, 2, GIB)
+    node.arrive(spec(2, B, "child"))
+    assert node.order == [1, 2]
+
+
+def test_a_worker_over_its_memory_is_killed_at_once_and_the_loss_says_how_much():
+    node = rich()
+    node.arrive(spec(1, memory_bytes=GIB))
+    node.arrive(spec(2))
+    worker = node.assigned[0][0]
+    assert node.queue.bounded() == [(worker, (A, 1))]
+    assert node.feed(q.OverMemory(worker, "it held 2 GiB")) == [q.Kill(worker)]
+    assert node.feed(q.OverMemory(worker, "it held 3 GiB")) == [] and node.queue.bounded() == []
+    (lost,) = [e for e in node.feed(q.WorkerExited(worker, False, "SIGKILL")) if isinstance(e, q.Lose)]
+    assert (lost.cause, lost.detail) == (Cause.MEMORY_LIMIT, "it held 2 GiB")
+
+
+def test_over_its_high_water_mark_a_node_takes_nothing_and_gives_back_what_is_queued():
+    node = Node(1)
+    node.arrive(spec(1))
+    node.arrive(spec(2))
+    node.arrive(spec(3), held=True)
+    full = "its memory is 97% full"
+    refused = node.feed(q.Pressed(full))
+    assert [(e.key[1], e.reason) for e in refused if isinstance(e, q.Refuse)] == [(2, full), (3, full)]
+    assert node.queue.pressed and node.queue.queued == 0
+    (late,) = node.arrive(spec(4))
+    assert isinstance(late, q.Refuse) and late.reason == full
+    node.finish()
+    node.feed(q.Pressed(""))
+    node.arrive(spec(5))
+    assert node.order == [5]

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 import kos_cluster as kos
+from kos_cluster.core.capacity import Declared
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import embedded
 
 WAIT_S = 30.0
+DECLARED = Declared({"site": "here"}, {"licence": 1})  # of each node
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
@@ -43,7 +45,7 @@ class Mesh:
         self.cluster = kos.connect()
 
     def _up(self) -> None:
-        embedded.up(self.home, self.count)
+        embedded.up(self.home, self.count, declared=DECLARED)
 
     def heal(self) -> None:
         """Start again what has died, and wait until the connection sees it."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from kos_cluster.errors import UsageError
+from kos_cluster.core.records import LabelTerm, Layout, Needs
+from kos_cluster.errors import PlacementError, UsageError
 from kos_cluster.tasks.options import Options, size_bytes, split_options
 
 
@@ -29,6 +32,13 @@ WRONG = [
     *({"seed": value} for value in ("x", 1.5, -1, 2**70)),
     *({"env": value} for value in ("A", {"A": 1}, {1: "a"}, {"A": "x\0y"}, {"": "x"}, {"A=B": "x"})),
     {"max_parallel": -1},
+    *({"gpus": value} for value in (-1, 0.5, "1")),
+    *({"resources": value} for value in ("a", {"a": 0}, {"a": -1}, {"a b": 1}, {1: 1}, {"a": "1"}, {"a": 2**40})),
+    *({"away_from": value} for value in (5, [5], [""], [f"n{number}" for number in range(17)])),
+    {"near": ["a", None]},
+    {"apart": 5},
+    {"spread": 1},
+    {"pack": "yes"},
     {"on": 5},
     {"name": 5},
     {"fresh": "no"},
@@ -50,3 +60,59 @@ def test_none_stands_for_a_default():
 def test_options_are_parted_from_the_functions_own_keywords():
     options, own = split_options({"cpus": 2, "colour": "blue", "retries": 0})
     assert (options.cpus, options.retries, own) == (2, 0, {"colour": "blue"})
+
+
+@pytest.mark.parametrize("label", ["zone", "zone=", "=a", "zo ne=a", "zone==a", "zone=a b", "!=a", "x" * 64 + "=a"])
+def test_what_is_no_label_is_said(label: str):
+    with pytest.raises(UsageError, match="is not a label"):
+        Options(labels=[label])
+
+
+@pytest.mark.parametrize(
+    "labels", [["zone=a", "disk!=slow"], {"zone": "a", "disk": "!slow"}, ("disk!=slow", "zone=a", "zone=a")]
+)
+def test_labels_in_any_form_are_the_same_need(labels: Any):
+    needs = Options(labels=labels).needs()
+    assert needs.labels == (LabelTerm("disk", "slow", True), LabelTerm("zone", "a"))
+
+
+def test_needs_of_every_kind_are_told():
+    options = Options(
+        cpus=2,
+        memory="1G",
+        gpus=1,
+        resources={"scanner": 1, "licence": 2},
+        labels="zone=a",
+        away_from="n1",
+        spread=True,
+        near="web",
+        apart=["db", "db"],
+    )
+    assert options.needs(("numpy",)) == Needs(
+        2,
+        1 << 30,
+        "",
+        ("numpy",),
+        1,
+        (("licence", 2), ("scanner", 1)),
+        (LabelTerm("zone", "a"),),
+        ("n1",),
+        Layout.SPREAD,
+        ("web",),
+        ("db",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"spread": True, "pack": True}, "No task can be spread and packed"),
+        ({"on": "a", "away_from": "a"}, "No task can be on a and away from it"),
+        ({"labels": ["zone=a", "zone=b"]}, "where zone is a and where it is b"),
+        ({"labels": ["zone=a", "zone!=a"]}, "where zone is a and away from there"),
+        ({"near": "web", "apart": "web"}, "near job web and apart from it"),
+    ],
+)
+def test_contradictions_are_refused_at_once(wrong: dict[str, Any], said: str):
+    with pytest.raises(PlacementError, match=said):
+        Options(**wrong)

@@ -41,13 +41,13 @@ def test_what_runs_is_queued_and_is_over_is_told_by_its_node() -> None:
 
 
 def test_what_waits_is_told_with_its_needs_and_each_nodes_reason_where_it_is_owned() -> None:
-    standing = (Needs(2, 8 << 30, "one", ("numpy",)), {"one": "it is drained", "two": "it is lost"})
+    standing = (Needs(2, 8 << 30, "one", ("numpy",)), ("one: it is drained", "two: it is lost"))
     assert told("j", job(3), [], NODES, standing, 0.0) == [
         (
             "j",
             3,
             "",
-            "it needs 2 slots, 8.0 GiB, the node one, (better with numpy). one: it is drained; two: it is lost",
+            "it needs 2 slots, 8 GiB, the node one, (better with numpy). one: it is drained; two: it is lost",
         )
     ]
 

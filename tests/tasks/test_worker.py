@@ -57,6 +57,10 @@ class TestRunning:
         assert batch.values == {3: 0, 4: 1, 10: 4, 11: 9, 12: 16}
         assert not batch.failures and not batch.retire
 
+    def test_a_task_sees_the_gpus_that_its_worker_was_given(self, worker: TestedWorker) -> None:
+        seen = worker.run(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"), [()], gpus="1,GPU-7").values
+        assert seen == {0: "1,GPU-7"}
+
     def test_a_task_knows_who_it_is(self, worker: TestedWorker) -> None:
         def who(_: int) -> Any:
             import subprocess

@@ -1,0 +1,107 @@
+"""Where tasks go on real nodes, what they are given there, and what becomes of those that take more."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+
+import pytest
+
+import kos_cluster as kos
+from kos_cluster.cli.main import run
+from kos_cluster.core.records import AttemptEnd
+from kos_cluster.errors import PlacementError, TaskLostError
+from tests.mesh.conftest import Mesh, until
+
+
+def where() -> str:
+    return os.environ["KOS_NODE"]
+
+
+def test_labels_and_nodes_lead_to_nodes_and_away_from_them(mesh: Mesh):
+    cluster = mesh.cluster
+    assert cluster.submit(where, away_from="node1", labels="site=here").result(60) == "node2"
+    assert set(cluster.map(_stay_and_tell, range(2), spread=True)) == {"node1", "node2"}
+    with pytest.raises(PlacementError, match="node1: its site is here, which the task is to be away from; node2: its"):
+        cluster.submit(where, labels="site!=here")
+
+
+def _stay_and_tell(_: int) -> str:
+    time.sleep(0.2)
+    return where()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"resources": {"licence": 2}}, "needs 2 of licence, the most are 1 on node1"),
+        ({"resources": {"scanner": 1}}, "needs 1 of scanner, the most are 0 on node1"),
+        ({"gpus": 10_000}, r"needs 10000 GPUs, the most are \d+ on node"),
+        ({"memory": "900T"}, r"needs 921600 GiB, the largest is [\d.]+ GiB on node1"),
+        ({"near": "nobody"}, "No job is called 'nobody', so nothing can be near to it"),
+    ],
+)
+def test_what_can_never_run_is_refused_at_once_with_the_arithmetic(mesh: Mesh, options: dict, said: str):
+    with pytest.raises(PlacementError, match=said):
+        mesh.cluster.submit(where, **options)
+
+
+def test_a_declared_resource_is_given_and_comes_back(mesh: Mesh):
+    assert list(mesh.cluster.map(abs, range(-20, 0), resources={"licence": 1})) == list(range(20, 0, -1))
+
+
+def test_a_worker_over_its_memory_is_stopped_and_its_story_says_so(mesh: Mesh):
+    future = mesh.cluster.submit(_take, 400, memory="200M", retries=0)
+    with pytest.raises(TaskLostError, match=r"took too much memory: it held [\d.]+ MiB, and had declared 200 MiB"):
+        future.result(60)
+    (attempt,) = future.story().attempts
+    assert attempt.end is AttemptEnd.MEMORY_LIMIT and "had declared 200 MiB" in attempt.cause
+    assert mesh.cluster.submit(_take, 50, memory="200M").result(60) == 50
+
+
+def _take(mib: int) -> int:
+    data = bytearray(os.urandom(1 << 20) * mib)
+    if mib > 200:
+        time.sleep(60)  # until it is stopped
+    return len(data) >> 20
+
+
+def test_it_is_told_where_a_task_would_go_and_nothing_is_run(mesh: Mesh):
+    told = mesh.cluster.would_go(away_from="node1")
+    assert told.node == "node2" and "slots free" in told.reasons[0]
+    assert told.nodes["node1"] == "the task is to be away from it"
+    assert all(job.name != "such a task" for job in mesh.cluster.jobs())
+
+
+def test_a_dry_run_is_told_in_words_and_refused_as_a_run_is(mesh: Mesh):
+    out, err = io.StringIO(), io.StringIO()
+    assert run(["dry-run", "--away-from", "node1", "--label", "site=here", "ls"], out, err) == 0
+    first, _, *rows = out.getvalue().splitlines()
+    assert first.startswith("It would go to node2: ")
+    assert [row.split(maxsplit=1)[0] for row in rows] == ["node1", "node2"]
+    assert run(["dry-run", "--label", "site!=here"], out, err) == PlacementError.exit_code
+    assert "its site is here, which the task is to be away from" in err.getvalue()
+
+
+def test_a_job_of_another_process_is_known_to_those_that_are_to_be_near_or_apart(mesh: Mesh):
+    mesh.program(
+        """
+        import time
+        import kos_cluster as kos
+        print(kos.connect().submit(time.sleep, 60, on="node2", name="web", retries=0).result(), flush=True)
+        """
+    )
+
+    def runs() -> bool:
+        """As this process has heard: where it is, and that it alone is busy."""
+        heard = mesh.cluster.heard()
+        busy = {m.name for m in heard.members or () if m.id in heard.loads and heard.loads[m.id][0].running}
+        return busy == {"node2"} and any(job.name == "web" and job.nodes for job in mesh.cluster.jobs())
+
+    until(runs, "the other process's job is known")
+    assert mesh.cluster.would_go(apart="web").node == "node1"
+    assert "the two are to be apart" in mesh.cluster.would_go(apart="web").nodes["node2"]
+    assert mesh.cluster.submit(where, near="web", apart="nobody").result(60) == "node1"  # it has room
+    (job,) = [job.job for job in mesh.cluster.jobs() if job.name == "web"]
+    assert kos.connect().cancel(job)

@@ -9,13 +9,15 @@
             client/                 the user's own credentials: cert.pem, key.pem, ca.pem, curve.json
             nodes/NODE/             a node's credentials in the same form, how it is started, and its durable state:
                                     state.sqlite, raft.sqlite, kept/ (parts of detached jobs)
-            run/NODE/               what lives as long as the daemon: `ready.json`, `spool/`, `arena/`; and `log`
+            run/NODE/               what lives as long as the daemon: `ready.json`, `spool/`, `arena/`, HOST:PORT.sock
+                                    (for the clients of this machine); and `log`
 
 Rules: this module only names and reads paths; it starts nothing. Folders are made 0700 and never widened.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
@@ -25,6 +27,7 @@ import platformdirs
 from kos_cluster.errors import NotInClusterError, StateError, UsageError
 
 EMBEDDED_NAME = "local"
+_SOCKET = ".sock"
 
 
 class ClusterFile(msgspec.Struct, frozen=True):
@@ -118,6 +121,16 @@ class ClusterHome:
             return msgspec.json.decode((self.run(node) / "ready.json").read_bytes(), type=Ready)
         except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
+
+    def new_socket(self, node: str, address: str) -> Path:
+        """Where the daemon of that node, at that address (HOST:PORT), is to listen; older ones of it are removed."""
+        for old in self.run(node).glob(f"*{_SOCKET}"):
+            old.unlink(missing_ok=True)
+        return self.run(node) / f"{address}{_SOCKET}"
+
+    def socket_at(self, address: str) -> Path | None:
+        """The control socket of the node of this machine that others know by that address; None if there is none."""
+        return next((self.path / "run").glob(f"*/{glob.escape(address)}{_SOCKET}"), None)
 
 
 class Home:

@@ -1,4 +1,4 @@
-"""Messages over a stream socket pair, between a daemon and one of its workers.
+"""Messages over a stream socket, between a daemon and one of its workers, or a client of the same machine.
 
 A message is two lengths (u32 each, little-endian), a header frame and a payload frame, which may be empty. `Decoder` is
 pure and takes bytes as they come; `Channel` is the blocking end that a worker holds.
@@ -24,26 +24,28 @@ Frames = tuple[bytes, bytes]  # header, payload
 
 
 class Decoder:
-    """Cuts a stream into messages."""
+    """Cuts a stream into messages, whose frames have a limit each."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = FRAME_LIMIT_BYTES) -> None:
+        self._limit_bytes = limit_bytes
         self._held = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frames]:
-        """The messages that are complete with `data`. Raises ProtocolError for a length over `FRAME_LIMIT_BYTES`."""
+        """The messages that are complete with `data`. Raises ProtocolError for a length over the limit."""
         self._held += data
         start, end = 0, len(self._held)
         view = memoryview(self._held)
         try:
             while end - start >= LENGTHS.size:
                 header, payload = LENGTHS.unpack_from(view, start)
-                if header > FRAME_LIMIT_BYTES or payload > FRAME_LIMIT_BYTES:
+                if header > self._limit_bytes or payload > self._limit_bytes:
                     raise ProtocolError(f"A message of {header + payload:,} bytes is over the limit between processes.")
                 middle = start + LENGTHS.size + header
                 if end < middle + payload:
                     break
-                yield bytes(view[start + LENGTHS.size : middle]), bytes(view[middle : middle + payload])
-                start = middle + payload
+                message = bytes(view[start + LENGTHS.size : middle]), bytes(view[middle : middle + payload])
+                start = middle + payload  # even if the reader goes no further
+                yield message
         finally:
             view.release()
             del self._held[:start]

@@ -1,10 +1,12 @@
-"""A link to one node, kept up: present the certificate, open the CURVE link, say hello, start over when it breaks.
+"""A link to one node, kept up: prove who one is, open the control link, say hello, start over when it breaks.
 
-Theory of operation. `NodeLink` runs one coroutine. It presents one's certificate over the bulk port, which also gives
-the node's verified CURVE key, then opens the control link. A link that is refused (the daemon was restarted and
-forgot us) or stays down is made anew. What happens is told to a listener; nothing is sent while the link is down.
+Theory of operation. `NodeLink` runs one coroutine. A node of this machine is reached over its own socket. For any
+other, or where that is not there or does not take us, it presents one's certificate over the bulk port, which also
+gives the node's verified CURVE key, then opens the link over the network. A link that is closed, refused (the daemon
+was restarted and forgot us) or stays down is made anew. What happens is told to a listener; nothing is sent while the
+link is down.
 
-    presenting --ok--> connecting --up--> up --down, refused--> presenting
+    opening --ok--> connecting --up--> up --down, closed, refused--> opening
         |  refused, unreachable: pause, tell the listener, try again
 """
 
@@ -15,9 +17,11 @@ import logging
 import time
 from typing import Protocol
 
-from kos_cluster.errors import AuthError, KosError
+from kos_cluster.errors import AuthError, KosError, ProtocolError
+from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.locallink import LocalLink
 from kos_cluster.net.presenting import present
 from kos_cluster.net.transport import Context, Link, LinkState, Payload
 
@@ -37,10 +41,20 @@ class Listener(Protocol):
 
 
 class NodeLink:
-    """One node, by the address of its control port. `peer` is None until it has proved who it is."""
+    """One node, by the address of its control port. `peer` is None until it has proved who it is.
+
+    With a `home` the node is reached over its own socket there, if it has one.
+    """
 
     def __init__(
-        self, context: Context, credentials: Credentials, host: str, port: int, hello: wire.Hello, listener: Listener
+        self,
+        context: Context,
+        credentials: Credentials,
+        host: str,
+        port: int,
+        hello: wire.Hello,
+        listener: Listener,
+        home: ClusterHome | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -54,7 +68,8 @@ class NodeLink:
         self._credentials = credentials
         self._hello = hello
         self._listener = listener
-        self._link: Link | None = None
+        self._home = home
+        self._link: Link | LocalLink | None = None
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._failures = 0  # in a row
@@ -96,9 +111,11 @@ class NodeLink:
         while True:
             try:
                 self._hurry.clear()
-                await self._present()
+                self.shown = self._credentials.peer.serial
+                link = await self._open_local() or await self._open()
+                self.failure = None
                 pause_s, self._failures = FIRST_PAUSE_S, 0
-                await self._hold()
+                await self._hold(link)
             except KosError as error:
                 self.failure = error
                 self._failures += 1
@@ -114,16 +131,23 @@ class NodeLink:
             return False
         return True
 
-    async def _present(self) -> None:
-        self.shown = self._credentials.peer.serial
-        self.peer = await present(self.host, self.port, self._credentials)
-        self.failure = None
+    async def _open_local(self) -> LocalLink | None:
+        """A link within this machine; None when the node has no socket here, or none that takes us."""
+        path = self._home.socket_at(self.address) if self._home is not None else None
+        if path is None:
+            return None
+        try:
+            link = await LocalLink.open(path, self._credentials, self._said, self._state_changed)
+        except (OSError, AuthError, ProtocolError) as error:
+            log.info("The node at %s is tried over the network, as its socket did not do: %s", self.address, error)
+            return None
+        self.peer = link.peer
+        return link
 
-    async def _hold(self) -> None:
-        """Keep the control link until it is refused or has been down for too long."""
-        assert self.peer is not None
-        self._changed.clear()
-        self._link = Link(
+    async def _open(self) -> Link:
+        """A link over the network, as soon as the certificate is presented."""
+        self.peer = await present(self.host, self.port, self._credentials)
+        return Link(
             self._context,
             self._credentials,
             self.peer.curve_public,
@@ -132,6 +156,11 @@ class NodeLink:
             self._said,
             self._state_changed,
         )
+
+    async def _hold(self, link: Link | LocalLink) -> None:
+        """Keep the link until it is refused, closed, or has been down for too long."""
+        self._changed.clear()
+        self._link = link
         try:
             while True:
                 try:
@@ -139,9 +168,9 @@ class NodeLink:
                 except TimeoutError:
                     return
                 self._changed.clear()
-                if self._link.state == "refused":
+                if link.state in ("refused", "closed"):
                     return
-                if self._link.state == "down" and not await self._comes_back():
+                if link.state == "down" and not await self._comes_back():
                     return
         finally:
             self._drop()

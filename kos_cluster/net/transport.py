@@ -1,4 +1,6 @@
-"""Control links: CURVE over TCP, ROUTER at the node (`Server`), DEALER at whoever connects to it (`Link`).
+"""Control links over the network: CURVE over TCP, ROUTER at the node (`Server`), DEALER at whoever connects (`Link`).
+
+`net.locallink` has both once more, for clients on the node's own machine. What either does, the other does too.
 
 Theory of operation. Sockets are read in the asyncio loop by `add_reader` on ZeroMQ's descriptor. That descriptor is
 edge-triggered: it signals once that something may have changed, and any send or receive may use the signal up. So
@@ -43,16 +45,20 @@ RECONNECT_LIMIT_MS = 2_000
 LINGER_MS = 1_000
 UNACKED_LIMIT_MS = 4_000  # a connection whose other end acknowledges nothing for so long is dropped, and made anew
 KEEPALIVE_IDLE_S = 60
+THIS_MACHINE = "127.0.0.1"
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Payload = bytes | bytearray | memoryview
-LinkState = Literal["up", "down", "refused"]
+LinkState = Literal["up", "down", "closed", "refused"]
+Route = bytes | int  # of ZeroMQ's choice, or the peer's; or the number of a connection on this machine
 
 # As plain numbers: an operation on pyzmq's enumerations costs more than a microsecond, several times a message.
 _NOW = int(zmq.NOBLOCK)
 _AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
+
+_EMPTY = memoryview(b"")
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +68,13 @@ class Origin:
     """Where a message came from: the authenticated peer, the route that answers take, the address it connected from."""
 
     peer: Peer
-    route: bytes
-    frame: zmq.Frame  # the first, which carries what ZeroMQ knows of the connection
+    route: Route
+    frame: zmq.Frame | None  # the first, which carries what ZeroMQ knows of the connection; None on this machine
 
     @property
     def host(self) -> str:
         """The address of the peer's end of the connection, as ZeroMQ saw it."""
-        return str(self.frame.get("Peer-Address"))
+        return THIS_MACHINE if self.frame is None else str(self.frame.get("Peer-Address"))
 
 
 class Server:
@@ -118,7 +124,7 @@ class Server:
 
     def send(self, route: bytes, message: wire.Message, payload: Payload = b"") -> bool:
         """Queue a message for the peer behind a route. False when it is gone or its queue is full."""
-        first, rest = _framed(message, payload)
+        first, rest = framed(message, payload)
         try:
             self._socket.send(route, _AND_MORE)
         except zmq.Again:
@@ -160,6 +166,7 @@ class Link:
 
     `on_state` is told "up" when the handshake is done, "down" when the connection is lost (ZeroMQ goes on trying), and
     "refused" when the node does not admit this key, or no longer: present the certificate again, then make a new link.
+    (A local link that is lost is "closed", and does not come back.)
     """
 
     def __init__(
@@ -191,7 +198,7 @@ class Link:
 
     def send(self, message: wire.Message, payload: Payload = b"") -> bool:
         """Queue a message. False when the link is not up or the queue is full."""
-        first, rest = _framed(message, payload)
+        first, rest = framed(message, payload)
         if self.state != "up":
             return False
         try:
@@ -356,7 +363,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _framed(message: wire.Message, payload: Payload) -> tuple[bytes, Payload]:
+def framed(message: wire.Message, payload: Payload) -> tuple[bytes, Payload]:
     """The first frame, and what is left of the payload for the second. Raises LimitError."""
     size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
     inline = size < wire.INLINE_BYTES
@@ -388,13 +395,18 @@ def _receive_rest(socket: zmq.Socket[bytes]) -> tuple[wire.Message | None, memor
         size += len(frame)
     if count > wire.FRAMES_LIMIT or size > wire.MESSAGE_LIMIT_BYTES:
         _log.warning("Dropped a message of %d bytes in %d frames, which is over the limit.", size, count)
-        return None, memoryview(b"")
+        return None, _EMPTY
+    return decoded(first.buffer, None if frame is first else frame.buffer)
+
+
+def decoded(first: bytes | memoryview, second: memoryview | None) -> tuple[wire.Message | None, memoryview]:
+    """The message and payload of these frames; None when they are none, which is told in the log."""
     try:
-        message, payload = wire.decode(first.buffer)
+        message, payload = wire.decode(first)
     except ProtocolError as error:
         _log.warning("Dropped a message: %s", error)
-        return None, memoryview(b"")
-    return message, payload if frame is first else frame.buffer
+        return None, _EMPTY
+    return message, payload if second is None else second
 
 
 def _user_id(frame: zmq.Frame) -> bytes:

@@ -32,7 +32,8 @@ from kos_cluster.net.admission import Admitted
 from kos_cluster.net.beacon import Beacon
 from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.identity import Credentials, Peer
-from kos_cluster.net.transport import Origin, Payload, Server
+from kos_cluster.net.listeners import Listeners
+from kos_cluster.net.transport import Origin, Payload
 from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
 from kos_cluster.node.batches import Batches
@@ -110,7 +111,7 @@ class Daemon:
         self._load = Load()
         self._admitted = Admitted()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._server = Server(self._context, self._credentials, self._admitted, self._received)
+        self._listeners = Listeners(self._context, self._credentials, self._admitted, self._received)
         self._store = Store(start.cluster.node(start.node) / "state.sqlite")
         shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run
         self._history = History(start.node)
@@ -162,7 +163,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
-        self._server.bind(start.host, start.port)
+        self._listeners.bind(start.host, start.port, start.cluster.new_socket(start.node, self._member.address))
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
         workers = Workers(self._run, dict(os.environ), self._batches)
         beacon = await self._start_beacon()
@@ -202,7 +203,7 @@ class Daemon:
             bulk.close()
             self._blocks.close()
             self._owners.close()
-            self._server.close()
+            self._listeners.close()
             self._context.term()
             self._store.close()
 
@@ -236,7 +237,7 @@ class Daemon:
 
     def _make_peers(self, control: ControlPlane) -> Peers:
         hello = wire.Hello(self._instance, machine.versions(), os.getpid(), "", 0)
-        return Peers(self._context, self._credentials, hello, self._server, self._admitted.revoked, control)
+        return Peers(self._context, self._credentials, hello, self._listeners, self._admitted.revoked, control)
 
     def _make_member(self) -> Member:
         start = self._start
@@ -285,6 +286,7 @@ class Daemon:
         """Show another certificate from now on."""
         self._credentials = credentials
         self._control.renewed(credentials)
+        self._listeners.renewed(credentials)
         if self._bulk is not None:
             self._bulk.renewed(credentials)
 
@@ -364,7 +366,7 @@ class Daemon:
         return self._member.id, self._batches.loaded(self._load)
 
     def _sample(self) -> None:
-        measured = self._meter.sample(dropped_frames=self._server.dropped + (self._bulk.dropped if self._bulk else 0))
+        measured = self._meter.sample(dropped_frames=self._listeners.dropped + (self._bulk.dropped if self._bulk else 0))
         if self._high_water.measured(measured.memory_percent):
             self._batches.pressed(self._high_water.why)
             log.warning("Work is not taken: %s.", self._high_water.why or "no longer so, there is memory again")
@@ -398,7 +400,7 @@ class Daemon:
             log.warning("%s may not %s: its %s was dropped.", origin.peer, command, type(message).__name__)
             if isinstance(message, wire.Exec):
                 reason = f"the role {origin.peer.role} may not run work"
-                self._server.send(origin.route, wire.Refused(message.batch, reason))
+                self._listeners.send(origin.route, wire.Refused(message.batch, reason))
             return
         if not are_runs(getattr(message, "runs", []), TASKS_LIMIT):
             log.warning("%s sent a %s of impossible tasks.", origin.peer, type(message).__name__)
@@ -412,17 +414,17 @@ class Daemon:
         ):
             log.warning("%s was not welcomed: too many clients.", origin.peer)
             return
-        self._server.send(origin.route, welcome)
+        self._listeners.send(origin.route, welcome)
         if origin.peer.role is Role.NODE:
             self._control.node_greeted(origin)
         else:
-            self._server.send(origin.route, self._control.sync_data(-1))
+            self._listeners.send(origin.route, self._control.sync_data(-1))
 
     def _owner(self, origin: Origin) -> OwnerState | None:
         """The owner that speaks; one that is not known (any more) is asked to say hello."""
         owner = self._owners.of_route(origin.route, origin.peer)
         if owner is None:
-            self._server.send(origin.route, wire.HelloWanted())
+            self._listeners.send(origin.route, wire.HelloWanted())
         return owner
 
     def _on_exec(self, origin: Origin, message: wire.Exec, payload: memoryview) -> None:
@@ -472,21 +474,21 @@ class Daemon:
             owner.jobs = message.jobs
             self._batches.claimed(owner, message.outstanding)
         unknown = self._batches.unknown(owner, message.outstanding)
-        self._server.send(origin.route, wire.NodeBeat(self._load, unknown))
+        self._listeners.send(origin.route, wire.NodeBeat(self._load, unknown))
         self._batches.ask_again(owner)
         for kept, outcomes in owner.overdue(now):
-            self._server.send(origin.route, kept, outcomes)
+            self._listeners.send(origin.route, kept, outcomes)
         if message.view != self._control.view:
-            self._server.send(origin.route, self._control.sync_data(message.view))
+            self._listeners.send(origin.route, self._control.sync_data(message.view))
 
     def _on_sync_request(self, origin: Origin, message: wire.SyncRequest, _: memoryview) -> None:
-        self._server.send(origin.route, self._control.sync_data(message.view))
+        self._listeners.send(origin.route, self._control.sync_data(message.view))
 
     def _on_request(self, origin: Origin, message: wire.Request, _: memoryview) -> None:
         self._loop.create_task(self._answer(origin, message), name="answer")
 
     async def _answer(self, origin: Origin, request: wire.Request) -> None:
-        self._server.send(origin.route, await self._answers.reply(origin.peer, request))
+        self._listeners.send(origin.route, await self._answers.reply(origin.peer, request))
 
     def _node_asked(self, peer: Peer, request: wire.Request) -> None:
         """A node asks over a link that we have opened to it."""
@@ -507,10 +509,10 @@ class Daemon:
     # ---- owners
 
     def _send(self, owner: OwnerState, message: wire.Message, payload: Payload = b"") -> bool:
-        return self._server.send(owner.route, message, payload)
+        return self._listeners.send(owner.route, message, payload)
 
     def _tell(self, owner: OwnerState, message: wire.Message) -> None:
-        self._server.send(owner.route, message)
+        self._listeners.send(owner.route, message)
 
     def _owner_ended(self, owner: OwnerState) -> None:
         """Free its work here, and, when its process was on this machine, everywhere."""
@@ -523,11 +525,12 @@ class Daemon:
         """A certificate is denied: its holder is told nothing more, and what it had running ends."""
         for owner in self._owners:
             if owner.peer.id == id_:
-                self._server.send(owner.route, wire.Expelled())
+                self._listeners.send(owner.route, wire.Expelled())
                 self._owners.end(owner)
+        self._listeners.cut_denied()
         if self._bulk is not None:
             self._bulk.cut(serial)
 
     def _view_changed(self) -> None:
         for owner in self._owners:
-            self._server.send(owner.route, self._control.sync_data(-1))
+            self._listeners.send(owner.route, self._control.sync_data(-1))

@@ -19,6 +19,7 @@ from kos_cluster.core.queue import Owner
 from kos_cluster.core.records import JobSummary
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.net.transport import Route
 from kos_cluster.node import machine
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class OwnerState:
 
     owner: Owner
     peer: Peer
-    route: bytes
+    route: Route
     heard_s: float
     jobs: list[JobSummary] = field(default_factory=list)
     view: int = 0
@@ -97,14 +98,14 @@ class Owners:
     def __init__(self, ended: Callable[[OwnerState], None]) -> None:
         self._ended = ended
         self._by_owner: dict[Owner, OwnerState] = {}
-        self._by_route: dict[bytes, OwnerState] = {}
+        self._by_route: dict[Route, OwnerState] = {}
         self._loop = asyncio.get_running_loop()
 
     def __iter__(self) -> Iterator[OwnerState]:
         return iter(list(self._by_owner.values()))
 
     def hello(
-        self, peer: Peer, route: bytes, hello: wire.Hello, now: float, *, on_this_machine: bool
+        self, peer: Peer, route: Route, hello: wire.Hello, now: float, *, on_this_machine: bool
     ) -> OwnerState | None:
         """An owner presents itself, for the first time or on a new link; None when there are too many.
 
@@ -126,7 +127,7 @@ class Owners:
         self._by_route[route] = state
         return state
 
-    def of_route(self, route: bytes, peer: Peer) -> OwnerState | None:
+    def of_route(self, route: Route, peer: Peer) -> OwnerState | None:
         """The owner that speaks on a route, if it is the same identity that said hello on it; it lives, then."""
         state = self._by_route.get(route)
         if state is None or state.peer.id != peer.id:

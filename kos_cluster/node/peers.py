@@ -28,8 +28,9 @@ from kos_cluster.core.roles import Role
 from kos_cluster.errors import RevokedError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials, Peer
+from kos_cluster.net.listeners import Listeners
 from kos_cluster.net.nodelink import NodeLink
-from kos_cluster.net.transport import Context, Origin, Payload, Server
+from kos_cluster.net.transport import Context, Origin, Payload, Route
 from kos_cluster.node.turning import TurnedAway
 
 log = logging.getLogger(__name__)
@@ -71,17 +72,17 @@ class Peers:
         context: Context,
         credentials: Credentials,
         hello: wire.Hello,
-        server: Server,
+        listeners: Listeners,
         denied: Callable[[int], bool],
         listener: Listener,
     ) -> None:
         self._context = context
         self._credentials = credentials
         self._hello = hello
-        self._server = server
+        self._listeners = listeners
         self._denied = denied
         self._listener = listener
-        self._routes: dict[str, bytes] = {}  # id -> the route of the link that this node has opened to us
+        self._routes: dict[str, Route] = {}  # id -> the route of the link that this node has opened to us
         self._ways: dict[str, _Way] = {}  # by address
         self._addresses: dict[str, str] = {}  # id -> address
         self._found: dict[str, str] = {}  # id -> the address that a look-up has proved, while it works
@@ -178,7 +179,7 @@ class Peers:
         """Send to a node by its id, or to whoever is at an address. False when it is lost at once."""
         route = self._routes.get(id_)
         if route is not None:
-            if self._server.send(route, message, payload):
+            if self._listeners.send(route, message, payload):
                 return True
             del self._routes[id_]
         where = self._found.get(id_) or address or self._addresses.get(id_, "")

@@ -217,7 +217,9 @@ class Attachment:
 
     def _link_to(self, host: str, port: int) -> None:
         if f"{host}:{port}" not in self._links:
-            self._links[f"{host}:{port}"] = NodeLink(self._context, self._credentials, host, port, self._hello, self)
+            self._links[f"{host}:{port}"] = NodeLink(
+                self._context, self._credentials, host, port, self._hello, self, self._home
+            )
 
     def _remember(self, members: Iterable[Member]) -> None:
         """Keep the addresses for the next start, when those that we know now may be gone."""

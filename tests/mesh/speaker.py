@@ -62,13 +62,17 @@ def by_value(fn: Any) -> bytes:
 
 
 class Speaker:
-    """Use as `async with Speaker(credentials, host, port) as speaker`: entered when the link is up and said hello."""
+    """Use as `async with Speaker(credentials, host, port) as speaker`: entered when the link is up and said hello.
 
-    def __init__(self, credentials: Credentials, host: str, port: int) -> None:
+    It speaks over the network, with a `home` over the node's own socket there.
+    """
+
+    def __init__(self, credentials: Credentials, host: str, port: int, home: ClusterHome | None = None) -> None:
         self.credentials = credentials
         self.heard: list[tuple[wire.Message, bytes]] = []  # everything
         self._read = 0  # how many of them were waited for, or passed over
         self._address = (host, port)
+        self._home = home
         self._arrived = asyncio.Event()
         self._requests = 0
 
@@ -76,7 +80,7 @@ class Speaker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         # pid 0: the node does not watch this process, which speaks as several owners.
         hello = wire.Hello(uuid.uuid4().hex[:16], machine.versions(), 0, "", 0)
-        self.link = NodeLink(self._context, self.credentials, *self._address, hello, self)
+        self.link = NodeLink(self._context, self.credentials, *self._address, hello, self, self._home)
         self.member = (await self.wait(wire.Welcome))[0].member
         return self
 

@@ -222,16 +222,19 @@ async def _refused_after(mesh: Mesh, removed: Credentials) -> float:
     last of them was answered."""
     last: list[float] = []
 
-    async def ask(node: str) -> None:
-        ready = ClusterHome(mesh.home, EMBEDDED_NAME).ready(node)
+    home = ClusterHome(mesh.home, EMBEDDED_NAME)
+
+    async def ask(node: str, here: ClusterHome | None) -> None:
+        ready = home.ready(node)
         assert ready is not None
-        async with _Expelled(removed, ready.host, ready.port) as speaker:
+        async with _Expelled(removed, ready.host, ready.port, here) as speaker:
             while not speaker.expelled.is_set():
                 await speaker.ask(wire.Nodes())
                 last.append(time.monotonic())
                 await asyncio.sleep(ASK_EVERY_S)
 
-    asking = [asyncio.create_task(ask(node)) for node in ("node1", "node2")]
+    ways = (("node1", None), ("node2", None), ("node1", home))  # over the network, and within the machine
+    asking = [asyncio.create_task(ask(*way)) for way in ways]
     await asyncio.sleep(0.3)
     assert await asyncio.to_thread(mesh.cluster.remove, "node3") == ["node3"]
     removed_s = time.monotonic()

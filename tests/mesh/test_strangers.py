@@ -430,12 +430,15 @@ def test_odd_messages_of_a_certified_peer_change_nothing(mesh: Mesh, unharmed: N
 # ---- the files
 
 
-def test_what_can_be_connected_to_by_path_lies_beneath_a_private_folder(mesh: Mesh):
-    """Workers have inherited socket pairs: of all the sockets only the arena's has a path, that others cannot enter."""
+def test_only_the_user_can_connect_to_a_node_by_path_and_nobody_to_its_workers(mesh: Mesh):
+    """Workers have inherited socket pairs: there is no address for others to find."""
     mesh.cluster.submit(abs, -1).result()
     runs = mesh.home.path / "clusters/local/run"
-    sockets = {path for path in mesh.home.path.rglob("*") if path.is_socket()}
-    assert sockets == {runs / node / "arena/socket" for node in control_ports(mesh)}
+    control = {runs / node / f"{HOST}:{port}.sock" for node, port in control_ports(mesh).items()}
+    arenas = {runs / node / "arena/socket" for node in control_ports(mesh)}
+    assert {path for path in mesh.home.path.rglob("*") if path.is_socket()} == control | arenas
+    assert {stat.S_IMODE(path.stat().st_mode) for path in control} == {0o600}
+    assert str(mesh.home.path) not in Path("/proc/net/unix").read_text()
     for node in control_ports(mesh):
         run = runs / node
         assert stat.S_IMODE(run.stat().st_mode) == 0o700

@@ -65,7 +65,8 @@ ENTRIES = {
             "kos",
             "kos_mesh",
             (),
-            "encrypted and authenticated (CURVE and certificates over TCP); 2 daemons with one worker each; `map` and "
+            "authenticated by certificates; the client, as it is on the nodes' machine, over their UNIX sockets, the "
+            "nodes among each other encrypted (CURVE over TCP); 2 daemons with one worker each; `map` and "
             "`map_chunked` are the same call, cluster.map: every element is a task with retries and a story of its own",
         ),
         Entry(

@@ -366,7 +366,8 @@ class Daemon:
         return self._member.id, self._batches.loaded(self._load)
 
     def _sample(self) -> None:
-        measured = self._meter.sample(dropped_frames=self._listeners.dropped + (self._bulk.dropped if self._bulk else 0))
+        dropped = self._listeners.dropped + (self._bulk.dropped if self._bulk else 0)
+        measured = self._meter.sample(dropped_frames=dropped)
         if self._high_water.measured(measured.memory_percent):
             self._batches.pressed(self._high_water.why)
             log.warning("Work is not taken: %s.", self._high_water.why or "no longer so, there is memory again")

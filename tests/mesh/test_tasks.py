@@ -334,14 +334,16 @@ def test_jobs_logs_and_cancel_by_id_from_elsewhere(mesh: Mesh, tmp_path: Path):
 def test_a_silent_submitter_catches_up(mesh: Mesh):
     program = mesh.program(
         """
-        import time, kos_cluster as kos
+        import sys, time, kos_cluster as kos
         cluster = kos.connect()
         futures = [cluster.submit(lambda n: n, n) for n in range(50)]
         deadline = time.monotonic() + 7
         while time.monotonic() < deadline:
             sum(range(30_000_000))  # holds the GIL
         print(sorted(cluster.gather(futures)) == list(range(50)))
-        print({a.end.value for f in futures for a in f.story().attempts})
+        attempts = [a for f in futures for a in f.story().attempts]
+        print({a.end.value for a in attempts})
+        print({a.cause for a in attempts}, file=sys.stderr)
         """
     )
     out, err = program.communicate(timeout=60)

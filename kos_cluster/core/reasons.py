@@ -54,7 +54,7 @@ def why_none(
     needs: Needs, nodes: Iterable[Candidate], now: float, leaning: Leaning, *, prefetch: bool, held: bool
 ) -> tuple[str, ...]:
     """Why no node takes the task now: what is short everywhere, or what it waits for (`held`), then each node's."""
-    known = list(nodes)
+    known = _by_name(nodes)
     if not known:
         return (NOBODY,)
     why = {node.name: standing(needs, node, now, leaning, prefetch=prefetch) for node in known}
@@ -64,7 +64,7 @@ def why_none(
 
 def why_none_ever(needs: Needs, nodes: Iterable[Candidate]) -> tuple[str, ...]:
     """Why no node can ever run such a task; empty when one can, or when there is none."""
-    known = list(nodes)
+    known = _by_name(nodes)
     why = {node.name: why_never(needs, node) for node in known}
     if not all(why.values()):
         return ()
@@ -126,6 +126,10 @@ def why_held(needs: Needs, nodes: Iterable[Candidate], leaning: Leaning) -> str:
         f"{gib(inputs.at[there.id])} of its inputs are on {there.name}: moving them takes {move_s:.1f} s, "
         f"waiting there about {wait_s:.1f} s"
     )
+
+
+def _by_name(nodes: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(nodes, key=lambda node: node.name)
 
 
 def _inputs_there(node: Candidate, leaning: Leaning) -> str:

@@ -21,9 +21,21 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.futures import Future
     from kos_cluster.tasks.locking import Lock
     from kos_cluster.tasks.registers import Register
+    from kos_cluster.tasks.streaming import Stream
 
 __version__ = "0.1.0"
-__all__ = ["BlockRef", "Cluster", "Executor", "Future", "Lock", "MapResult", "Register", "__version__", "connect"]
+__all__ = [
+    "BlockRef",
+    "Cluster",
+    "Executor",
+    "Future",
+    "Lock",
+    "MapResult",
+    "Register",
+    "Stream",
+    "__version__",
+    "connect",
+]
 
 _HOMES = {
     "BlockRef": "kos_cluster.tasks.blocks",
@@ -34,6 +46,7 @@ _HOMES = {
     "connect": "kos_cluster.tasks.cluster",
     "Executor": "kos_cluster.tasks.executor",
     "Future": "kos_cluster.tasks.futures",
+    "Stream": "kos_cluster.tasks.streaming",
 }
 
 

@@ -150,3 +150,9 @@ class BlockLostError(KosError):
     """A block is on no node any more: it was dropped, its owner has ended, or the nodes that had it are lost."""
 
     exit_code = 21
+
+
+class InputFailedError(KosError):
+    """A task was not run, since one whose result it takes failed, or was cancelled. Its cause is that one's error."""
+
+    exit_code = 22

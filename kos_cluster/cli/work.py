@@ -34,6 +34,7 @@ WHY_COLUMNS = (Column("TASKS"), Column("COUNT", right=True), Column("STATE"), Co
 STORY_COLUMNS = (
     Column("TASK"),
     Column("STATE"),
+    Column("TAKES"),
     Column("ATTEMPT", right=True),
     Column("NODE"),
     Column("SENT"),
@@ -115,17 +116,17 @@ def _job_row(job: JobSummary, now: float) -> list[str]:
 
 
 def _story_rows(story: Story) -> list[list[str]]:
-    """One row an attempt; the task and its state stand in the first."""
-    task = [story.task, str(story.state)]
+    """One row an attempt; the task, its state and the tasks whose results it takes stand in the first."""
+    task = [story.task, str(story.state), ", ".join(story.inputs)]
     if not story.attempts:
         return [[*task, "", "", "", "", "not sent yet", ""]]
-    heads = [task, *([["", ""]] * (len(story.attempts) - 1))]
+    heads = [task, *([["", "", ""]] * (len(story.attempts) - 1))]
     return [[*head, *_attempt_cells(attempt)] for head, attempt in zip(heads, story.attempts, strict=True)]
 
 
 def _story_records(story: Story) -> list[dict[str, Any]]:
     """One record an attempt, as `_story_rows` has rows."""
-    task = {"task": story.task, "name": story.name, "state": story.state}
+    task = {"task": story.task, "name": story.name, "state": story.state, "inputs": list(story.inputs)}
     return [{**task, **msgspec.to_builtins(attempt)} for attempt in story.attempts] or [task]
 
 

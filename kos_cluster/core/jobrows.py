@@ -34,6 +34,7 @@ class BatchRow:
     sent_s: float
     started_s: float | None = None
     ended_s: float | None = None
+    waits: bool = False  # it lends its slots
     ends: dict[int, AttemptEnd] = field(default_factory=dict)  # of tasks that did not end DONE
     cause: str = ""
 
@@ -66,6 +67,7 @@ class JobRow:
     since_s: float
     state: bytearray = field(default_factory=bytearray)
     pending: deque[tuple[int, int, int]] = field(default_factory=deque)  # (start, stop, attempt)
+    held: set[int] = field(default_factory=set)  # waiting tasks that are not pending yet
     batches: dict[int, BatchRow] = field(default_factory=dict)
     history: deque[BatchRow] = field(default_factory=lambda: deque(maxlen=HISTORY_LIMIT))
     durations: Durations = field(default_factory=Durations)
@@ -99,13 +101,34 @@ class JobRow:
         if not self.at[node]:
             del self.at[node]
 
-    def add(self, count: int, size_bytes: int) -> None:
+    def add(self, count: int, size_bytes: int, *, held: bool = False) -> None:
         """Append `count` waiting tasks."""
         start = len(self.state)
         self.size_bytes += size_bytes
         self.state.extend(bytes(count))
         self.waiting += count
-        stop = start + count
+        if held:
+            self.held.update(range(start, start + count))
+        else:
+            self._append(start, start + count)
+
+    def release(self, runs: Runs, size_bytes: int) -> None:
+        """Those of these tasks that are held may be sent."""
+        self.size_bytes += size_bytes
+        for start, count in runs_of(index for index in indices_of(runs) if index in self.held):
+            self.held.difference_update(range(start, start + count))
+            self._append(start, start + count)
+
+    def fail_held(self, index: int) -> None:
+        """A held task fails without having been sent."""
+        if index in self.held:
+            self.held.discard(index)
+            self.state[index] = FAILED
+            self.waiting -= 1
+            self.failed += 1
+
+    def _append(self, start: int, stop: int) -> None:
+        """Waiting tasks go to the end of the line."""
         if self.pending and self.pending[-1][1] == start and self.pending[-1][2] == 1:
             start = self.pending.pop()[0]
         self.pending.append((start, stop, 1))
@@ -161,6 +184,7 @@ class JobRow:
                 self.sent -= 1
             self.state[index] = CANCELLED
         self.cancelled += len(dropped)
+        self.held -= dropped
         if dropped:
             self._unqueue(dropped)
         return len(dropped)

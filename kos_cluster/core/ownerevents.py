@@ -37,13 +37,30 @@ class Opened(msgspec.Struct, frozen=True):
 class Added(msgspec.Struct, frozen=True):
     """`count` more tasks of a job, numbered on, with payloads of `size_bytes` together.
 
-    Those in `settled` have their results from an earlier owner of the job, and are not run.
+    Those in `settled` have their results from an earlier owner of the job, and are not run. `held` ones are not sent
+    before they are released.
     """
 
     job: str
     count: int
     size_bytes: int = 0
     settled: Runs = []
+    held: bool = False
+
+
+class Released(msgspec.Struct, frozen=True):
+    """Held tasks may be sent; their payloads have grown by `size_bytes` together."""
+
+    job: str
+    runs: Runs
+    size_bytes: int = 0
+
+
+class HeldFailed(msgspec.Struct, frozen=True):
+    """A held task will never be sent, since what it waits for has failed."""
+
+    job: str
+    index: int
 
 
 class NodeUp(msgspec.Struct, frozen=True):
@@ -88,6 +105,13 @@ class StartedRunning(msgspec.Struct, frozen=True):
     """A batch is with a worker."""
 
     batch: int
+
+
+class BatchWaits(msgspec.Struct, frozen=True):
+    """The task of a batch waits for its owner to take what it yields, and lends its slots; or it goes on."""
+
+    batch: int
+    waiting: bool
 
 
 class Outcomes(msgspec.Struct, frozen=True):
@@ -187,12 +211,15 @@ class JobIdle(msgspec.Struct, frozen=True):
 Event = (
     Opened
     | Added
+    | Released
+    | HeldFailed
     | NodeUp
     | NodeLoad
     | NodeDrained
     | JobsElsewhere
     | NodeDown
     | StartedRunning
+    | BatchWaits
     | Outcomes
     | BatchLost
     | BatchRefused

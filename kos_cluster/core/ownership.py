@@ -6,13 +6,16 @@ node answers with outcomes, or says that the rest is lost; silence for too long 
 first outcome of a task is committed, later ones are dropped, so a task may run more than once and still has one result.
 
     task      event                             next
+    held      released                          waiting
+    held      what it waits for has failed      failed
     waiting   dispatched                        sent
     waiting   settled by an earlier owner       done
     sent      outcome                           done | failed
     sent      lost, may have run, tries left    waiting, next attempt
     sent      lost, may have run, none left     failed
     sent      lost, did not run; refused        waiting, same attempt
-    waiting,  cancelled, or its job             cancelled
+    held,     cancelled, or its job             cancelled
+    waiting,
     sent
 
 Rules: payloads and results never enter here, only their indices. Attempts are numbered from 1. `retries` bounds
@@ -34,6 +37,7 @@ from kos_cluster.core.ownerevents import (
     AttemptOver,
     BatchLost,
     BatchRefused,
+    BatchWaits,
     CancelAt,
     Cancelled,
     Commit,
@@ -42,6 +46,7 @@ from kos_cluster.core.ownerevents import (
     Effect,
     Event,
     GiveUp,
+    HeldFailed,
     JobIdle,
     JobsElsewhere,
     JobSpec,
@@ -51,6 +56,7 @@ from kos_cluster.core.ownerevents import (
     NodeUp,
     Opened,
     Outcomes,
+    Released,
     StartedRunning,
 )
 from kos_cluster.core.placement import Candidate, Leaning, Placement
@@ -74,6 +80,7 @@ __all__ = [
     "AttemptOver",
     "BatchLost",
     "BatchRefused",
+    "BatchWaits",
     "CancelAt",
     "Cancelled",
     "Commit",
@@ -82,6 +89,7 @@ __all__ = [
     "Effect",
     "Event",
     "GiveUp",
+    "HeldFailed",
     "JobIdle",
     "JobSpec",
     "JobsElsewhere",
@@ -92,6 +100,7 @@ __all__ = [
     "Opened",
     "Outcomes",
     "Ownership",
+    "Released",
     "StartedRunning",
 ]
 
@@ -138,9 +147,17 @@ class Ownership:
         match event:
             case Outcomes():
                 self._outcomes(event, now, effects)
-            case Added(id_, count, size_bytes, settled):
+            case Released(id_, runs, size_bytes):
+                if id_ in self._jobs:
+                    self._jobs[id_].release(runs, size_bytes)
+                    self._queue(self._jobs[id_])
+            case HeldFailed(id_, index):
+                if id_ in self._jobs:
+                    self._jobs[id_].fail_held(index)
+                    self._idle_check(self._jobs[id_], effects)
+            case Added(id_, count, size_bytes, settled, held):
                 job = self._jobs[id_]
-                job.add(count, size_bytes)
+                job.add(count, size_bytes, held=held)
                 self._queue(job)
                 if settled:
                     job.skip(settled)
@@ -150,6 +167,8 @@ class Ownership:
                 self._relations.opened(job)
             case StartedRunning(batch):
                 self._started(batch, now)
+            case BatchWaits(batch, waiting):
+                self._waits(batch, waiting)
             case BatchLost():
                 self._lost(event, now, effects)
             case BatchRefused(batch, _, stopping):
@@ -287,6 +306,14 @@ class Ownership:
         if batch is not None and batch.started_s is None:
             batch.started_s = now
 
+    def _waits(self, number: int, waiting: bool) -> None:
+        """Its slots can serve others of this owner's tasks meanwhile, as they do at the node."""
+        batch = self._batches.get(number)
+        if batch is not None and batch.waits != waiting:
+            batch.waits = waiting
+            self._nodes[batch.node].view.in_flight += batch.job.spec.needs.cpus * (-1 if waiting else 1)
+            self._index.changed(batch.node)
+
     def _outcomes(self, event: Outcomes, now: float, effects: list[Effect]) -> None:
         batch = self._batches.get(event.batch)
         if batch is None:
@@ -387,6 +414,7 @@ class Ownership:
         if batch.number in node.batches:
             node.batches.discard(batch.number)
             node.view.hold(batch.job.spec.needs, -1)
+            node.view.in_flight += batch.job.spec.needs.cpus if batch.waits else 0  # which were lent already
             batch.job.gone_from(batch.node)
             self._index.changed(batch.node)
 
@@ -512,7 +540,8 @@ class Ownership:
     def _send(self, job: JobRow, node: _Node, now: float) -> Dispatch:
         spec, view = job.spec, node.view
         each_bytes = job.size_bytes // max(1, len(job.state))
-        size = 1 if spec.single else job.durations.batch_size(job.waiting, self._index.slots, each_bytes)
+        ready = job.waiting - len(job.held)
+        size = 1 if spec.single else job.durations.batch_size(ready, self._index.slots, each_bytes)
         runs, attempt = job.take(size)
         number, self._next_batch = self._next_batch, self._next_batch + 1
         batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now)

@@ -108,7 +108,7 @@ class OwnerGone(msgspec.Struct, frozen=True):
 
 
 class TaskWaits(msgspec.Struct, frozen=True):
-    """The running batch waits for tasks that it submitted, or goes on."""
+    """The running batch waits for tasks that it submitted, or for who takes what it yields; or goes on."""
 
     key: Key
     waiting: bool
@@ -356,6 +356,11 @@ class NodeQueue:
         """The workers whose batch has declared how much memory it takes, with that batch."""
         busy = [(worker.number, worker.entry) for worker in self._workers.values() if worker.entry is not None]
         return [(number, entry.spec.key) for number, entry in busy if entry.spec.memory_bytes and entry.stop is None]
+
+    def worker_of(self, key: Key) -> int | None:
+        """The worker that serves a batch; None while none does."""
+        entry = self._entries.get(key)
+        return entry.worker if entry else None
 
     def stopping(self, key: Key) -> Cause | None:
         """Why a batch is being stopped, or None."""

@@ -204,6 +204,16 @@ class Story(msgspec.Struct, frozen=True):
     name: str
     state: TaskState
     attempts: tuple[Attempt, ...]
+    inputs: tuple[str, ...] = ()  # the tasks whose results it takes, the first of them
+
+
+class HeldTasks(msgspec.Struct, frozen=True):
+    """Tasks of a job, `count` from `start` on, that wait for the results of the same others, and of `more`."""
+
+    start: int
+    count: int
+    waits_for: tuple[str, ...]
+    more: int = 0
 
 
 class JobSummary(msgspec.Struct, frozen=True):
@@ -224,3 +234,4 @@ class JobSummary(msgspec.Struct, frozen=True):
     driver: str = ""  # the name of the node that drives it, or did last
     epoch: int = 0  # the number of drivers that it has had
     cancelled: int = 0  # how many of `failed` were cancelled
+    held: tuple[HeldTasks, ...] = ()  # those that wait for results of others, the first groups of them

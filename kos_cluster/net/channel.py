@@ -9,6 +9,7 @@ which doubles the hand-overs of a small task's round trip. And a pair that is pa
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -66,6 +67,14 @@ class Channel:
         self._stream = stream
         self._decoder = Decoder()
         self._ready: list[Frames] = []
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is something to receive within this time. May be interrupted; nothing is taken."""
+        if self._ready:
+            return True
+        poll = select.poll()
+        poll.register(self._stream, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
 
     def receive(self) -> Frames:
         """The next message. Raises EOFError when the daemon has closed its end."""

@@ -89,6 +89,14 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     large: dict[int, str] = {}
     seed: int | None = None
     gpus: str = ""  # for CUDA_VISIBLE_DEVICES: those that the worker was given; empty when it was given none
+    stream: tuple[int, int] | None = None  # its task yields: the owner has so many items, and wants those until there
+
+
+class ItemsWanted(msgspec.Struct, frozen=True, tag=True):
+    """The task of this batch may yield up to this position. Late ones, of a batch that is over, mean nothing."""
+
+    batch: int
+    until: int
 
 
 class Displayed(msgspec.Struct, frozen=True, tag=True):
@@ -112,7 +120,8 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     An index in `failed` has a pickled `tasks.failures.Failure` as its outcome. An index in `large` has an empty
     entry; its outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in
     user code on these. `last` is true when the batch is finished and the worker is idle again. `retire`: the worker
-    must not be used again. `peak_memory_bytes`: the most that the worker's process has held.
+    must not be used again. `peak_memory_bytes`: the most that the worker's process has held. `items`: how many a task
+    that yields has yielded.
     """
 
     batch: int
@@ -123,6 +132,15 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     last: bool
     retire: bool = False
     peak_memory_bytes: int = 0
+    items: int = 0
+
+
+class Item(msgspec.Struct, frozen=True, tag=True):
+    """What the running task has yielded. Payload: its pickle; when it is large the file of that name and size."""
+
+    batch: int
+    position: int
+    large: tuple[str, int] | None = None
 
 
 class Display(msgspec.Struct, frozen=True, tag=True):
@@ -134,8 +152,8 @@ class Display(msgspec.Struct, frozen=True, tag=True):
 
 ToForkServer = Spawn | Preload
 FromForkServer = Forked | Exited | Warm
-ToWorker = Part | Run | Displayed | Stop
-FromWorker = Ready | Done | Display
+ToWorker = Part | Run | ItemsWanted | Displayed | Stop
+FromWorker = Ready | Done | Item | Display
 
 
 class Environment(msgspec.Struct, frozen=True):

@@ -34,6 +34,7 @@ from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
 from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
+from kos_cluster.net.streams import Item, ItemsWanted
 
 WIRE_VERSION = 2
 OLDEST_WIRE_VERSION = 1  # that is understood, so that nodes can be upgraded one by one
@@ -152,6 +153,8 @@ class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
     seed: int | None = None
     parent: str = ""  # "OWNER/JOB.INDEX#ATTEMPT" of the task that submits it, or empty
     history: dict[int, list[Attempt]] = {}
+    inputs: dict[int, tuple[str, ...]] = {}  # the tasks whose results a task takes, for its story
+    stream: tuple[int, int] | None = None  # its one task yields: so many items are here, those until there are wanted
 
 
 class Missing(msgspec.Struct, frozen=True, tag="MISSING"):
@@ -191,6 +194,7 @@ class Result(msgspec.Struct, frozen=True, tag="RESULT"):
     large: dict[int, tuple[str, int]]
     elapsed_s: float
     last: bool
+    items: int = 0  # that its task has yielded, if it yields
 
 
 class Lost(msgspec.Struct, frozen=True, tag="LOST"):
@@ -523,6 +527,8 @@ Message = (
     | Result
     | Lost
     | Release
+    | Item
+    | ItemsWanted
     | Output
     | Displays
     | Cancel

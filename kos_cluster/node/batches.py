@@ -22,6 +22,7 @@ from kos_cluster.core.capacity import Capacity, gib
 from kos_cluster.core.queue import BatchSpec, Key, NodeQueue
 from kos_cluster.core.records import AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
 from kos_cluster.net import local, wire
+from kos_cluster.net.streams import Item, ItemsWanted
 from kos_cluster.net.transport import Payload
 from kos_cluster.node.history import BatchRecord, History
 from kos_cluster.node.owners import OUTBOX_LIMIT_BYTES, Owners, OwnerState
@@ -35,6 +36,7 @@ MISSING_AGAIN_S = 2.0  # after which parts that have not come are asked for agai
 ENDED_LIMIT = 4096  # stopped attempts that are remembered, so that nothing of theirs starts any more
 OUTPUT_PAUSE_S = 0.05  # how long a worker's output waits when its owner cannot take more
 LOG_TAIL_LINES = 10
+ITEMS_WAIT = "it waits until more of what it yields is taken"
 
 
 class Send(Protocol):
@@ -56,6 +58,14 @@ class _Batch:
     missing: set[str]
     told_started: bool = False
     failed: list[int] = field(default_factory=list)
+    waits_for_tasks: bool = False  # that it has submitted itself
+    yielded: int = 0  # items of its one task, if that yields
+    wanted: int = 1  # up to which it may yield
+
+    @property
+    def waits(self) -> bool:
+        """Whether its slots can serve others meanwhile."""
+        return self.waits_for_tasks or self.yielded >= self.wanted
 
 
 class Batches:
@@ -119,11 +129,19 @@ class Batches:
             return
         missing = set(self._parts.missing(message.parts))
         record = BatchRecord(
-            message.job, message.job_name, message.runs, message.attempt, time.time(), earlier=message.history
+            message.job,
+            message.job_name,
+            message.runs,
+            message.attempt,
+            time.time(),
+            earlier=message.history,
+            inputs=message.inputs,
         )
         record.received_bytes = len(payload)
         order = list(indices_of(message.runs))
-        self._batches[key] = _Batch(owner, message, payload, record, order, set(order), missing)
+        batch = self._batches[key] = _Batch(owner, message, payload, record, order, set(order), missing)
+        if message.stream is not None:
+            batch.wanted = message.stream[1]
         self._parts.pin(message.parts)
         for hash_ in missing:
             self._by_part.setdefault(hash_, set()).add(key)
@@ -183,8 +201,21 @@ class Batches:
                 and index.isdigit()
                 and int(index) in batch.left
             ):
-                self._apply(queue.TaskWaits(key, waiting))
+                batch.waits_for_tasks = waiting
+                self._apply(queue.TaskWaits(key, batch.waits))
                 return
+
+    def items_wanted(self, owner: OwnerState, wanted: ItemsWanted) -> None:
+        """A task that yields may go on for a while."""
+        key = (owner.owner, wanted.batch)
+        batch = self._batches.get(key)
+        if batch is None or wanted.until <= batch.wanted:
+            return
+        batch.wanted = wanted.until
+        worker = self._queue.worker_of(key)
+        if worker is not None and self._workers is not None:
+            self._workers.send(worker, local.ItemsWanted(wanted.batch, wanted.until))
+        self._told_to_wait(key, batch)
 
     def unknown(self, owner: OwnerState, outstanding: Sequence[int]) -> list[int]:
         """Those of an owner's batches that are neither here nor waiting to be released."""
@@ -212,7 +243,7 @@ class Batches:
             if owner.peer.id != identity:
                 continue
             for (message, _), _ in owner.outbox.values():
-                if isinstance(message, wire.Result) and any(file == name for file, _ in message.large.values()):
+                if name in _files_of(message):
                     return self._spool / name
         return None
 
@@ -252,7 +283,7 @@ class Batches:
     def worker_ready(self, worker: int) -> None:
         self._apply(queue.WorkerReady(worker))
 
-    def worker_said(self, worker: int, message: local.Done | local.Display, payload: bytes) -> None:
+    def worker_said(self, worker: int, message: local.Done | local.Item | local.Display, payload: bytes) -> None:
         key = self._queue.batch_of(worker)
         batch = self._batches.get(key) if key is not None else None
         if key is None or batch is None or message.batch != batch.message.batch:
@@ -260,6 +291,8 @@ class Batches:
             return
         if isinstance(message, local.Display):
             self._displayed(worker, batch, message, payload)
+        elif isinstance(message, local.Item):
+            self._yielded(key, batch, message, payload)
         else:
             self._outcomes(worker, key, batch, message, payload)
 
@@ -332,6 +365,7 @@ class Batches:
             message.large,
             message.seed,
             ",".join(gpus),
+            None if message.stream is None else (message.stream[0], batch.wanted),
         )
         self._workers.send(worker, run, batch.payload)
 
@@ -356,6 +390,7 @@ class Batches:
                 message.large,
                 message.elapsed_s,
                 message.last,
+                message.items,
             )
             self._deliver(owner, result, payload)
         if message.last:
@@ -368,6 +403,19 @@ class Batches:
         self._tell_lost(batch, stopped, [], cause, "")
         batch.left.clear()
         batch.record.ends.update(dict.fromkeys(indices_of(stopped), _END[cause]))
+
+    def _yielded(self, key: Key, batch: _Batch, message: local.Item, payload: bytes) -> None:
+        """Pass an item on. When its task has to wait then, its slots can serve others: a taker may wait for those."""
+        owner = batch.owner
+        batch.record.returned_bytes += len(payload) + (message.large[1] if message.large else 0)
+        batch.yielded = message.position + 1
+        item = Item(batch.message.batch, owner.next_serial, message.position, message.large)
+        self._deliver(owner, item, payload)
+        self._told_to_wait(key, batch)
+
+    def _told_to_wait(self, key: Key, batch: _Batch) -> None:
+        batch.record.waits = ITEMS_WAIT if batch.yielded >= batch.wanted else ""
+        self._apply(queue.TaskWaits(key, batch.waits))
 
     def _displayed(self, worker: int, batch: _Batch, message: local.Display, payload: bytes) -> None:
         assert self._workers is not None
@@ -399,7 +447,7 @@ class Batches:
         lost = wire.Lost(message.batch, owner.next_serial, ran, untouched, cause, detail, tail)
         self._deliver(owner, lost, b"")
 
-    def _deliver(self, owner: OwnerState, message: wire.Result | wire.Lost, payload: bytes) -> None:
+    def _deliver(self, owner: OwnerState, message: wire.Result | wire.Lost | Item, payload: bytes) -> None:
         """Send and keep until released; what an owner that is gone would have got is removed."""
         if self._owners.get(owner.owner) is not owner:
             self._discard(message)
@@ -408,10 +456,9 @@ class Batches:
         owner.keep(message, payload, time.monotonic())
         self._send(owner, message, payload)
 
-    def _discard(self, message: wire.Result | wire.Lost) -> None:
-        if isinstance(message, wire.Result):
-            for name, _ in message.large.values():
-                (self._spool / name).unlink(missing_ok=True)
+    def _discard(self, message: wire.Result | wire.Lost | Item) -> None:
+        for name in _files_of(message):
+            (self._spool / name).unlink(missing_ok=True)
 
     @property
     def _spool(self) -> Path:
@@ -466,6 +513,13 @@ def _spec(key: Key, message: wire.Exec) -> BatchSpec:
         needs.gpus,
         needs.resources,
     )
+
+
+def _files_of(message: wire.Result | wire.Lost | Item) -> list[str]:
+    """The files in the spool that go with a message."""
+    if isinstance(message, wire.Result):
+        return [name for name, _ in message.large.values()]
+    return [message.large[0]] if isinstance(message, Item) and message.large else []
 
 
 _END: dict[Cause, AttemptEnd] = {

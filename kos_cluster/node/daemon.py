@@ -33,6 +33,7 @@ from kos_cluster.net.beacon import Beacon
 from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.listeners import Listeners
+from kos_cluster.net.streams import ItemsWanted
 from kos_cluster.net.transport import Origin, Payload
 from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
@@ -75,7 +76,11 @@ NODES_SAY = (
     wire.OwnerEnded,
     wire.Reply,
 )
-PRELOADED = ("numpy", "kos_kernel.magics.warm")  # imported in the fork server when it is idle, where installed
+PRELOADED = (
+    "numpy",
+    "kos_kernel.magics.warm",
+    "kos_cluster.tasks.coroutines",
+)  # imported in the fork server when it is idle, where installed
 PRELOAD_AFTER_S = 1.0  # after the start
 
 
@@ -383,6 +388,7 @@ class Daemon:
             wire.PutPart: (Command.SUBMIT, self._on_part),
             wire.Cancel: (Command.SUBMIT, self._on_cancel),
             wire.Waits: (Command.SUBMIT, self._on_waits),
+            ItemsWanted: (Command.SUBMIT, self._on_items_wanted),
             wire.AttemptEnded: (Command.SUBMIT, self._on_attempt_ended),
             wire.Goodbye: (Command.READ, self._on_goodbye),
             wire.Hello: (Command.READ, self._on_hello),
@@ -457,6 +463,11 @@ class Daemon:
         owner = self._owner(origin)
         if owner is not None and owner.is_local:
             self._batches.waits(message.task, message.attempt, message.waiting)
+
+    def _on_items_wanted(self, origin: Origin, message: ItemsWanted, _: memoryview) -> None:
+        owner = self._owner(origin)
+        if owner is not None:
+            self._batches.items_wanted(owner, message)
 
     def _on_attempt_ended(self, origin: Origin, message: wire.AttemptEnded, _: memoryview) -> None:
         self._batches.attempts_ended(origin.peer.id, message.job, message.runs, message.attempt)

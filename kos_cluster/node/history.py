@@ -34,6 +34,8 @@ class BatchRecord:
     returned_bytes: int = 0
     peak_memory_bytes: int = 0  # of its worker's process
     earlier: dict[int, list[Attempt]] = field(default_factory=dict)  # attempts on other nodes, told by the owner
+    inputs: dict[int, tuple[str, ...]] = field(default_factory=dict)  # tasks whose results these take
+    waits: str = ""  # for what, while it runs
 
     def attempt_of(self, index: int, node: str) -> Attempt:
         end = self.ends.get(index, AttemptEnd.DONE if self.done else AttemptEnd.OPEN)
@@ -46,7 +48,7 @@ class BatchRecord:
             started_s=self.started_s,
             ended_s=self.ended_s,
             end=end,
-            cause=self.cause if failed else "",
+            cause=self.cause if failed else self.waits if end is AttemptEnd.OPEN else "",
             received_bytes=self.received_bytes // count,
             returned_bytes=self.returned_bytes // count,
             peak_memory_bytes=self.peak_memory_bytes,
@@ -97,6 +99,7 @@ class History:
         only = int(index_text) if index_text.isascii() and index_text.isdigit() else None
         attempts: dict[int, list[Attempt]] = {}
         names: dict[int, str] = {}
+        inputs: dict[int, tuple[str, ...]] = {}
         for record in self._batches:
             if record.job != job:
                 continue
@@ -106,16 +109,17 @@ class History:
                     row.extend(a for a in record.earlier.get(index, ()) if a not in row)
                     row.append(record.attempt_of(index, self._node))
                     names[index] = record.name
+                    inputs[index] = record.inputs.get(index, ())
         told = sorted(attempts)[-STORIES_LIMIT:]
-        return [self._story(job, index, names[index], attempts[index]) for index in told]
+        return [self._story(job, index, names[index], attempts[index], inputs[index]) for index in told]
 
-    def _story(self, job: str, index: int, name: str, attempts: list[Attempt]) -> Story:
+    def _story(self, job: str, index: int, name: str, attempts: list[Attempt], inputs: tuple[str, ...]) -> Story:
         attempts.sort(key=lambda a: (a.sent_s, a.number))
         last = attempts[-1]
         state = _STATE_OF_END.get(last.end, TaskState.FAILED)
         if last.end is AttemptEnd.OPEN and last.started_s is not None:
             state = TaskState.RUNNING
-        return Story(f"{job}.{index}", name, state, tuple(attempts))
+        return Story(f"{job}.{index}", name, state, tuple(attempts), inputs)
 
 
 def _asked(wanted: str, task: str) -> bool:

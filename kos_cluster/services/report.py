@@ -27,6 +27,7 @@ JOBS_LIMIT = 200  # the newest
 BARS_LIMIT = 4000  # of the gantt, the newest
 FAILURES_LIMIT = 200
 CAUSE_LIMIT_CHARACTERS = 400
+INPUT_JOBS_LIMIT = 8  # that one job's row names
 _WIDTH, _LEFT, _LANE, _GAP = 1000, 120, 12, 10  # of the gantt, in its own units
 _FINE = (AttemptEnd.DONE, AttemptEnd.OPEN)
 
@@ -201,6 +202,7 @@ def _jobs(told: Sequence[JobSummary], stories: Mapping[str, Sequence[Story]]) ->
         "TOTAL",
         "RUN AGAIN",
         "NODES",
+        "TAKES RESULTS OF",
         "TO NODES",
         "FROM NODES",
         "MEMORY, AT MOST",
@@ -212,10 +214,17 @@ def _jobs(told: Sequence[JobSummary], stories: Mapping[str, Sequence[Story]]) ->
             [
                 *(job.job, job.name, job.user, str(job.done), str(job.failed), str(job.total), str(job.reruns)),
                 ", ".join(job.nodes),
+                ", ".join(_inputs_of(stories[job.job])),
                 *_moved(attempts),
             ]
         )
-    return markup.table(heads, rows, {3, 4, 5, 6, 8, 9, 10})
+    return markup.table(heads, rows, {3, 4, 5, 6, 9, 10, 11})
+
+
+def _inputs_of(stories: Sequence[Story]) -> list[str]:
+    """The jobs whose results a job's tasks take, the first `INPUT_JOBS_LIMIT` of them."""
+    jobs = dict.fromkeys(task.partition(".")[0] for story in stories for task in story.inputs)
+    return [*jobs][:INPUT_JOBS_LIMIT] + ["..."] * (len(jobs) > INPUT_JOBS_LIMIT)
 
 
 def _nodes(nodes: Sequence[Mapping[str, Any]], attempts: Sequence[tuple[Story, Attempt]]) -> str:

@@ -27,6 +27,7 @@ from kos_cluster.dmem.attached import attached
 from kos_cluster.errors import KosError, UnreachableError, UsageError
 from kos_cluster.net.blocks import DROPPED_LIMIT, DropBlocks, KeepBlock, nowhere
 from kos_cluster.net.transfers import GetBlock, Outcome, get_block
+from kos_cluster.net.transport import Payload
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.context import here
 
@@ -102,9 +103,9 @@ def _arrived(marked: str, size_bytes: int, node: str, node_name: str) -> BlockRe
     return ref
 
 
-def named_in(payload: bytes) -> list[str]:
+def named_in(payload: Payload) -> list[str]:
     """The blocks that a pickle refers to. Nothing is unpickled."""
-    return [name.decode() for name in _NAMED.findall(payload)] if MARK.encode() in payload else []
+    return [name.decode() for name in _NAMED.findall(payload)]
 
 
 class OwnBlocks:
@@ -150,12 +151,12 @@ class OwnBlocks:
         if ref.id in self._places:
             self._follow(ref)
 
-    def used(self, payload: bytes) -> None:
+    def used(self, payload: Payload) -> None:
         """A task that is not done yet has this payload."""
         for block in named_in(payload):
             self._note(block, 1)
 
-    def unused(self, payload: bytes) -> None:
+    def unused(self, payload: Payload) -> None:
         """See `used`: it is done."""
         for block in named_in(payload):
             self._note(block, -1)

@@ -33,7 +33,7 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.local import Environment
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, detached, failures, kernels, output, profiling, serialise, showing
+from kos_cluster.tasks import compat, detached, failures, inputs, kernels, output, profiling, showing, streaming
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.blocks import BlockRef, named_in
 from kos_cluster.tasks.detached import DetachedJob
@@ -49,6 +49,7 @@ from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.relating import find_related
 from kos_cluster.tasks.stories import merged
+from kos_cluster.tasks.streaming import Stream
 from kos_cluster.tasks.why import Why, WouldGo, explain
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
@@ -120,32 +121,40 @@ class Cluster:
 
     # ---- running work
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future:
-        """Run `fn(*args, **kwargs)` somewhere in the cluster.
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
+        """Run `fn(*args, **kwargs)` somewhere in the cluster; gives its Future, or, of a generator function, a Stream.
 
-        Keywords that are options (see `tasks.options.Options`) say how and where to run it; the others are the
-        function's own. Raises NotPicklableError, PlacementError, LimitError.
+        Futures of this cluster may stand anywhere in the arguments: the task is run when they are done, with their
+        results in their places. Keywords that are options (see `tasks.options.Options`) say how and where to run it;
+        the others are the function's own. Raises NotPicklableError, PlacementError, LimitError, UsageError.
         """
         options, kwargs = split_options(keywords)
+        yields = streaming.yields(fn)
         fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
-        payload = serialise.dumps_args(args, kwargs)
+        payload, taken = inputs.dumps_call(args, kwargs)
         modules = compat.needed(shipped.modules, (payload,))
-        if len(shipped.payload) < STREAMED_LIMIT_BYTES and not named_in(shipped.payload):
-            return self._stream(fn, shipped, options, modules).add(payload)
-        job = self._launch(_spec(fn, shipped, options, modules))
-        future = job.add(payload)
-        job.close()
-        return future
+        shared = len(shipped.payload) < STREAMED_LIMIT_BYTES and not named_in(shipped.payload)
+        if shared:
+            job = self._stream(fn, shipped, options, modules, takes=bool(taken), yields=yields)
+        else:
+            job = self._launch(_spec(fn, shipped, options, modules, yields=yields))
+        future = job.add_call(payload, taken)
+        if not shared:
+            job.close()
+        return Stream(job, future, self._mesh.streams.taken) if yields else future
 
     def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> MapResult:
         """Run `fn` on each element (or each tuple of elements) in parallel; gives the results in order.
 
-        All keywords are options, see `submit`.
+        All keywords are options, see `submit`; elements may be, or hold, futures.
         """
-        spec, payloads = self._mapped("map", fn, iterables, keywords)
+        spec, payloads, taken = self._mapped("map", fn, iterables, keywords)
         job = self._launch(spec)
-        job.add_many(payloads)
+        if taken:
+            job.add_calls(payloads, taken)
+        else:
+            job.add_many(payloads)
         job.close()
         return MapResult(job)
 
@@ -154,7 +163,9 @@ class Cluster:
 
         Its function, arguments and results are kept by two nodes. See `DetachedJob` for what to do with it.
         """
-        spec, payloads = self._mapped("detach", fn, iterables, keywords)
+        spec, payloads, taken = self._mapped("detach", fn, iterables, keywords)
+        if taken:
+            raise UsageError("detach() takes no futures: its tasks outlive this process.", "Pass their results.")
         return detached.submit(self, self._mesh, spec, payloads, Kind.MAP)
 
     def detach_program(self, program: Program, kind: Kind) -> DetachedJob:
@@ -389,28 +400,42 @@ class Cluster:
 
     def _mapped(
         self, call: str, fn: Callable[..., Any], iterables: Sequence[Iterable[Any]], keywords: dict[str, Any]
-    ) -> tuple[JobSpec, list[bytes]]:
-        """A function with the arguments of each task, for the method named `call`."""
+    ) -> tuple[JobSpec, list[bytes], dict[int, inputs.Inputs]]:
+        """A function with the arguments of each task, and the futures that some take, for the method named `call`."""
         options, own = split_options(keywords)
         if own:
             raise UsageError(f"{call}() has no option {next(iter(own))!r}.", "Bind it with functools.partial.")
         if not iterables:
             raise UsageError(f"{call}() needs at least one iterable.", f"Call it as cluster.{call}(fn, elements).")
+        if streaming.yields(fn):
+            raise UsageError(f"{call}() takes no generator function.", "Submit it, or let it return a list.")
         fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
-        payloads = [serialise.dumps_args(args, {}) for args in zip(*iterables, strict=False)]
-        return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads)), payloads
+        payloads, taken = inputs.dumps_calls(zip(*iterables, strict=False))
+        return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads)), payloads, taken
 
-    def _stream(self, fn: Callable[..., Any], shipped: Shipped, options: Options, modules: tuple[str, ...]) -> Job:
-        """The job that submits of the same function, options and place share, so that they travel together."""
+    def _stream(
+        self,
+        fn: Callable[..., Any],
+        shipped: Shipped,
+        options: Options,
+        modules: tuple[str, ...],
+        *,
+        takes: bool,
+        yields: bool,
+    ) -> Job:
+        """The job that submits of the same function, options and place share, so that they travel together.
+
+        Calls that take futures have another one.
+        """
         sink = options.sink or output.default_sink()
-        key: tuple[Any, ...] = (shipped.key, id(sink), current_parent(), modules)
+        key: tuple[Any, ...] = (shipped.key, id(sink), current_parent(), modules, takes)
         if options is not PLAIN:
             key += _told(options)
         with self._streaming:
             job = self._streams.get(key)
             if job is None:
-                job = self._streams[key] = self._launch(_spec(fn, shipped, options, modules, sink))
+                job = self._streams[key] = self._launch(_spec(fn, shipped, options, modules, sink, yields=yields))
                 if len(self._streams) > STREAMS_LIMIT:
                     self._streams.popitem(last=False)[1].close()
             else:
@@ -550,6 +575,8 @@ def _spec(
     options: Options,
     modules: tuple[str, ...],
     sink: output.Sink | None = None,
+    *,
+    yields: bool = False,
 ) -> JobSpec:
     environment = Environment(
         modules=shipped.local_modules,
@@ -559,4 +586,4 @@ def _spec(
         fresh=options.fresh,
     )
     name = options.name or getattr(fn, "__qualname__", type(fn).__name__)
-    return JobSpec(shipped.payload, environment, shipped.parts, options, sink or options.sink, name, modules)
+    return JobSpec(shipped.payload, environment, shipped.parts, options, sink or options.sink, name, modules, yields)

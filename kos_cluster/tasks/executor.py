@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from kos_cluster.net.local import Environment
-from kos_cluster.tasks import compat, serialise
+from kos_cluster.tasks import compat, inputs, serialise
 from kos_cluster.tasks.cluster import Cluster, connect
 from kos_cluster.tasks.functions import Functions
 from kos_cluster.tasks.futures import Future
@@ -52,11 +52,11 @@ class Executor(concurrent.futures.Executor):
         self._shut = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Run `fn(*args, **kwargs)`. Raises RuntimeError after `shutdown`."""
-        payload = serialise.dumps_args(args, kwargs)
+        """Run `fn(*args, **kwargs)`, where arguments may hold futures of the cluster. RuntimeError after `shutdown`."""
+        payload, taken = inputs.dumps_call(args, kwargs)
         shipped = self._functions.ship(fn)
         modules = compat.needed(shipped.modules, (payload,))
-        key = (shipped.key, modules)
+        key = (shipped.key, modules, bool(taken))
         with self._lock:
             if self._shut:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -67,7 +67,7 @@ class Executor(concurrent.futures.Executor):
                 name = getattr(fn, "__qualname__", type(fn).__name__)
                 spec = JobSpec(shipped.payload, environment, parts, self._options, None, name, modules)
                 job = self._jobs[key] = self._cluster.launch(spec)
-            future = job.add(payload)
+            future = job.add_call(payload, taken)
             self._futures.add(future)
         future.add_done_callback(self._forget)
         return future

@@ -2,7 +2,7 @@
 
 Rules. A result is unpickled in the thread that asks for it first, never in the mesh thread, so slow or hostile
 unpickling of one's own data can't stall the mesh. `cancel()` also stops a task that runs. An interrupt while waiting
-cancels the task.
+cancels the task. A future that is passed to a task keeps its outcome as it came, beside what it was unpickled to.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import hashlib
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kos_cluster.tasks import failures, serialise, showing
+from kos_cluster.tasks import failures, places, serialise, showing
 
 if TYPE_CHECKING:
     from kos_cluster.core.records import Story
@@ -39,15 +40,24 @@ class Outcome:
         return failures.to_exception(serialise.loads(self.payload))
 
 
-class Future(concurrent.futures.Future[Any]):
-    """What `submit` returns. `task` is its id, "JOB.INDEX"."""
+Settled = Outcome | BaseException | None  # how a task ended; None: cancelled
 
-    def __init__(self, task: str, cancel: Callable[[], None], story: Callable[[], Story | None]) -> None:
+
+class Future(concurrent.futures.Future[Any]):
+    """What `submit` returns. `task` is its id, "JOB.INDEX"; `owner` the connection that it belongs to."""
+
+    def __init__(
+        self, task: str, cancel: Callable[[], None], story: Callable[[], Story | None], owner: object = None
+    ) -> None:
         super().__init__()
         self.task = task
+        self.owner = owner
         self._notice = threading.Lock()
         self._cancel_remote = cancel
         self._ask_story = story
+        self._keeps = False
+        self._kept: Outcome | None = None  # as it came, when it is kept
+        self._hash = ""
 
     @property
     def job(self) -> str:
@@ -95,7 +105,7 @@ class Future(concurrent.futures.Future[Any]):
         """Every attempt at this task: node, times, how it ended. None once the cluster is closed."""
         return self._ask_story()
 
-    def settle(self, outcome: Outcome | BaseException | None) -> None:
+    def settle(self, outcome: Settled) -> None:
         """Called by the mesh: the outcome, an error of the mesh, or None when cancelled. Only the first counts."""
         if self.done():
             return
@@ -105,6 +115,42 @@ class Future(concurrent.futures.Future[Any]):
             self.set_exception(outcome)
         else:
             self.set_result(outcome)
+
+    # ---- as an input of other tasks
+
+    def keep(self) -> None:
+        """Keep the outcome as it comes, for tasks that are passed this future. Raises NotPicklableError.
+
+        What was unpickled before is pickled again, as it is now.
+        """
+        with self._condition:
+            if isinstance(self._result, Outcome) and self._kept is None:
+                # Who unpickles it at this moment may get views of the payload, and change it through them later.
+                self._kept = self._result = replace(self._result, payload=bytes(self._result.payload))
+            if self._kept is not None or not self.done() or self.cancelled() or self._exception is not None:
+                self._keeps = True
+                return
+        pickled = serialise.dumps_result(self._result)
+        self._keep(Outcome(pickled if isinstance(pickled, bytes) else b"".join(pickled)))
+
+    def ending(self) -> Settled:
+        """How a task that is over ended, nothing unpickled; asked after `keep`."""
+        if self.cancelled():
+            return None
+        if self._kept is not None:
+            return self._kept
+        return self._result if isinstance(self._result, Outcome) else self._exception
+
+    def payload_hash(self) -> str:
+        """The name of the kept payload as a part: hex SHA-256."""
+        if not self._hash:
+            ending = self.ending()
+            assert isinstance(ending, Outcome)
+            self._hash = hashlib.sha256(ending.payload).hexdigest()
+        return self._hash
+
+    def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
+        return places.reduced(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self).__await__()
@@ -132,11 +178,24 @@ class Future(concurrent.futures.Future[Any]):
 
     def _decoded(self, outcome: Outcome) -> Any:
         """Unpickle once; what comes out stays."""
+        kept = replace(outcome, payload=memoryview(outcome.payload).toreadonly()) if self._keeps else outcome
         try:
-            value = outcome.value()
+            value = kept.value()
         except BaseException as error:
-            self._exception: BaseException | None = error
-            self._result = None
+            with self._condition:
+                self._keep(outcome)  # it tells the node, for tasks that are passed this future
+                self._exception: BaseException | None = error
+                self._result = None
             raise
-        self._result = value
+        with self._condition:
+            if self._keeps:
+                self._keep(outcome)
+            self._result = value
         return value
+
+    def _keep(self, outcome: Outcome) -> None:
+        """Keep this, unless one is kept: what other tasks were passed stays."""
+        with self._condition:
+            self._keeps = True
+            if self._kept is None:
+                self._kept = outcome

@@ -11,23 +11,26 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from kos_cluster.core.records import JobSummary, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
-from kos_cluster.tasks.futures import Future, Outcome
+from kos_cluster.tasks.futures import Future, Outcome, Settled
+from kos_cluster.tasks.inputs import Inputs, joined, named
 from kos_cluster.tasks.options import Options
 from kos_cluster.tasks.output import Sink
+from kos_cluster.tasks.streaming import Inflow
 
 if TYPE_CHECKING:
+    from kos_cluster.net.transport import Payload
     from kos_cluster.tasks.mesh import Mesh
 
-ARGUMENT_LIMIT_BYTES = 256 << 20  # of one call's pickled arguments
+T = TypeVar("T")
 
-Settled = Outcome | BaseException | None  # None: cancelled
+ARGUMENT_LIMIT_BYTES = 256 << 20  # of one call's pickled arguments
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class JobSpec:
     sink: Sink | None = None
     name: str = ""
     modules: tuple[str, ...] = ()  # installed packages that the code imports
+    yields: bool = False  # its tasks are generators, and their items are taken one by one
 
 
 class Job:
@@ -63,10 +67,34 @@ class Job:
         self._changed = threading.Condition()
         self._count = 0
         self._payloads: dict[int, bytes] = {}
+        self._inputs: dict[int, tuple[str, ...]] = {}  # of tasks that take results of others
+        self._input_parts: dict[int, dict[str, Payload]] = {}  # the large ones of those that are not final
+        self._inflows: dict[int, Inflow] = {}  # of tasks that yield, while their streams are held
         self._futures: dict[int, Future] = {}
         self._outcomes: dict[int, Settled] = {}
 
     # ---- for users
+
+    def add_call(self, payload: bytes, inputs: Inputs) -> Future:
+        """One more task, which may take futures; see `inputs.dumps_call`. A job has only tasks that do, or none."""
+        return self.future(self.add_calls([payload], {0: inputs})) if inputs else self.add(payload)
+
+    def add_calls(self, payloads: Sequence[bytes], inputs: Mapping[int, Inputs]) -> int:
+        """More tasks, without futures of their own, of which those in `inputs`, by their place, take futures.
+
+        Gives the index of the first. Raises UsageError, LimitError.
+        """
+        for payload in payloads:
+            _check_size(payload)
+        self._mesh.holding.admit(inputs.values())
+        for payload in payloads:
+            self._mesh.blocks.used(payload)
+        with self._changed:
+            start, self._count = self._count, self._count + len(payloads)
+            self._payloads.update(enumerate(payloads, start))
+            self._inputs.update((start + place, named(taken)) for place, taken in inputs.items())
+            self._mesh.holding.add(self, start, payloads, inputs)  # with the lock: the order of such calls counts
+        return start
 
     def add(self, payload: bytes) -> Future:
         """One more task. `payload` is a pickled `(args, kwargs)`; see `serialise.dumps_args`."""
@@ -111,6 +139,17 @@ class Job:
                 if index in self._outcomes:
                     future.settle(self._outcomes.pop(index))
             return future
+
+    def inflow(self, index: int) -> Inflow:
+        """Where the items of a task come in that yields."""
+        with self._changed:
+            return self._inflows.setdefault(index, Inflow())
+
+    def leave(self, index: int) -> None:
+        """Nobody takes the items of a task any more. May be called at any moment, by the garbage collector."""
+        self._inflows.pop(index, None)
+        if not self._mesh.closed:
+            self._mesh.cancel(self, index)
 
     def take(self, index: int, timeout_s: float | None = None) -> Settled:
         """Wait for a task's outcome and take it away. Raises TimeoutError."""
@@ -161,6 +200,13 @@ class Job:
 
     # ---- for the mesh thread
 
+    def told(self, stories: list[Story]) -> list[Story]:
+        """Stories of this job's tasks, with the tasks whose results these take."""
+        if not self._inputs:
+            return stories
+        takes = ((story, self._inputs.get(int(story.task.partition(".")[2]), ())) for story in stories)
+        return [msgspec.structs.replace(story, inputs=inputs) for story, inputs in takes]
+
     def lighten(self) -> None:
         """The job is over: keep nothing that is large."""
         self.parts.clear()
@@ -171,12 +217,42 @@ class Job:
         with self._changed:
             return [self._payloads.get(index, b"") for index in indices_of(runs)]
 
+    def bind(self, index: int, inputs: Inputs) -> int | None:
+        """The inputs of a task are there; gives by how much its payload grows. None when the task is final already.
+
+        Raises LimitError when its arguments are too large together.
+        """
+        with self._changed:
+            call = self._payloads.get(index)
+        if call is None:
+            return None
+        payload, parts = joined(call, inputs)
+        _check_size(payload, sum(map(len, parts.values())))
+        with self._changed:
+            if index in self._payloads:
+                for data in (payload, *parts.values()):
+                    self._mesh.blocks.used(data)
+                self._mesh.blocks.unused(call)
+                self._payloads[index] = payload
+                if parts:
+                    self._input_parts[index] = parts
+        return len(payload) - len(call)
+
+    def input_parts(self, runs: Runs) -> dict[int, dict[str, Payload]]:
+        """The parts with large inputs of these tasks, by index."""
+        with self._changed:
+            return _those_of(runs, self._input_parts)
+
+    def inputs(self, runs: Runs) -> dict[int, tuple[str, ...]]:
+        """The ids of the tasks whose results these tasks take, by index; for each the first of them."""
+        return _those_of(runs, self._inputs)
+
     def settle(self, runs: Runs, outcomes: Mapping[int, Outcome]) -> None:
         """Commit outcomes."""
         self._settle([(index, outcomes[index]) for index in indices_of(runs)])
 
-    def settle_all(self, runs: Runs, outcome: BaseException | None) -> None:
-        """One ending for all of these: an error, or None for cancelled."""
+    def settle_all(self, runs: Runs, outcome: Settled) -> None:
+        """One ending for all of these."""
         self._settle([(index, outcome) for index in indices_of(runs)])
 
     def _settle(self, settled: Sequence[tuple[int, Settled]]) -> None:
@@ -187,6 +263,8 @@ class Job:
                 if payload is None:
                     continue  # it has its outcome already
                 self._mesh.blocks.unused(payload)
+                for part in self._input_parts.pop(index, {}).values():
+                    self._mesh.blocks.unused(part)
                 # The job forgets a future here, so that its result goes when the user drops it.
                 future = self._futures.pop(index, None)
                 if future is None:
@@ -199,14 +277,22 @@ class Job:
 
     def _new_future(self, index: int) -> Future:
         return Future(
-            f"{self.id}.{index}", lambda: self._mesh.cancel(self, index), lambda: self._mesh.story(self, index)
+            f"{self.id}.{index}",
+            lambda: self._mesh.cancel(self, index),
+            lambda: self._mesh.story(self, index),
+            self._mesh,
         )
 
 
-def _check_size(payload: bytes) -> None:
-    if len(payload) > ARGUMENT_LIMIT_BYTES:
+def _those_of(runs: Runs, known: Mapping[int, T]) -> dict[int, T]:
+    return {index: known[index] for index in indices_of(runs) if index in known} if known else {}
+
+
+def _check_size(payload: bytes, inputs_bytes: int = 0) -> None:
+    size_bytes = len(payload) + inputs_bytes
+    if size_bytes > ARGUMENT_LIMIT_BYTES:
         raise LimitError(
-            f"The arguments of a task are {len(payload):,} bytes, over the limit of {ARGUMENT_LIMIT_BYTES:,}.",
+            f"The arguments of a task are {size_bytes:,} bytes, over the limit of {ARGUMENT_LIMIT_BYTES:,}.",
             "Pass a path that the nodes can read, or split the work.",
         )
 

@@ -37,18 +37,21 @@ from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.streams import Item
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat
 from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S, Asking
 from kos_cluster.tasks.attachment import Attachment, hello
 from kos_cluster.tasks.blocks import OwnBlocks
 from kos_cluster.tasks.futures import Outcome
+from kos_cluster.tasks.holding import Holding
 from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S
 from kos_cluster.tasks.renewal import Renewal
 from kos_cluster.tasks.returns import Payloads, Returns
+from kos_cluster.tasks.streaming import Streams
 
 BEAT_S = 1.0
 NODE_SILENT_S = 5.0  # a node that holds our work and is silent for longer is lost
@@ -79,7 +82,9 @@ class Mesh:
         self._loads: dict[str, tuple[Load, float]] = {}  # node id -> its load, and when it was so (monotonic)
         self._outgoing = Outgoing(self.credentials)
         self._returns = Returns(self.credentials, self._accept)
+        self.streams = Streams(self, self._returns, lambda: self._attachment.by_node, self._feed, self._post)
         self.blocks = OwnBlocks(self)
+        self.holding = Holding(self, self._feed, self._resume, self._post)
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._woken = False
         self._announcing = False
@@ -125,10 +130,13 @@ class Mesh:
         return self.ask(lambda: self._core.summary(job.id) if job.id in self._jobs else None)
 
     def summaries(self) -> list[JobSummary]:
-        return self.ask(self._core.summaries)
+        return self.ask(self._summaries)
+
+    def _summaries(self) -> list[JobSummary]:
+        return [msgspec.structs.replace(job, held=self.holding.told(job.job)) for job in self._core.summaries()]
 
     def story(self, job: Job, index: int) -> Story | None:
-        return None if self.closed else self.ask(lambda: self._core.story(job.id, index))
+        return None if self.closed else next(iter(self.stories(job.id, [index])), None)
 
     def standing(self, job_id: str) -> tuple[Needs, tuple[str, ...]] | None:
         """What a job of this process needs, and why its waiting tasks wait, or where the next would go."""
@@ -145,7 +153,7 @@ class Mesh:
 
     def stories(self, job: str, indices: Collection[int]) -> list[Story]:
         """The stories of these tasks of a job of this process."""
-        return self.ask(lambda: self._core.stories(job, indices))
+        return self.ask(lambda: self._jobs[job].told(self._core.stories(job, indices)) if job in self._jobs else [])
 
     def heard(self) -> wire.SyncData:
         """The members, their loads with ages, coordinator and voters as this process has heard; nobody is asked."""
@@ -338,7 +346,10 @@ class Mesh:
     def node_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
         match message:
             case wire.Result():
-                self._returns.result(link, message, payload)
+                if not self.streams.holds_back(link, message, payload):
+                    self._returns.result(link, message, payload)
+            case Item():
+                self.streams.item(link, message, payload)
             case wire.Output(_, job, index, _, stream) if job in self._jobs:
                 self._call_sink(self._jobs[job].sink.write, f"{job}.{index}", stream, bytes(payload))
             case wire.NodeBeat():
@@ -382,6 +393,7 @@ class Mesh:
                     self._outgoing.settled(self._jobs[job], runs)
                 case ownership.Dropped(job, runs):
                     self._jobs[job].settle_all(runs, None)
+                    self.holding.dropped(self._jobs[job], runs)
                     self._outgoing.settled(self._jobs[job], runs)
                 case ownership.CancelAt(node, batches):
                     if node in self._attachment.by_node:
@@ -420,7 +432,8 @@ class Mesh:
             job = self._jobs[dispatch.job]
             history = self._history(dispatch) if dispatch.attempt > 1 else {}
             try:
-                self._outgoing.send(link, job, dispatch, history)
+                stream = self.streams.sent(dispatch, job) if job.spec.yields else None
+                self._outgoing.send(link, job, dispatch, history, stream)
             except Exception as error:  # what the wire cannot carry fails its tasks, not everybody's
                 traceback.print_exc()
                 problem = StateError(f"Job {job.id} could not be sent: {error!r}.", "Please report this.")
@@ -445,7 +458,7 @@ class Mesh:
             name=job.spec.name,
             needs=job.needs,
             retries=options.retries,
-            single=options.fresh or options.timeout is not None,
+            single=options.fresh or options.timeout is not None or job.spec.yields,
             max_parallel=options.max_parallel,
             parent=job.parent,
         )
@@ -552,7 +565,8 @@ class Mesh:
         self._attachment.greet_lost()
         self._attachment.give_up_dead()
         self.blocks.tell()
-        jobs = self._core.summaries()
+        self.streams.beat()
+        jobs = self._summaries()
         for id_, link in list(self._attachment.by_node.items()):
             outstanding = self._core.outstanding(id_)
             if outstanding and now - link.heard_s > NODE_SILENT_S:

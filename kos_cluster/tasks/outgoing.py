@@ -1,7 +1,8 @@
 """What an owner sends: batches and the parts that a node lacks, small ones on the control link, large ones over TLS.
 
 Rules. A part is sent to a node once, as far as we know; the node asks again for what it lacks. Arguments of
-`wire.BULK_BYTES` and more travel as parts, so equal ones travel once to each node.
+`wire.BULK_BYTES` and more travel as parts, and so do large results that tasks take, so equal ones travel once to each
+node.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.bulk import put_part
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.transport import Payload
 from kos_cluster.tasks.job import Job, part_hash
 
 OVERSIZE_BYTES = 8 << 20  # a batch whose payloads are larger together sends its larger ones as parts
@@ -33,17 +35,24 @@ class Outgoing:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._bulk: dict[tuple[str, str], asyncio.Task[None]] = {}  # (address, hash) of transfers under way
-        self._contents: dict[str, bytes] = {}  # parts that may be asked for again
+        self._contents: dict[str, Payload] = {}  # parts that may be asked for again
         self._users: dict[str, set[tuple[str, int]]] = {}  # part -> (job, index) that need it; index -1: the job itself
         self._introduced: set[str] = set()  # jobs whose own parts are in the tables
-        self._large: dict[str, dict[int, str]] = {}  # job -> index -> part, of large arguments
+        self._own: dict[str, dict[int, set[str]]] = {}  # job -> index -> parts that this task needs besides the job's
 
     def renewed(self, credentials: Credentials) -> None:
         """Show another certificate, of the same keys, from now on."""
         self._credentials = credentials
 
-    def send(self, link: NodeLink, job: Job, dispatch: Dispatch, history: Mapping[int, list[Attempt]]) -> None:
-        """Send one batch, and before it what it needs."""
+    def send(
+        self,
+        link: NodeLink,
+        job: Job,
+        dispatch: Dispatch,
+        history: Mapping[int, list[Attempt]],
+        stream: tuple[int, int] | None = None,
+    ) -> None:
+        """Send one batch, and before it what it needs. `stream`: as in `wire.Exec`."""
         payloads = job.payloads(dispatch.runs)
         large, arguments = self._part_large(dispatch, payloads)
         if job.id not in self._introduced:
@@ -52,7 +61,10 @@ class Outgoing:
                 self._use(hash_, data, job.id, -1)
         for index, hash_ in large.items():
             self._use(hash_, arguments[hash_], job.id, index)
-            self._large.setdefault(job.id, {})[index] = hash_
+        for index, inputs in job.input_parts(dispatch.runs).items():
+            for hash_, payload in inputs.items():
+                arguments[hash_] = payload
+                self._use(hash_, payload, job.id, index)
         parts = {**job.parts, **arguments} if arguments else job.parts
         for hash_ in parts.keys() - link.given:
             self._give(link, hash_, parts[hash_])
@@ -73,6 +85,8 @@ class Outgoing:
             seed=options.seed,
             parent=job.parent,
             history=dict(history),
+            inputs=job.inputs(dispatch.runs),
+            stream=stream,
         )
         link.send(message, _encode(payloads))
 
@@ -86,23 +100,24 @@ class Outgoing:
 
     def settled(self, job: Job, runs: Runs) -> None:
         """These tasks are final: their large arguments need not be kept."""
-        large = self._large.get(job.id)
-        if large:
+        own = self._own.get(job.id)
+        if own:
             for index in indices_of(runs):
-                hash_ = large.pop(index, None)
-                if hash_ is not None:
+                for hash_ in own.pop(index, ()):
                     self._drop(hash_, job.id, index)
 
     def forget(self, job: Job) -> None:
         """A job is over: its parts need not be sent again."""
         self._introduced.discard(job.id)
-        self._large.pop(job.id, None)
+        self._own.pop(job.id, None)
         for hash_ in job.parts:
             self._drop(hash_, job.id, -1)
 
-    def _use(self, hash_: str, data: bytes, job: str, index: int) -> None:
+    def _use(self, hash_: str, data: Payload, job: str, index: int) -> None:
         self._contents[hash_] = data
         self._users.setdefault(hash_, set()).add((job, index))
+        if index >= 0:
+            self._own.setdefault(job, {}).setdefault(index, set()).add(hash_)
 
     def _drop(self, hash_: str, job: str, index: int) -> None:
         users = self._users.get(hash_)
@@ -112,14 +127,14 @@ class Outgoing:
                 del self._users[hash_]
                 self._contents.pop(hash_, None)
 
-    def _part_large(self, dispatch: Dispatch, payloads: list[bytes]) -> tuple[dict[int, str], dict[str, bytes]]:
+    def _part_large(self, dispatch: Dispatch, payloads: list[bytes]) -> tuple[dict[int, str], dict[str, Payload]]:
         """Take large payloads out of the list; they travel as parts."""
         total = sum(map(len, payloads))
         if total < wire.BULK_BYTES:
             return {}, {}
         limit = OVERSIZE_PART_BYTES if total > OVERSIZE_BYTES else wire.BULK_BYTES
         large: dict[int, str] = {}
-        parts: dict[str, bytes] = {}
+        parts: dict[str, Payload] = {}
         for position, index in enumerate(indices_of(dispatch.runs)):
             data = payloads[position]
             if len(data) >= limit:
@@ -128,7 +143,7 @@ class Outgoing:
                 payloads[position] = b""
         return large, parts
 
-    def _give(self, link: NodeLink, hash_: str, data: bytes) -> None:
+    def _give(self, link: NodeLink, hash_: str, data: Payload) -> None:
         if hash_ in link.given or (link.address, hash_) in self._bulk:
             return
         if len(data) < wire.BULK_BYTES:
@@ -138,7 +153,7 @@ class Outgoing:
         task = asyncio.get_running_loop().create_task(self._put(link, hash_, data), name=f"put-{hash_[:8]}")
         self._bulk[link.address, hash_] = task
 
-    async def _put(self, link: NodeLink, hash_: str, data: bytes) -> None:
+    async def _put(self, link: NodeLink, hash_: str, data: Payload) -> None:
         try:
             await asyncio.to_thread(put_part, link.host, link.port, self._credentials, hash_, data)
             link.given.add(hash_)

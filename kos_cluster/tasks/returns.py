@@ -54,6 +54,10 @@ class Returns:
             work = self._fetch(link, key, message, payloads)
             self._fetching[key] = asyncio.get_running_loop().create_task(work, name=f"fetch-{message.serial}")
 
+    async def fetched(self, link: NodeLink, name: str, size: int) -> bytearray:
+        """What was too large for a message, from the node that keeps it. Raises KosError."""
+        return await asyncio.to_thread(get_result, link.host, link.port, self._credentials, name, size)
+
     def release(self, link: NodeLink, serial: int) -> None:
         """Tell the node soon that it may forget."""
         serials = self._releases.setdefault(link.address, [])
@@ -74,9 +78,7 @@ class Returns:
             for position, index in enumerate(indices_of(message.runs)):
                 if index in message.large:
                     name, size = message.large[index]
-                    payloads[position] = await asyncio.to_thread(
-                        get_result, link.host, link.port, self._credentials, name, size
-                    )
+                    payloads[position] = await self.fetched(link, name, size)
             self._accept(key[0], message, payloads)
             self.release(link, message.serial)
         except KosError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from kos_cluster.core.capacity import gib, gpus_told, slots_told
-from kos_cluster.core.records import JobSummary, Layout, Needs, Story, TaskState, runs_of
+from kos_cluster.core.records import HeldTasks, JobSummary, Layout, Needs, Story, TaskState, runs_of
 
 RUNS_LIMIT = 8  # runs of task numbers told in one row
 
@@ -61,11 +61,25 @@ def explain(
         return rows
     waiting = summary.total - summary.done - summary.failed - summary.running
     if only:
-        known = only.isascii() and only.isdigit() and int(only) < summary.total
-        waiting = int(known and not rows and waiting > 0)
+        index = int(only) if only.isascii() and only.isdigit() else summary.total
+        held = [group for group in summary.held if 0 <= index - group.start < group.count]
+        if held and not rows:
+            return [Why(id_, 1, TaskState.WAITING, "", _waits_for(held[0]))]
+        waiting = int(index < summary.total and not rows and waiting > 0)
+    else:
+        for group in summary.held:
+            tasks = _named(job, range(group.start, group.start + group.count))
+            rows.append(Why(tasks, group.count, TaskState.WAITING, "", _waits_for(group)))
+            waiting -= group.count
     if waiting > 0:
         rows.append(Why(id_, waiting, TaskState.WAITING, "", _why_waiting(summary, standing, nodes)))
     return rows
+
+
+def _waits_for(group: HeldTasks) -> str:
+    """What tasks wait for that are not to be sent yet."""
+    more = f" and {group.more} more" if group.more else ""
+    return f"waits for {', '.join(group.waits_for)}{more}"
 
 
 def _of_story(story: Story, nodes: Sequence[Mapping[str, Any]], now: float) -> tuple[str, str]:
@@ -73,7 +87,8 @@ def _of_story(story: Story, nodes: Sequence[Mapping[str, Any]], now: float) -> t
     last = story.attempts[-1]
     tries = f", attempt {last.number}" if last.number > 1 else ""
     if story.state is TaskState.RUNNING:
-        return last.node, f"it runs{tries}" + (f" for {now - last.started_s:.0f} s" if last.started_s else "")
+        since = f" for {now - last.started_s:.0f} s" if last.started_s else ""
+        return last.node, f"it runs{tries}{since}" + (f"; {last.cause}" if last.cause else "")
     if story.state is TaskState.SENT:
         load = next(
             (f" ({n['running']} of {n['slots']} busy, {n['queued']} queued)" for n in nodes if n["name"] == last.node),

@@ -38,44 +38,25 @@ from kos_cluster.errors import KosError
 from kos_cluster.net import local
 from kos_cluster.net.channel import Channel, Frames
 from kos_cluster.net.wire import BULK_BYTES
-from kos_cluster.tasks import blocks, environment, failures, randomness, serialise
+from kos_cluster.tasks import blocks, environment, failures, places, randomness, serialise
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.framing import Segments
+from kos_cluster.tasks.interrupts import Interrupts
+from kos_cluster.tasks.yielding import GENERATORS, Yielding
 
 FLUSH_S = 0.020  # an outcome waits no longer than this for the next task's
 NOT_TINY_S = 0.002  # after a task of this length, sending its outcome at once costs nothing that counts
 FLUSH_BYTES = 4 << 20  # of outcomes in one Done; a control message holds 16 MiB
 PARTS_LIMIT_BYTES = 512 << 20  # of parts held in memory
+WANTED_POLL_S = 0.5  # between two looks at what a thread of the task may have taken from the channel
 PROGRESS = struct.Struct("<QQ")  # batch, position
-
-
-class _Interrupts:
-    """SIGINT: raises KeyboardInterrupt in user code, at most once a batch; elsewhere it is only noted for the batch."""
-
-    __slots__ = ("in_user_code", "seen")
-
-    def __init__(self) -> None:
-        self.in_user_code = False
-        self.seen = False  # in this batch
-
-    def handle(self, signum: int, frame: types.FrameType | None) -> None:
-        self.seen = True
-        if self.in_user_code:
-            self.in_user_code = False
-            raise KeyboardInterrupt
-
-    def enter(self) -> None:
-        """User code begins. A signal that came just before counts as one that came just after."""
-        self.in_user_code = True
-        if self.seen:
-            self.in_user_code = False
-            raise KeyboardInterrupt
+_TO_BE_RUN = frozenset({types.CoroutineType, *GENERATORS})
 
 
 class _Outcomes:
     """What a batch has brought since the last Done."""
 
-    __slots__ = ("data", "failed", "indices", "large", "size", "started")
+    __slots__ = ("data", "failed", "indices", "large", "size", "started", "yielding")
 
     def __init__(self) -> None:
         self.indices: list[int] = []
@@ -84,6 +65,7 @@ class _Outcomes:
         self.large: dict[int, tuple[str, int]] = {}
         self.size = 0
         self.started = perf_counter()
+        self.yielding: Yielding | None = None  # of a task that yields, which is alone in its batch
 
 
 class Worker:
@@ -104,12 +86,13 @@ class Worker:
         self._functions: dict[str, Callable[..., Any]] = {}
         self._environment: str | None = None  # hash of the one that is applied
         self._serves_once = False
-        self._interrupts = _Interrupts()
+        self._interrupts = Interrupts()
         self._pid = os.getpid()
         self._streams = (sys.stdout, sys.stderr)
         os.register_at_fork(after_in_child=self._stop_in_fork)
         here.show = self.show
         here.arena = self._spool.parent / "arena"
+        places.find_parts_by(self._part)
 
     def _stop_in_fork(self) -> None:
         """A process that user code forked runs no further task, should it come back from the one that forked it."""
@@ -267,6 +250,8 @@ class Worker:
                     if blocks.arrivals.any:
                         args, kwargs = blocks.resolved(args, kwargs)
                     value = function(*args, **kwargs)
+                    if type(value) in _TO_BE_RUN:
+                        value = self._run_on(run, value, out)
                     outcome = dumps(value)
                     interrupts.in_user_code = False
                 except BaseException as error:
@@ -297,6 +282,43 @@ class Worker:
             before = now
         here.leave()
         self._flush(batch, out, last=True, retire=self._serves_once or self._parts_bytes > PARTS_LIMIT_BYTES)
+
+    def _run_on(self, run: local.Run, value: Any, out: _Outcomes) -> Any:
+        """Run what a call has only made: a coroutine, or, where the owner takes items, a generator."""
+        if isinstance(value, types.CoroutineType):
+            from kos_cluster.tasks import coroutines
+
+            return coroutines.run(value, self._interrupts)
+        if run.stream is None:
+            return value  # a result, which cannot be pickled
+        out.yielding = Yielding(value, *run.stream)
+        return out.yielding.run(self, self._interrupts)
+
+    def send_item(self, position: int, data: bytes | Segments) -> None:
+        """Raises KosError when a large item cannot be written."""
+        self._flush_streams()
+        if isinstance(data, bytes) and len(data) < BULK_BYTES:
+            self._send(local.Item(here.batch, position), data)
+            return
+        try:
+            spooled = self._spill([data] if isinstance(data, bytes) else data)
+        except OSError as error:
+            raise KosError(f"An item could not be written on node {here.node}: {error}.", "Make room there.") from error
+        self._send(local.Item(here.batch, position, spooled))
+
+    def more_wanted(self) -> int:
+        """Wait until the running task may yield more; up to which position then. May be interrupted while it waits."""
+        while True:
+            self._interrupts.enter()
+            if not self._early:
+                self._channel.wait(WANTED_POLL_S)  # an interrupt of what follows would cut a message in two
+            self._interrupts.in_user_code = False
+            with self._lock:  # a thread of the task may have taken what came, while it showed something
+                there = self._early or self._channel.wait(0)
+            message = self._decode(self._receive()[0]) if there else None
+            if isinstance(message, local.ItemsWanted) and message.batch == here.batch:
+                self._interrupts.enter()
+                return message.until
 
     def _load_function(self, part: str) -> Callable[..., Any]:
         function: Callable[..., Any] = serialise.loads(self._part(part))
@@ -362,7 +384,8 @@ class Worker:
         self._flush_streams()
         elapsed_s = perf_counter() - out.started
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        done = local.Done(batch, _runs(out.indices), out.failed, out.large, elapsed_s, last, retire, peak_bytes)
+        items = out.yielding.count if out.yielding is not None else 0
+        done = local.Done(batch, _runs(out.indices), out.failed, out.large, elapsed_s, last, retire, peak_bytes, items)
         self._send(done, self._encode(out.data))
 
     def _flush_streams(self) -> None:

@@ -425,3 +425,45 @@ def test_what_another_owner_is_to_submit_goes_where_it_need_not_wait() -> None:
     assert (
         later.node is None and later.possible and "needs 2 GiB, the largest free is 1 GiB on node0" in later.reasons[0]
     )
+
+
+def test_held_tasks_are_sent_when_they_are_released_and_counted_before():
+    core = machine(nodes=1, slots=8)
+    core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+    assert dispatches(core.handle(own.Added("j", 4, held=True), 1.0)) == []
+    assert core.summary("j").total == 4
+    sent = dispatches(core.handle(own.Released("j", [(1, 2)]), 1.0))
+    assert sorted(i for d in sent for i in indices_of(d.runs)) == [1, 2]
+    assert dispatches(core.handle(own.Released("j", [(1, 2)]), 1.0)) == [], "only once"
+    story = core.story("j", 0)
+    assert story is not None and story.state is TaskState.WAITING and not story.attempts
+
+
+def test_a_held_task_whose_input_fails_is_failed_without_an_attempt():
+    core = machine()
+    core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+    core.handle(own.Added("j", 2, held=True), 1.0)
+    assert core.handle(own.HeldFailed("j", 0), 1.0) == []
+    assert core.handle(own.HeldFailed("j", 1), 1.0) == [own.JobIdle("j")]
+    assert (core.summary("j").failed, core.summary("j").cancelled) == (2, 0)
+    assert core.handle(own.HeldFailed("j", 1), 1.0) == [own.JobIdle("j")], "which changes nothing"
+    assert core.summary("j").failed == 2
+
+
+def test_a_held_task_can_be_cancelled_and_is_never_sent_then():
+    core = machine()
+    core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+    core.handle(own.Added("j", 1, held=True), 1.0)
+    assert core.handle(own.Cancelled("j", 0), 1.0) == [own.Dropped("j", [(0, 1)]), own.JobIdle("j")]
+    assert dispatches(core.handle(own.Released("j", [(0, 1)]), 1.0)) == []
+
+
+def test_a_task_that_waits_for_its_owner_leaves_its_slot_to_the_next():
+    core = machine(nodes=1, slots=1)
+    (first,) = dispatches(opened(core, 3, single=True))
+    (second,) = dispatches(core.handle(own.BatchWaits(first.batch, True), 2.0))
+    core.handle(own.BatchWaits(first.batch, True), 2.0)
+    assert dispatches(core.handle(own.BatchWaits(second.batch, False), 2.0)) == []
+    core.handle(own.BatchWaits(first.batch, False), 3.0)
+    assert dispatches(done(core, first, elapsed_s=1.0)) == [], "the second has the slot"
+    assert len(dispatches(done(core, second))) == 1

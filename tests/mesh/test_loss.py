@@ -173,6 +173,20 @@ def test_two_nodes_are_killed_one_after_the_other(lossy: Mesh, lines: Lines):
     assert audit(futures, lines) <= {AttemptEnd.NODE_LOST, AttemptEnd.RETURNED}
 
 
+def test_a_node_is_killed_under_a_stream_and_each_item_comes_once(lossy: Mesh):
+    def numbered(stop: int) -> Iterator[tuple[int, str]]:
+        for number in range(stop):
+            yield number, os.environ["KOS_NODE"]
+
+    stream = lossy.cluster.submit(numbered, 500)
+    taken = [next(stream)]
+    os.kill(lossy.pid(taken[0][1]), signal.SIGKILL)
+    taken.extend(stream)
+    assert [number for number, _ in taken] == list(range(500))
+    assert len({node for _, node in taken}) == 2
+    assert [attempt.end for attempt in stream.future.story().attempts] == [AttemptEnd.NODE_LOST, AttemptEnd.DONE]
+
+
 def test_a_worker_is_killed_in_the_middle_of_a_map(lossy: Mesh, lines: Lines):
     futures = started(lossy, lines)
     *_, pid = lines.read()[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from kos_cluster.net import wire
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.streams import Item, ItemsWanted
 from kos_cluster.tasks.attachment import Attachment
 from tests.mesh.conftest import Mesh, until
 
@@ -64,6 +65,15 @@ def test_the_work_is_done_once_all_the_same(
         assert mesh.cluster.submit(work, 21).result(30) == 42
     until(lambda: bool(lost), f"a {kind.__name__} was lost")
     assert marks.read_bytes() == b"x"
+
+
+def test_a_stream_is_whole_though_messages_of_it_were_lost(losing: Callable[[type], list[Any]], mesh: Mesh) -> None:
+    def numbers(stop: int) -> Iterator[int]:
+        yield from range(stop)
+
+    lost = [losing(kind) for kind in (Item, ItemsWanted, wire.Result)]
+    assert list(mesh.cluster.submit(numbers, 300)) == list(range(300))
+    assert all(lost)
 
 
 def test_a_task_whose_cancelling_was_lost_is_stopped_too(

@@ -43,7 +43,7 @@ STORIES = {
             ),
         ),
     ],
-    "k": [Story("k.0", EVIL, TaskState.RUNNING, (attempt("one", 106, None, AttemptEnd.OPEN),))],
+    "k": [Story("k.0", EVIL, TaskState.RUNNING, (attempt("one", 106, None, AttemptEnd.OPEN),), ("j.0", "j.1", "x.7"))],
 }
 
 
@@ -63,6 +63,11 @@ class Seen(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += f"{data} "
+
+
+def test_a_job_is_told_with_those_whose_results_it_takes() -> None:
+    text = Seen(report.page("lab", NODES, JOBS, STORIES, 110.0)).text
+    assert "TAKES RESULTS OF" in text and " j, x " in text
 
 
 def test_nothing_in_the_page_acts_or_leads_out() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Story, TaskState
+import msgspec
+
+from kos_cluster.core.records import Attempt, AttemptEnd, HeldTasks, JobSummary, Needs, Story, TaskState
 from kos_cluster.tasks.why import explain
 
 NODES: list[dict[str, Any]] = [
@@ -61,3 +63,18 @@ def test_of_one_task_only_that_one_is_told() -> None:
     assert told("j.9", job(3), [], NODES, None, 0.0) == []
     assert len(told("j.1", job(3, running=1), [story(1, TaskState.SENT)], NODES, None, 0.0)) == 1
     assert told("j", None, [], NODES, None, 0.0) == []
+
+
+def test_what_waits_for_results_of_others_is_told_by_what_it_waits_for() -> None:
+    groups = (HeldTasks(0, 2, ("a.0", "a.1"), 3), HeldTasks(4, 1, ("b.7",)))
+    summary = msgspec.structs.replace(job(6, running=1), held=groups)
+    stories = [story(2, TaskState.SENT)]
+    rows = told("j", summary, stories, NODES, (Needs(), ("one: it is drained",)), 0.0)
+    assert rows[1:3] == [
+        ("j.0-1", 2, "", "waits for a.0, a.1 and 3 more"),
+        ("j.4", 1, "", "waits for b.7"),
+    ]
+    assert rows[3][:2] == ("j", 2)
+    assert told("j.4", summary, [], NODES, None, 0.0) == [("j.4", 1, "", "waits for b.7")]
+    (other,) = told("j.3", summary, [], NODES, None, 0.0)
+    assert "its owner (ann)" in other[3]

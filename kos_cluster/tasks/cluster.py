@@ -25,7 +25,7 @@ from kos_cluster.core.driving import Kind
 from kos_cluster.core.placement import UNREADABLE
 from kos_cluster.core.records import JobSummary, Story
 from kos_cluster.core.roles import Command, may
-from kos_cluster.errors import AuthError, IncompatibleError, KosError, PlacementError, UsageError
+from kos_cluster.errors import AuthError, IncompatibleError, KosError, PlacementError, UnreachableError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.net import wire
 from kos_cluster.net.blocks import MemoryAsked
@@ -360,8 +360,14 @@ class Cluster:
 
     def remove(self, name: str) -> list[str]:
         """Remove a node or client for good; the names removed, with those that came with it. Needs the role admin."""
-        asked = to_ask(self.nodes(), name)
-        return self._mesh.request(wire.RemoveNode(name), list[str], node=asked, timeout_s=REMOVAL_TIMEOUT_S)
+        asked, question = to_ask(self.nodes(), name), wire.RemoveNode(name)
+        try:
+            return self._mesh.request(question, list[str], node=asked, timeout_s=REMOVAL_TIMEOUT_S)
+        except UnreachableError:  # who was asked may have been removed itself, and was the first to answer
+            another = to_ask(self.nodes(), name)
+            if another == asked:
+                raise
+            return self._mesh.request(question, list[str], node=another, timeout_s=REMOVAL_TIMEOUT_S)
 
     def renew_node(self, name: str) -> float:
         """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""

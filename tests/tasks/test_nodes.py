@@ -9,8 +9,11 @@ from msgspec.structs import replace
 
 from kos_cluster.core.records import Member, MemberState, Versions
 from kos_cluster.core.roles import Role
+from kos_cluster.errors import UnreachableError
+from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.wire import SyncData
+from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 
 VERSIONS = Versions("1", 2, "3.11", "", "")
@@ -66,3 +69,42 @@ def test_only_voters_that_answer_and_can_decide_are_counted(troubles: dict[str, 
     peer = Peer("lab", "u", "ada", Role.ADMIN, 1, b"", 0.0)
     loss = status_of("lab", peer, seen)["loss"]
     assert loss.startswith(f"3 voters, {taking_part} taking part, 2 needed: ")
+
+
+class Removing:
+    """Stands for the mesh: nodes that tell their views, one after the other, and the one of them that can decide."""
+
+    def __init__(self, views: list[SyncData], decides: str) -> None:
+        self.asked: list[str] = []
+        self._views = views
+        self._decides = decides
+
+    def request_all(self, *_: object) -> dict[str, SyncData]:
+        return {"whoever": self._views.pop(0) if len(self._views) > 1 else self._views[0]}
+
+    def request(self, question: wire.RemoveNode, kind: type, *, node: str, timeout_s: float) -> list[str]:
+        self.asked.append(node)
+        if node != self._decides:
+            raise UnreachableError("The cluster could not decide.")
+        return [question.name]
+
+    def close(self) -> None:
+        pass
+
+
+GONE_TELLS = told(member("a"), member("gone"), coordinator="id-a", voters=("id-a", "id-gone"))
+A_TELLS = told(member("a"), member("gone", 1, LEFT), coordinator="id-a", voters=("id-a",))
+
+
+def test_when_one_that_was_removed_was_the_first_to_answer_another_is_asked() -> None:
+    mesh = Removing([GONE_TELLS, A_TELLS], decides="id-a")
+    with Cluster(mesh) as cluster:  # type: ignore[arg-type]
+        assert cluster.remove("a") == ["a"]
+    assert mesh.asked == ["id-gone", "id-a"]
+
+
+def test_where_nobody_else_can_be_asked_it_is_said_that_nothing_was_decided() -> None:
+    mesh = Removing([A_TELLS], decides="nobody")
+    with Cluster(mesh) as cluster, pytest.raises(UnreachableError, match="could not decide"):  # type: ignore[arg-type]
+        cluster.remove("a")
+    assert mesh.asked == ["id-a"]

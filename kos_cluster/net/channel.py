@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from kos_cluster.errors import ProtocolError
 
 LENGTHS = struct.Struct("<II")
-READ_BYTES = 1 << 18
+READ_BYTES = 1 << 16  # at once; the memory for more would be mapped anew, and given back, for each read
 FRAME_LIMIT_BYTES = 64 << 20
 JOIN_LIMIT_BYTES = 1 << 16  # messages up to this size are written in one piece
 

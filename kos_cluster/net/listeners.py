@@ -37,9 +37,12 @@ class Listeners:
         """Messages and connections refused so far."""
         return self._network.dropped + self._local.dropped
 
-    def bind(self, host: str, port: int, path: Path) -> None:
-        """Listen. Raises PortTakenError, or UsageError when the address is not one of this machine."""
+    def bind(self, host: str, port: int) -> None:
+        """Listen on the network. Raises PortTakenError, or UsageError when the address is not one of this machine."""
         self._network.bind(host, port)
+
+    def bind_local(self, path: Path) -> None:
+        """Listen in the node's folder. To be called when the address is this process's: another may have been there."""
         try:
             self._local.bind(path)
         except OSError as error:

@@ -22,6 +22,7 @@ import itertools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +101,9 @@ class LocalServer:
             self._path.unlink(missing_ok=True)
         for meeting in self._meeting:
             meeting.cancel()
-        until = self._loop.time() + LINGER_MS / 1e3
+        deadline = time.monotonic() + LINGER_MS / 1e3
         for connection in self._connections.values():
-            connection.stream.close(max(0.0, until - self._loop.time()))
+            connection.stream.close(deadline - time.monotonic())
         self._connections.clear()
 
     # ---- inside

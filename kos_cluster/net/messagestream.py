@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -75,10 +76,7 @@ class MessageStream:
         self._open = False
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
-        if self._unsent and linger_s:
-            self._stream.settimeout(linger_s)
-            with contextlib.suppress(OSError):
-                self._stream.sendall(b"".join(self._unsent))
+        self._linger(linger_s)
         self._unsent.clear()
         self._came.clear()
         self._stream.close()
@@ -91,6 +89,13 @@ class MessageStream:
         for piece in pieces:
             self._unsent.append(memoryview(piece).cast("B"))
             self._unsent_bytes += len(self._unsent[-1])
+
+    def _linger(self, linger_s: float) -> None:
+        deadline = time.monotonic() + linger_s
+        with contextlib.suppress(OSError):  # it is late, or the other end is gone
+            for piece in self._unsent:
+                self._stream.settimeout(max(0.0, deadline - time.monotonic()))
+                self._stream.sendall(piece)
 
     def _send_more(self) -> None:
         while self._unsent:

@@ -17,7 +17,7 @@ import logging
 import time
 from typing import Protocol
 
-from kos_cluster.errors import AuthError, KosError, ProtocolError
+from kos_cluster.errors import AuthError, KosError, UnreachableError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials, Peer
@@ -138,7 +138,9 @@ class NodeLink:
             return None
         try:
             link = await LocalLink.open(path, self._credentials, self._said, self._state_changed)
-        except (OSError, AuthError, ProtocolError) as error:
+        except UnreachableError:
+            raise  # it stands still, on the network too
+        except (OSError, KosError) as error:
             log.info("The node at %s is tried over the network, as its socket did not do: %s", self.address, error)
             return None
         self.peer = link.peer

@@ -168,7 +168,8 @@ class Daemon:
     async def run(self) -> None:
         """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
-        self._listeners.bind(start.host, start.port, start.cluster.new_socket(start.node, self._member.address))
+        self._listeners.bind(start.host, start.port)
+        self._listeners.bind_local(start.cluster.new_socket(start.node, self._member.address))
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
         workers = Workers(self._run, dict(os.environ), self._batches)
         beacon = await self._start_beacon()

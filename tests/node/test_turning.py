@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kos_cluster.node.turning import ALONE_S, ENOUGH, STANDS_S, WORD_S, TurnedAway
+from kos_cluster.node.turning import ALONE_S, COUNTS_S, ENOUGH, STANDS_S, TurnedAway
 
 STRANGER = "10.9.9.9:7567"
 
@@ -25,9 +25,19 @@ def test_several_members_must_refuse_it(count: int, wanted: int) -> None:
 
 def test_one_that_refuses_alone_is_believed_late() -> None:
     turned, members = TurnedAway(), others(2)
-    turned.refuse(members[0], 5.0)
-    assert not turned.held(set(members), 5.0 + ALONE_S - 1)
-    assert turned.held(set(members), 5.0 + ALONE_S)
+    for now in range(int(ALONE_S) + 1):
+        turned.refuse(members[0], float(now))
+        assert turned.held(set(members), float(now)) == (now >= ALONE_S)
+
+
+def test_a_refusal_of_long_ago_does_not_count() -> None:
+    """It came from one that was wrong, and is gone since; later nobody can be reached for a while."""
+    turned, members = TurnedAway(), others(2)
+    turned.refuse(members[0], 0.0)
+    turned.heard(members[1], COUNTS_S / 2)
+    for now in (COUNTS_S, ALONE_S, 2 * ALONE_S):
+        assert not turned.held(set(members), now)
+        assert not turned.doubted(now)
 
 
 def test_a_refusal_counts_only_while_it_stands() -> None:
@@ -57,7 +67,7 @@ def test_while_as_many_speak_with_it_as_refuse_it_belongs(count: int) -> None:
     """A few that are wrong, or in wrong hands, must not stop a node that the others speak with."""
     turned, members = TurnedAway(), others(count)
     liars = min(ENOUGH, count // 2)
-    for now in range(0, int(ALONE_S) * 2, int(WORD_S) - 1):
+    for now in range(0, int(ALONE_S) * 2, int(COUNTS_S) - 1):
         for place, address in enumerate(members):
             (turned.refuse if place < liars else turned.heard)(address, float(now))
         assert not turned.held(set(members), now + STANDS_S)
@@ -68,10 +78,11 @@ def test_words_of_long_ago_do_not_count() -> None:
     turned, members = TurnedAway(), others(4)
     for address in members[2:]:
         turned.heard(address, 0.0)
-    for address in members[:2]:
-        turned.refuse(address, 0.0)
-    assert not turned.held(set(members), WORD_S - 0.1)
-    assert turned.held(set(members), ALONE_S)
+    for now in range(int(ALONE_S) + 1):
+        for address in members[:2]:
+            turned.refuse(address, float(now))
+        assert turned.held(set(members), float(now)) == (now >= ALONE_S)
+        assert turned.doubted(float(now)) == (now >= COUNTS_S)
 
 
 def test_an_address_that_is_no_members_counts_only_when_no_member_is_known() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kos_cluster.core.voters import FIVE_VOTERS_FROM_NODES
-from kos_cluster.errors import RevokedError
+from kos_cluster.errors import RevokedError, StateError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import daemons
 from kos_cluster.tasks.cluster import Cluster
@@ -48,6 +49,16 @@ def test_five_of_seven_vote_and_who_dies_or_leaves_is_replaced(
         def another(voters: set[str]) -> str:
             return min(voters - {FOUNDER, str(cluster.status()["coordinator"])})
 
+        def remove(name: str) -> None:
+            """It is refused for as long as another voter is suspected, which may be so on a busy machine."""
+
+            def removed() -> bool:
+                with suppress(StateError):
+                    return name in cluster.remove(name)
+                return False
+
+            until(removed, f"{name} is removed", SETTLED_S)
+
         first = vote(5)
         assert "the cluster outlives the loss of any 2 voters" in cluster.status()["loss"]
 
@@ -56,22 +67,23 @@ def test_five_of_seven_vote_and_who_dies_or_leaves_is_replaced(
         second = vote(5, dead)
         assert first - {dead} < second, "one takes its place, and the others stay"
 
-        assert dead in cluster.remove(dead)
+        remove(dead)
         third = vote(3, dead)  # three are enough for six nodes
         assert third < second
         gone = another(third)
-        assert gone in cluster.remove(gone)
+        remove(gone)
         fourth = vote(3, dead, gone)
         assert third - {gone} < fourth, "one takes its place, and the others stay"
 
         # Two that were removed while they were down hear each other when they start again, and stop all the same.
-        rest = {str(row["name"]) for row in cluster.nodes() if row["state"] == "alive"}
-        pair = sorted(rest - {FOUNDER, str(cluster.status()["coordinator"])})[:2]
+        rest = {str(row["name"]) for row in cluster.nodes()} - {dead, gone}
+        needed = {FOUNDER, str(cluster.status()["coordinator"])}
+        pair = sorted(rest - needed, key=lambda name: name in fourth)[:2]  # at most one that votes
         for row in cluster.nodes():
             if row["name"] in pair:
                 os.kill(row["pid"], signal.SIGKILL)
         for name in pair:
-            assert name in cluster.remove(name)
+            remove(name)
         home = ClusterHome(Home(machine.home), EMBEDDED_NAME)
         again = {name: daemons.start(home, name) for name in pair}
         until(lambda: all(daemon.poll() is not None for daemon in again.values()), "both stop", SETTLED_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -13,6 +14,11 @@ import pytest
 
 from kos_cluster.errors import IncompatibleError
 from kos_cluster.home import ClusterHome, Home
+from kos_cluster.net import wire
+from kos_cluster.net.registers import RegistersAsked, RegisterWritten
+from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
+from kos_cluster.tasks.cluster import Cluster
+from tests.e2e.fleet import T, connection, side_by_side
 from tests.e2e.test_cluster import Lab, alive, free_port
 
 TASKS = """
@@ -138,6 +144,7 @@ import kos_cluster.net.wire as wire
 wire._MAGIC = bytes((ord("K"), wire.OLDEST_WIRE_VERSION))
 elections.WIRE_VERSION = state.WIRE_VERSION = 1
 """
+WITHIN_S = 60.0
 READS_A_NEWER_FORMAT = """
 import kos_cluster.core.replicated.commands as commands
 
@@ -154,34 +161,48 @@ def test_a_cluster_is_upgraded_node_by_node(
         path.mkdir()
         (path / "sitecustomize.py").write_text(source)
     lab = Lab(machine_of())
-    desk, old, new = machines = lab.founder, machine_of(), machine_of()
-    for name, machine in (("old", old), ("new", new)):
-        machine.ok(*joining(lab, name), KOS_TOKEN=lab.token(), PYTHONPATH=str(paths[name]))
-    until(lambda: alive(desk, 3), "all three are alive")
-    until(lambda: len(desk.json("status")["voters"]) == 3, "the old one votes, too")
-    desk.ok("down")
-    desk.ok("up", PYTHONPATH=str(paths["new"]))
-    until(lambda: alive(desk, 3), "it is upgraded, and alive again")
-    for name in ("desk", "new"):
-        assert old.ok("run", "--on", name, "--", "printenv", "KOS_NODE") == f"{name}\n"
-    assert desk.ok("run", "--on", "old", "--", "echo", "back") == "back\n"
-    desk.ok("cluster", "drain", "old")  # so another coordinates
-    until(lambda: desk.json("status")["coordinator"] in ("desk", "new"), "a newer one coordinates")
-    for writer, reader in ((old, desk), (new, old)):
-        writer.ok("register", "colour", writer.home.name)
-        assert reader.ok("register", "colour") == f"{writer.home.name}\n"
-    assert desk.json("status")["trouble"] == {}
-    assert not raised(desk, "desk") and not raised(new, "new")
+    desk, old, new = lab.founder, machine_of(), machine_of()
+    everybody = {"desk": True, "old": True, "new": True}
+    with connection(desk) as cluster:
 
-    old.ok("cluster", "leave")
-    until(lambda: raised(desk, "desk") or raised(new, "new"), "all read the newer format now")
-    new.ok("register", "colour", "newer")
-    assert desk.ok("register", "colour") == "newer\n"
-    late = old.kos(*joining(lab, "late"), KOS_TOKEN=lab.token())
-    assert late.returncode == IncompatibleError.exit_code
-    assert "The joining machine reads the log of a cluster up to format 1 " in late.stderr
-    for machine in machines:
+        def join(name: str) -> None:
+            words = {"KOS_TOKEN": cluster.mint_token("node", 600.0), "PYTHONPATH": str(paths[name])}
+            {"old": old, "new": new}[name].ok(*joining(lab, name), **words)
+
+        side_by_side(join, ("old", "new"))
+        until(lambda: states(cluster, "voter") == everybody, "all vote, the old one, too", WITHIN_S)
+        desk.ok("down")
+        desk.ok("up", PYTHONPATH=str(paths["new"]))
+        until(lambda: states(cluster, "answers") == everybody, "all answer", WITHIN_S)
+        for name in everybody:
+            assert cluster.submit(os.getenv, "KOS_NODE", on=name).result(WITHIN_S) == name
+        cluster.drain_node("old")  # so another coordinates
+        until(lambda: cluster.status()["coordinator"] in ("desk", "new"), "a newer one coordinates", WITHIN_S)
+        for writer, reader in (("old", "desk"), ("new", "old")):
+            assert through(cluster, writer, RegisterWritten("colour", writer), bool)
+            assert through(cluster, reader, RegistersAsked("colour"), dict[str, str]) == {"colour": writer}
+        assert cluster.status()["trouble"] == {}
+        assert not raised(desk, "desk") and not raised(new, "new")
+
+        old.ok("cluster", "leave")
+        until(lambda: raised(desk, "desk") or raised(new, "new"), "all read the newer format now", WITHIN_S)
+        assert through(cluster, "new", RegisterWritten("colour", "newer"), bool)
+        assert through(cluster, "desk", RegistersAsked("colour"), dict[str, str]) == {"colour": "newer"}
+        late = old.kos(*joining(lab, "late"), KOS_TOKEN=cluster.mint_token("node", 600.0))
+        assert late.returncode == IncompatibleError.exit_code
+        assert "The joining machine reads the log of a cluster up to format 1 " in late.stderr
+    for machine in (desk, old, new):
         machine.end()
+
+
+def states(cluster: Cluster, what: str) -> dict[str, Any]:
+    """This of each node that has not left, by name."""
+    return {row["name"]: row[what] for row in cluster.nodes() if row["state"] != "left"}
+
+
+def through(cluster: Cluster, node: str, question: wire.Asked, kind: type[T]) -> T:
+    """What comes of a question that this node is asked."""
+    return cluster._mesh.request(question, kind, node=node, timeout_s=DECISION_TIMEOUT_S)
 
 
 def joining(lab: Lab, name: str) -> tuple[str, ...]:

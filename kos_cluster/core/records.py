@@ -197,6 +197,9 @@ class Attempt(msgspec.Struct, frozen=True):
     peak_memory_bytes: int = 0
 
 
+INPUTS_TOLD_LIMIT = 16  # of one task in its story
+
+
 class Story(msgspec.Struct, frozen=True):
     """A task's history: every attempt, in order."""
 
@@ -204,7 +207,7 @@ class Story(msgspec.Struct, frozen=True):
     name: str
     state: TaskState
     attempts: tuple[Attempt, ...]
-    inputs: tuple[str, ...] = ()  # the tasks whose results it takes, the first of them
+    inputs: tuple[str, ...] = ()  # the tasks whose results it takes, the first `INPUTS_TOLD_LIMIT`
 
 
 class HeldTasks(msgspec.Struct, frozen=True):

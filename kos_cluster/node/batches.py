@@ -135,7 +135,6 @@ class Batches:
             message.attempt,
             time.time(),
             earlier=message.history,
-            inputs=message.inputs,
         )
         record.received_bytes = len(payload)
         order = list(indices_of(message.runs))
@@ -149,7 +148,7 @@ class Batches:
         if message.parent and message.parent in self._ended_parents:
             self._apply(queue.CancelBatches((key,)))
         if key in self._batches:
-            self._history.arrived(record)
+            self._history.arrived(record, message.inputs)
             if missing:
                 self._send(owner, wire.Missing(message.batch, sorted(missing)))
 

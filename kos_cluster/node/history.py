@@ -1,17 +1,29 @@
 """What this node remembers of the tasks it ran: attempts for `kos story`, the last output for `kos logs`.
 
-Limits: `BATCHES_LIMIT` batches, `LOGS_LIMIT` tasks' output of `LOG_TAIL_BYTES` each; the oldest go first.
+Limits: `BATCHES_LIMIT` batches, `LOGS_LIMIT` tasks' output of `LOG_TAIL_BYTES` each, what `TAKERS_LIMIT` tasks take;
+the oldest go first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kos_cluster.core.records import Attempt, AttemptEnd, Runs, Story, TaskState, count_of, indices_of
+from kos_cluster.core.records import (
+    INPUTS_TOLD_LIMIT,
+    Attempt,
+    AttemptEnd,
+    Runs,
+    Story,
+    TaskState,
+    count_of,
+    indices_of,
+)
 
 BATCHES_LIMIT = 8192
 LOGS_LIMIT = 2048
+TAKERS_LIMIT = 20_000  # tasks of which it is remembered whose results they take
 LOG_TAIL_BYTES = 16 << 10
 STORIES_LIMIT = 10_000  # told in one answer
 
@@ -34,7 +46,6 @@ class BatchRecord:
     returned_bytes: int = 0
     peak_memory_bytes: int = 0  # of its worker's process
     earlier: dict[int, list[Attempt]] = field(default_factory=dict)  # attempts on other nodes, told by the owner
-    inputs: dict[int, tuple[str, ...]] = field(default_factory=dict)  # tasks whose results these take
     waits: str = ""  # for what, while it runs
 
     def attempt_of(self, index: int, node: str) -> Attempt:
@@ -70,9 +81,15 @@ class History:
         self._node = node
         self._batches: deque[BatchRecord] = deque(maxlen=BATCHES_LIMIT)
         self._logs: OrderedDict[str, bytearray] = OrderedDict()
+        self._inputs: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # task -> those whose results it takes
 
-    def arrived(self, record: BatchRecord) -> None:
+    def arrived(self, record: BatchRecord, inputs: Mapping[int, tuple[str, ...]] | None = None) -> None:
+        """A batch came; `inputs`: the tasks whose results its tasks take, of those that take any."""
         self._batches.append(record)
+        for index, taken in (inputs or {}).items():
+            self._inputs[f"{record.job}.{index}"] = taken[:INPUTS_TOLD_LIMIT]
+        while len(self._inputs) > TAKERS_LIMIT:
+            self._inputs.popitem(last=False)
 
     def wrote(self, task: str, data: bytes) -> None:
         tail = self._logs.get(task)
@@ -99,7 +116,6 @@ class History:
         only = int(index_text) if index_text.isascii() and index_text.isdigit() else None
         attempts: dict[int, list[Attempt]] = {}
         names: dict[int, str] = {}
-        inputs: dict[int, tuple[str, ...]] = {}
         for record in self._batches:
             if record.job != job:
                 continue
@@ -109,17 +125,16 @@ class History:
                     row.extend(a for a in record.earlier.get(index, ()) if a not in row)
                     row.append(record.attempt_of(index, self._node))
                     names[index] = record.name
-                    inputs[index] = record.inputs.get(index, ())
         told = sorted(attempts)[-STORIES_LIMIT:]
-        return [self._story(job, index, names[index], attempts[index], inputs[index]) for index in told]
+        return [self._story(f"{job}.{index}", names[index], attempts[index]) for index in told]
 
-    def _story(self, job: str, index: int, name: str, attempts: list[Attempt], inputs: tuple[str, ...]) -> Story:
+    def _story(self, task: str, name: str, attempts: list[Attempt]) -> Story:
         attempts.sort(key=lambda a: (a.sent_s, a.number))
         last = attempts[-1]
         state = _STATE_OF_END.get(last.end, TaskState.FAILED)
         if last.end is AttemptEnd.OPEN and last.started_s is not None:
             state = TaskState.RUNNING
-        return Story(f"{job}.{index}", name, state, tuple(attempts), inputs)
+        return Story(task, name, state, tuple(attempts), self._inputs.get(task, ()))
 
 
 def _asked(wanted: str, task: str) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kos_cluster.core.records import INPUTS_TOLD_LIMIT
 from kos_cluster.errors import InputFailedError, LimitError, UsageError
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks import serialise
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 INLINE_BYTES = 64 << 10  # of an input's payload; larger ones travel as parts
 INPUTS_LIMIT = 16_384  # of one task
-TOLD_LIMIT = 16  # inputs of one task that its story names
 TEXT_LIMIT_CHARACTERS = 500  # of the input's own error, in the error of the task that wanted it
 
 
@@ -59,8 +59,8 @@ def dumps_calls(calls: Iterable[tuple[Any, ...]]) -> tuple[list[bytes], dict[int
 
 
 def named(inputs: Inputs) -> tuple[str, ...]:
-    """The ids of the first `TOLD_LIMIT` of them."""
-    return tuple(future.task for future in inputs[:TOLD_LIMIT])
+    """The ids of those that a story tells."""
+    return tuple(future.task for future in inputs[:INPUTS_TOLD_LIMIT])
 
 
 def _checked(found: dict[Future, int]) -> Inputs:

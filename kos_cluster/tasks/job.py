@@ -7,8 +7,10 @@ A payload is kept until its task is final, an outcome until it is taken. Futures
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TAKERS_LIMIT = 100_000  # tasks of one job of which it is remembered whose results they take, the newest
 ARGUMENT_LIMIT_BYTES = 256 << 20  # of one call's pickled arguments
 
 
@@ -67,7 +70,7 @@ class Job:
         self._changed = threading.Condition()
         self._count = 0
         self._payloads: dict[int, bytes] = {}
-        self._inputs: dict[int, tuple[str, ...]] = {}  # of tasks that take results of others
+        self._inputs: OrderedDict[int, tuple[str, ...]] = OrderedDict()  # of tasks that take results of others
         self._input_parts: dict[int, dict[str, Payload]] = {}  # the large ones of those that are not final
         self._inflows: dict[int, Inflow] = {}  # of tasks that yield, while their streams are held
         self._futures: dict[int, Future] = {}
@@ -93,6 +96,8 @@ class Job:
             start, self._count = self._count, self._count + len(payloads)
             self._payloads.update(enumerate(payloads, start))
             self._inputs.update((start + place, named(taken)) for place, taken in inputs.items())
+            while len(self._inputs) > TAKERS_LIMIT:
+                self._inputs.popitem(last=False)
             self._mesh.holding.add(self, start, payloads, inputs)  # with the lock: the order of such calls counts
         return start
 
@@ -148,7 +153,7 @@ class Job:
     def leave(self, index: int) -> None:
         """Nobody takes the items of a task any more. May be called at any moment, by the garbage collector."""
         self._inflows.pop(index, None)
-        if not self._mesh.closed:
+        if not self._mesh.closed and self._mesh.pid == os.getpid():
             self._mesh.cancel(self, index)
 
     def take(self, index: int, timeout_s: float | None = None) -> Settled:

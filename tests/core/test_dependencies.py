@@ -18,6 +18,10 @@ def test_a_task_is_released_when_its_last_input_has_ended():
     assert core.handle(Ended("a", False)) == [] and len(core) == 0
 
 
+def test_a_task_without_inputs_is_released_at_once():
+    assert Dependencies().handle(Held("t", ())) == [Release("t")]
+
+
 def test_an_input_is_followed_once_for_all_that_wait_for_it():
     core = Dependencies()
     core.handle(Held("t", ("a",)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kos_cluster.core.records import Attempt, AttemptEnd, TaskState
+from kos_cluster.core.records import INPUTS_TOLD_LIMIT, Attempt, AttemptEnd, TaskState
 from kos_cluster.node import history
 from kos_cluster.node.history import BatchRecord, History
 
@@ -60,3 +60,19 @@ def test_old_batches_are_forgotten() -> None:
         memory.arrived(BatchRecord(f"job{number}", "work", [(0, 1)], 1, float(number)))
     assert memory.stories("job0") == []
     assert memory.stories("job1")
+
+
+def test_a_story_tells_whose_results_its_task_takes_of_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "TAKERS_LIMIT", 2)
+    memory = History("ada")
+    memory.arrived(BatchRecord("old", "work", [(0, 1)], 1, 1.0), {0: ("a.0",)})
+    memory.arrived(BatchRecord("job", "work", [(0, 3)], 1, 2.0), {0: tuple(f"a.{n}" for n in range(20)), 2: ("b.1",)})
+    assert [len(story.inputs) for story in memory.stories("job")] == [INPUTS_TOLD_LIMIT, 0, 1]
+    assert memory.stories("old")[0].inputs == ()
+
+
+def test_what_a_running_task_waits_for_is_told_while_it_runs() -> None:
+    record = BatchRecord("job", "work", [(0, 1)], 1, 1.0, started_s=2.0, waits="it waits")
+    assert record.attempt_of(0, "ada").cause == "it waits"
+    record.done = True
+    assert record.attempt_of(0, "ada").cause == ""

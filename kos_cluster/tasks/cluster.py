@@ -33,12 +33,24 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.local import Environment
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, detached, failures, inputs, kernels, output, profiling, showing, streaming
+from kos_cluster.tasks import (
+    compat,
+    detached,
+    failures,
+    inputs,
+    kernels,
+    output,
+    profiling,
+    serialise,
+    showing,
+    streaming,
+)
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.blocks import BlockRef, named_in
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future, Outcome
+from kos_cluster.tasks.gangs import Gang, prepared
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.kernels import KernelSpec, RemoteKernel
 from kos_cluster.tasks.launching import Program
@@ -157,6 +169,14 @@ class Cluster:
             job.add_many(payloads)
         job.close()
         return MapResult(job)
+
+    def gang(self, fn: Callable[..., Any], n: int, /, *args: Any, restarts: int = 0, **keywords: Any) -> Gang:
+        """Run `fn(*args, **kwargs)` as `n` ranks, all together or not at all; `kos.comm()` connects them. `restarts`:
+        how often all start anew when one is lost. Options as for `submit`, of each rank, but `retries`."""
+        call, options, kwargs = prepared(fn, keywords)
+        shipped, payload = self._functions.ship(call), serialise.dumps_args(args, kwargs)
+        spec = _spec(call, shipped, options, compat.needed(shipped.modules, (payload,)))
+        return Gang(self._mesh, self._launch, spec, payload, n, restarts)
 
     def detach(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> DetachedJob:
         """As `map`, as a detached job: it goes on without this process and this machine.

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kos_cluster.tasks.blocks import BlockRef
-    from kos_cluster.tasks.cluster import Cluster, MapResult, connect
+    from kos_cluster.tasks.cluster import Cluster, connect
     from kos_cluster.tasks.comm.communicator import Communicator
     from kos_cluster.tasks.comm.ranks import comm
     from kos_cluster.tasks.executor import Executor
     from kos_cluster.tasks.futures import Future
     from kos_cluster.tasks.gangs import Gang
     from kos_cluster.tasks.locking import Lock
+    from kos_cluster.tasks.mapresult import MapResult
     from kos_cluster.tasks.registers import Register
     from kos_cluster.tasks.streaming import Stream
 
@@ -46,7 +47,7 @@ __all__ = [
 _HOMES = {
     "BlockRef": "kos_cluster.tasks.blocks",
     "Cluster": "kos_cluster.tasks.cluster",
-    "MapResult": "kos_cluster.tasks.cluster",
+    "MapResult": "kos_cluster.tasks.mapresult",
     "Lock": "kos_cluster.tasks.locking",
     "Register": "kos_cluster.tasks.registers",
     "connect": "kos_cluster.tasks.cluster",

@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kos_cluster.tasks.blocks import BlockRef
-    from kos_cluster.tasks.cluster import Cluster, MapResult, connect
+    from kos_cluster.tasks.cluster import Cluster, connect
+    from kos_cluster.tasks.comm.communicator import Communicator
+    from kos_cluster.tasks.comm.ranks import comm
     from kos_cluster.tasks.executor import Executor
     from kos_cluster.tasks.futures import Future
+    from kos_cluster.tasks.gangs import Gang
     from kos_cluster.tasks.locking import Lock
+    from kos_cluster.tasks.mapresult import MapResult
     from kos_cluster.tasks.registers import Register
     from kos_cluster.tasks.streaming import Stream
 
@@ -27,26 +31,32 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockRef",
     "Cluster",
+    "Communicator",
     "Executor",
     "Future",
+    "Gang",
     "Lock",
     "MapResult",
     "Register",
     "Stream",
     "__version__",
+    "comm",
     "connect",
 ]
 
 _HOMES = {
     "BlockRef": "kos_cluster.tasks.blocks",
     "Cluster": "kos_cluster.tasks.cluster",
-    "MapResult": "kos_cluster.tasks.cluster",
+    "MapResult": "kos_cluster.tasks.mapresult",
     "Lock": "kos_cluster.tasks.locking",
     "Register": "kos_cluster.tasks.registers",
     "connect": "kos_cluster.tasks.cluster",
     "Executor": "kos_cluster.tasks.executor",
     "Future": "kos_cluster.tasks.futures",
     "Stream": "kos_cluster.tasks.streaming",
+    "Gang": "kos_cluster.tasks.gangs",
+    "Communicator": "kos_cluster.tasks.comm.communicator",
+    "comm": "kos_cluster.tasks.comm.ranks",
 }
 
 

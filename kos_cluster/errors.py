@@ -156,3 +156,17 @@ class InputFailedError(KosError):
     """A task was not run, since one whose result it takes failed, or was cancelled. Its cause is that one's error."""
 
     exit_code = 22
+
+
+class GangError(KosError):
+    """A gang did not start, or ended before all of its ranks had returned; the message names rank, node and cause."""
+
+    exit_code = 23
+
+
+class RankGoneError(GangError):
+    """A rank waited for another one that has ended. Says which; why that one ended is told by the gang."""
+
+
+class CollectiveTimeoutError(GangError, TimeoutError):
+    """Some ranks waited too long in a collective for others, which the message names."""

@@ -81,6 +81,7 @@ class JobRow:
     reruns: int = 0  # tasks that were sent again because an attempt was lost
     nodes: set[str] = field(default_factory=set)  # where any of it ever ran
     at: dict[str, int] = field(default_factory=dict)  # id of a node -> batches of it there now
+    waits_for: str = ""  # of a gang: why its ranks have no slots yet
     last_node: str = ""  # id of the node that took the newest batch
     held_since_s: float | None = None  # it waits for the node of its inputs
     in_turn: bool = False  # stands among the jobs with waiting tasks

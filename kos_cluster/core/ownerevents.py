@@ -24,6 +24,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     retries: int = 3
     single: bool = False  # one task a batch (a time limit or a fresh worker each)
     max_parallel: int = 0  # batches at nodes at once, so tasks running at once; 0: no cap
+    gang: bool = False  # its tasks are ranks: they go where `RanksPlaced` says, and never run a second time
     parent: str = ""
     inputs: Inputs | None = None  # what its tasks read
 
@@ -142,6 +143,14 @@ class BatchRefused(msgspec.Struct, frozen=True):
     stopping: bool = False
 
 
+class RanksPlaced(msgspec.Struct, frozen=True):
+    """Slots are reserved for all ranks of a gang, on these nodes (ids, by rank); or for none, for this reason."""
+
+    job: str
+    nodes: tuple[str, ...] = ()
+    waits_for: str = ""
+
+
 class Cancelled(msgspec.Struct, frozen=True):
     """The user cancels a job, or one task of it."""
 
@@ -223,6 +232,7 @@ Event = (
     | Outcomes
     | BatchLost
     | BatchRefused
+    | RanksPlaced
     | Cancelled
 )
 Effect = Dispatch | Commit | GiveUp | Dropped | CancelAt | AttemptOver | JobIdle

@@ -56,6 +56,7 @@ from kos_cluster.core.ownerevents import (
     NodeUp,
     Opened,
     Outcomes,
+    RanksPlaced,
     Released,
     StartedRunning,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "Opened",
     "Outcomes",
     "Ownership",
+    "RanksPlaced",
     "Released",
     "StartedRunning",
 ]
@@ -171,8 +173,11 @@ class Ownership:
                 self._waits(batch, waiting)
             case BatchLost():
                 self._lost(event, now, effects)
-            case BatchRefused(batch, _, stopping):
-                self._refused(batch, stopping, now, effects)
+            case BatchRefused():
+                self._refused(event, now, effects)
+            case RanksPlaced(job, nodes, waits_for):
+                self._jobs[job].waits_for = waits_for
+                self._place_ranks(self._jobs[job], nodes, now, effects)
             case NodeUp():
                 self._node_up(event)
             case NodeLoad(id_, load):
@@ -212,6 +217,11 @@ class Ownership:
         if known is None:
             return None
         return Dispatch(batch, known.node, known.job.spec.job, runs_of(sorted(known.left)), known.attempt)
+
+    def batches_of(self, job_id: str) -> list[tuple[int, str, int]]:
+        """The batches of a job at nodes: number, the node's id, the first task."""
+        job = self._jobs.get(job_id)
+        return [(row.number, row.node, row.runs[0][0]) for row in job.batches.values()] if job is not None else []
 
     def summaries(self) -> list[JobSummary]:
         return [self.summary(job) for job in self._jobs]
@@ -263,6 +273,8 @@ class Ownership:
         job = self._jobs.get(job_id)
         if job is None:
             return None
+        if job.spec.gang:
+            return job.spec.needs, (job.waits_for or "its ranks are sent to their slots",)
         if self._capped(job):
             return job.spec.needs, (f"its cap of {job.spec.max_parallel} at once is reached",)
         lost = tuple(f"{node.view.name}: it is lost" for node in self._nodes.values() if not node.up)
@@ -345,6 +357,8 @@ class Ownership:
         if batch is None:
             return
         ran, untouched = batch.owes(event.ran), batch.owes(event.untouched)
+        if batch.job.spec.gang:  # it is lost to its gang, be it begun or not
+            ran, untouched = _join(ran, untouched), []
         end = _END_OF_CAUSE[event.cause]
         if event.cause is Cause.STOPPING:
             self._close(self._nodes[batch.node])  # what it gives back must not go there again
@@ -384,13 +398,18 @@ class Ownership:
             return lost <= MEMORY_RETRIES
         return True
 
-    def _refused(self, number: int, stopping: bool, now: float, effects: list[Effect]) -> None:
-        batch = self._batches.get(number)
+    def _refused(self, event: BatchRefused, now: float, effects: list[Effect]) -> None:
+        batch = self._batches.get(event.batch)
         if batch is None:
             return
         node = self._nodes[batch.node]
-        if stopping:
+        if event.stopping:
             self._close(node)
+        if batch.job.spec.gang:
+            self._end(batch, event.reason, now)
+            self._try_again(batch, batch.owes(batch.runs), AttemptEnd.RETURNED, event.reason, effects)
+            self._idle_check(batch.job, effects)
+            return
         node.view.refused_until_s = now + node.pause_s
         node.pause_s = min(node.pause_s * 2, REFUSED_PAUSE_MOST_S)
         self._give_back(batch, now)
@@ -493,7 +512,7 @@ class Ownership:
     # ---- dispatch
 
     def _queue(self, job: JobRow, *, front: bool = False) -> None:
-        if not job.in_turn:
+        if not job.in_turn and not job.spec.gang:
             job.in_turn = True
             (self._ready.appendleft if front else self._ready.append)(job)
 
@@ -536,6 +555,19 @@ class Ownership:
 
     def _capped(self, job: JobRow) -> bool:
         return 0 < job.spec.max_parallel <= len(job.batches)
+
+    def _place_ranks(self, job: JobRow, nodes: tuple[str, ...], now: float, effects: list[Effect]) -> None:
+        """Send each rank to its slots; all at once, as the whole gang has them."""
+        for id_ in nodes[: job.waiting]:
+            node = self._nodes.get(id_)
+            if node is not None and node.up:
+                effects.append(self._send(job, node, now))
+            else:
+                runs, attempt = job.take(1)
+                job.failed += job.settle(runs, FAILED)
+                why = "this process has no link to it"
+                effects.append(GiveUp(job.spec.job, runs, AttemptEnd.NODE_LOST, self._name(id_), attempt, why))
+        self._idle_check(job, effects)
 
     def _send(self, job: JobRow, node: _Node, now: float) -> Dispatch:
         spec, view = job.spec, node.view

@@ -6,6 +6,8 @@ set up for its environment, to a blank one, or to a new one. A task that waits f
 meanwhile, so that tasks may submit tasks without deadlock; when it goes on, the node is over its slots for a while.
 Memory, GPUs and named resources are accounted beside the slots (`capacity`). A worker that was given GPUs serves no
 other batch, and they are free again when its process has ended: it is the process that holds a GPU's memory.
+What a gang has reserved (`core.gang.slots`) counts as in use, and only its ranks get it; while a reservation waits, no
+other batch is started.
 
     batch     event                      next
     -         Arrived, parts missing     held
@@ -32,6 +34,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from kos_cluster.core.capacity import SLOTS_ALONE, Account, Capacity, Demand, fault_of
+from kos_cluster.core.gang.slots import ReservedSlots, SlotsDenied, SlotsGranted, SlotsReleased, SlotsWanted
 from kos_cluster.core.records import Cause
 
 QUEUE_LIMIT = 4096  # batches held, queued and running on one node
@@ -56,6 +59,7 @@ class BatchSpec(msgspec.Struct, frozen=True):
     memory_bytes: int = 0
     gpus: int = 0
     resources: tuple[tuple[str, int], ...] = ()
+    gang: str = ""  # it is a rank, for slots reserved under this key
 
 
 # ---- events
@@ -194,9 +198,11 @@ Event = (
     | TaskWaits
     | OverMemory
     | Pressed
+    | SlotsWanted
+    | SlotsReleased
     | Stopping
 )
-Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | Lose
+Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | Lose | SlotsGranted | SlotsDenied
 
 
 # ---- state
@@ -207,6 +213,8 @@ class _Entry:
     spec: BatchSpec
     line: tuple[str, str]  # (user, job)
     worker: int | None = None
+    holds: bool = False  # what it takes is counted, be its slots lent or not
+    gpus: tuple[str, ...] = ()  # that it holds, and its worker then
     waits: bool = False
     deadline_s: float | None = None
     stop: Cause | None = None  # why it is being stopped
@@ -242,9 +250,9 @@ class _Lines:
                 del self.lines[entry.line]
 
     def next(self, fits: Callable[[Demand], bool]) -> _Entry | None:
-        """The first batch in turn that fits; its line goes to the end."""
+        """The first batch in turn that fits, or has all that it takes already; its line goes to the end."""
         for key, line in self.lines.items():
-            if fits(line[0].spec):
+            if line[0].holds or fits(line[0].spec):
                 entry = line.popleft()
                 if line:
                     self.lines.move_to_end(key)
@@ -269,6 +277,7 @@ class NodeQueue:
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 1
         self._pressed = ""  # why no more work is taken
+        self._reserved = ReservedSlots(self._account)
         self._timed: dict[Key, _Entry] = {}  # entries with a deadline or a pending kill
         self._stopping = False
 
@@ -302,6 +311,12 @@ class NodeQueue:
                 self._over_memory(worker, detail, effects)
             case Pressed(why):
                 self._press(why, effects)
+            case SlotsWanted() if self._stopping or self._pressed:
+                effects.append(SlotsDenied(event.txn))
+            case SlotsWanted():
+                effects += self._reserved.want(event, now)
+            case SlotsReleased(txn):
+                effects += self._reserved.release(txn)
             case Stopping():
                 self._stopping = True
                 for key in sorted(self._entries):
@@ -310,12 +325,15 @@ class NodeQueue:
         return effects
 
     def tick(self, now: float) -> list[Effect]:
-        """Stop what ran out of time, kill what did not stop."""
+        """Stop what ran out of time, kill what did not stop, end reservations."""
         effects: list[Effect] = []
         for worker in self._workers.values():
             if worker.kill_at_s is not None and now >= worker.kill_at_s:
                 worker.kill_at_s = None
                 effects.append(Kill(worker.number))
+        if self._reserved:
+            effects += self._reserved.tick(now)
+            self._schedule(now, effects)
         for key, entry in list(self._timed.items()):
             if entry.kill_at_s is not None and now >= entry.kill_at_s and entry.worker is not None:
                 entry.kill_at_s = None
@@ -331,6 +349,11 @@ class NodeQueue:
     def running(self) -> int:
         """Slots in use."""
         return self._account.slots_in_use
+
+    @property
+    def reserves(self) -> bool:
+        """Whether gangs have reserved slots here, or wait for some."""
+        return bool(self._reserved)
 
     @property
     def account(self) -> Account:
@@ -373,11 +396,14 @@ class NodeQueue:
         if spec.key in self._entries:
             return
         reason = self._why_refuse(spec)
+        reserved = self._reserved.take(spec.gang, spec) if spec.gang and not reason else ()
+        if reserved is None:
+            reason = "its gang holds no slots here (any more)"
         if reason:
             effects.append(Refuse(spec.key, reason, self._stopping))
             return
         owner = spec.key[0]
-        entry = _Entry(spec, (owner[0], spec.job))
+        entry = _Entry(spec, (owner[0], spec.job), holds=bool(spec.gang), gpus=reserved or ())
         self._entries[spec.key] = entry
         self._by_owner.setdefault(owner, set()).add(spec.key)
         if not held:
@@ -484,14 +510,18 @@ class NodeQueue:
             mine.discard(key)
             if not mine:
                 del self._by_owner[key[0]]
-        if entry.worker is not None:
+        if entry.holds:
             self._account.give_back(entry.spec, lent=entry.waits)
+            if entry.worker is None:
+                self._account.free(entry.gpus)
 
     # ---- scheduling
 
     def _schedule(self, now: float, effects: list[Effect]) -> None:
+        if self._reserved:
+            effects += self._reserved.grant(now)
         while self._lines.lines and not self._stopping and not self._pressed:
-            entry = self._lines.next(self._account.fits)
+            entry = self._lines.next(_nothing if self._reserved.waiting else self._account.fits)
             if entry is None:
                 return
             worker = self._worker_for(entry, effects)
@@ -500,7 +530,9 @@ class NodeQueue:
                 return
             newly_set_up = worker.env is None
             worker.env, worker.entry, entry.worker = entry.spec.env, entry, worker.number
-            worker.gpus = self._account.take(entry.spec)
+            if not entry.holds:
+                entry.holds, entry.gpus = True, self._account.take(entry.spec)
+            worker.gpus = entry.gpus
             if worker.ready:
                 self._assign(worker, entry, now, effects)
             if newly_set_up:
@@ -543,3 +575,8 @@ class NodeQueue:
         self._next_worker += 1
         self._workers[worker.number] = worker
         return worker, Fork(worker.number)
+
+
+def _nothing(demand: Demand) -> bool:
+    """What fits while a gang waits for its slots."""
+    return False

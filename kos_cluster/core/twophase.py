@@ -36,7 +36,7 @@ Rules for whoever carries out a participant's effects: `Reserved(txn, True)` onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -234,6 +234,11 @@ class Participant:
     def in_doubt(self) -> list[int]:
         """Transactions that are prepared, with no decision heard."""
         return list(self._prepared)
+
+    @property
+    def reserving(self) -> Collection[int]:
+        """Transactions whose `Reserve` waits for its `Reserved`."""
+        return self._reserving.keys()
 
     def handle(self, event: ToParticipant | Reserved, now: float) -> list[ParticipantEffect]:
         match event:

@@ -18,6 +18,8 @@ import msgspec
 
 from kos_cluster.core.records import Runs
 
+HOST_VARIABLE = "KOS_HOST"  # in the workers' environment: the address that their node listens on
+
 # ---- daemon -> fork server
 
 
@@ -103,6 +105,12 @@ class Displayed(msgspec.Struct, frozen=True, tag=True):
     """The daemon has taken a `Display`, and all output before it; the worker may go on."""
 
 
+class RankTable(msgspec.Struct, frozen=True, tag=True):
+    """Every rank of the gang is in place. Payload: where, as its owner made it."""
+
+    batch: int
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """End: no more work will come."""
 
@@ -150,10 +158,18 @@ class Display(msgspec.Struct, frozen=True, tag=True):
     index: int
 
 
+class RankReady(msgspec.Struct, frozen=True, tag=True):
+    """A rank of a gang is in place. Payload: where it listens, for its owner. `RankTable` follows."""
+
+    batch: int
+    index: int
+
+
 ToForkServer = Spawn | Preload
 FromForkServer = Forked | Exited | Warm
-ToWorker = Part | Run | ItemsWanted | Displayed | Stop
-FromWorker = Ready | Done | Item | Display
+ToWorker = Part | Run | ItemsWanted | Displayed | RankTable | Stop
+FromTask = Done | Item | Display | RankReady
+FromWorker = Ready | FromTask
 
 
 class Environment(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ ALPN_PRESENT = "kos-present"
 ALPN_BULK = "kos-bulk"
 ALPN_JOIN = "kos-join"
 ALPN_TUNNEL = "kos-tunnel"
+ALPN_GANG = "kos-gang"  # between ranks, on ports of their own
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 30.0  # without a byte moving
@@ -37,6 +38,15 @@ def server_context(credentials: Credentials) -> ssl.SSLContext:
     _set_common(context, credentials, [ALPN_PRESENT, ALPN_BULK, ALPN_TUNNEL, ALPN_JOIN])
     context.verify_mode = ssl.CERT_OPTIONAL
     context.num_tickets = 0  # no resumption: each connection is verified afresh
+    return context
+
+
+@functools.lru_cache(maxsize=CONTEXTS_LIMIT)
+def rank_context(credentials: Credentials) -> ssl.SSLContext:
+    """For a rank that others connect to, with mutual certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _set_common(context, credentials, [ALPN_GANG])
+    context.num_tickets = 0
     return context
 
 

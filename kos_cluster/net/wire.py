@@ -31,6 +31,7 @@ from kos_cluster.core.replicated.commands import Proposal
 from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
 from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
+from kos_cluster.net.gangs import GangWanted, GangWithdrawn, RankReady, RankTable, TwoPhase
 from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
@@ -155,6 +156,7 @@ class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
     history: dict[int, list[Attempt]] = {}
     inputs: dict[int, tuple[str, ...]] = {}  # the tasks whose results a task takes, for its story
     stream: tuple[int, int] | None = None  # its one task yields: so many items are here, those until there are wanted
+    gang: bool = False  # it is a rank of a gang whose slots are reserved in the name of its job
 
 
 class Missing(msgspec.Struct, frozen=True, tag="MISSING"):
@@ -441,6 +443,8 @@ Asked = (
     | KeepBlock
     | DropBlocks
     | MemoryAsked
+    | GangWanted
+    | GangWithdrawn
 )
 
 
@@ -517,6 +521,7 @@ Message = (
     | Consensus
     | Propose
     | Proposed
+    | TwoPhase
     | SyncRequest
     | SyncData
     | Exec
@@ -531,6 +536,8 @@ Message = (
     | ItemsWanted
     | Output
     | Displays
+    | RankReady
+    | RankTable
     | Cancel
     | CancelWanted
     | OwnerBeat

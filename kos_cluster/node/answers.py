@@ -13,6 +13,7 @@ from kos_cluster.errors import AuthError, KosError
 from kos_cluster.net import kernels as asks
 from kos_cluster.net import wire
 from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
+from kos_cluster.net.gangs import GangWanted, GangWithdrawn
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
@@ -21,6 +22,7 @@ from kos_cluster.node.administering import Administration
 from kos_cluster.node.blocks import Blocks
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.detached import ASKED, DetachedJobs
+from kos_cluster.node.gangs import Gangs
 from kos_cluster.node.history import History
 from kos_cluster.node.kernels import Kernels
 from kos_cluster.node.owners import Owners, OwnerState
@@ -59,12 +61,16 @@ COMMAND_OF: dict[type, Command] = {
     KeepBlock: Command.SUBMIT,
     DropBlocks: Command.SUBMIT,
     MemoryAsked: Command.READ,
+    GangWanted: Command.SUBMIT,
+    GangWithdrawn: Command.SUBMIT,
 }
 WORDS_OF: dict[type, str] = {
     wire.CancelWork: "cancel work",
     wire.CancelDetached: "cancel work",
     wire.Detach: "run work",
     asks.StartKernel: "run work",
+    GangWanted: "run work",
+    GangWithdrawn: "cancel work",
     asks.KernelOf: "use kernels",
     asks.StopKernel: "cancel work",
     wire.DetachedResults: "take results",
@@ -88,6 +94,7 @@ class Answers:
         detached: DetachedJobs,
         kernels: Kernels,
         blocks: Blocks,
+        gangs: Gangs,
         owners: Owners,
         history: History,
         tell_owner: Callable[[OwnerState, wire.Message], None],
@@ -100,6 +107,7 @@ class Answers:
         self._detached = detached
         self._kernels = kernels
         self._blocks = blocks
+        self._gangs = gangs
         self._rotate = rotate
         self._owners = owners
         self._history = history
@@ -145,6 +153,8 @@ class Answers:
                 return await self._kernels.answer(peer, ask)
             case KeepBlock() | DropBlocks() | MemoryAsked():
                 return self._blocks.answer(peer, ask)
+            case GangWanted() | GangWithdrawn():
+                return await self._gangs.answer(peer, ask)
             case _:
                 return await self._agreed(peer, ask)
 

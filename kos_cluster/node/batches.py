@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +19,18 @@ import msgspec
 
 from kos_cluster.core import queue
 from kos_cluster.core.capacity import Capacity, gib
+from kos_cluster.core.gang.slots import (
+    Answer,
+    SlotsDenied,
+    SlotsGranted,
+    SlotsReleased,
+    SlotsWanted,
+    reservation_key,
+)
 from kos_cluster.core.queue import BatchSpec, Key, NodeQueue
 from kos_cluster.core.records import AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
 from kos_cluster.net import local, wire
+from kos_cluster.net.gangs import RankReady
 from kos_cluster.net.streams import Item, ItemsWanted
 from kos_cluster.net.transport import Payload
 from kos_cluster.node.history import BatchRecord, History
@@ -57,6 +66,8 @@ class _Batch:
     left: set[int]  # without an outcome yet
     missing: set[str]
     told_started: bool = False
+    worker: int | None = None
+    in_place: bytes = b""  # of a rank: where it listens, until it has its gang's table
     failed: list[int] = field(default_factory=list)
     waits_for_tasks: bool = False  # that it has submitted itself
     yielded: int = 0  # items of its one task, if that yields
@@ -80,8 +91,10 @@ class Batches:
         owners: Owners,
         history: History,
         send: Send,
+        reserved: Callable[[Answer], None],
     ) -> None:
         self._node = node
+        self._tell_reserved = reserved
         self._parts = parts
         self._owners = owners
         self._history = history
@@ -109,7 +122,7 @@ class Batches:
     @property
     def busy(self) -> bool:
         """Whether `tick` has anything to look at."""
-        return bool(self._batches)
+        return bool(self._batches) or self._queue.reserves
 
     def start(self, workers: Workers) -> None:
         """Begin, with workers whose fork server has been started."""
@@ -144,7 +157,10 @@ class Batches:
         self._parts.pin(message.parts)
         for hash_ in missing:
             self._by_part.setdefault(hash_, set()).add(key)
-        self._apply(queue.Arrived(_spec(key, message), held=bool(missing)))
+        spec = _spec(key, message)
+        if message.gang:
+            spec = msgspec.structs.replace(spec, gang=reservation_key(owner.peer.id, message.job))
+        self._apply(queue.Arrived(spec, held=bool(missing)))
         if message.parent and message.parent in self._ended_parents:
             self._apply(queue.CancelBatches((key,)))
         if key in self._batches:
@@ -165,11 +181,29 @@ class Batches:
                     self._apply(queue.PartsComplete(key))
 
     def ask_again(self, owner: OwnerState) -> None:
-        """Parts may get lost on their way: name again those that were not there a while after their batch."""
+        """Messages may get lost: name again the parts that are not there a while after their batch, and ranks that
+        wait for their gang."""
         before = time.time() - MISSING_AGAIN_S
         for batch in self._batches.values():
             if batch.missing and batch.owner is owner and batch.record.arrived_s < before:
                 self._send(owner, wire.Missing(batch.message.batch, sorted(batch.missing)))
+            if batch.in_place and batch.owner is owner:
+                self._tell_in_place(batch)
+
+    def reserve(self, event: SlotsWanted | SlotsReleased) -> None:
+        """Hold slots for a gang, or let them go; what becomes of it is told to `reserved`."""
+        self._apply(event)
+
+    def table(self, owner: OwnerState, number: int, payload: bytes) -> None:
+        """All ranks of a gang are in place: one that is here may begin."""
+        batch = self._batches.get((owner.owner, number))
+        if batch is not None and batch.in_place and batch.worker is not None and self._workers is not None:
+            batch.in_place = b""
+            self._workers.send(batch.worker, local.RankTable(number), payload)
+
+    def _tell_in_place(self, batch: _Batch) -> None:
+        message = batch.message
+        self._send(batch.owner, RankReady(message.batch, message.job, batch.order[0]), batch.in_place)
 
     def cancel(self, owner: OwnerState, batches: Sequence[int]) -> None:
         self._apply(queue.CancelBatches(tuple((owner.owner, number) for number in batches)))
@@ -282,7 +316,7 @@ class Batches:
     def worker_ready(self, worker: int) -> None:
         self._apply(queue.WorkerReady(worker))
 
-    def worker_said(self, worker: int, message: local.Done | local.Item | local.Display, payload: bytes) -> None:
+    def worker_said(self, worker: int, message: local.FromTask, payload: bytes) -> None:
         key = self._queue.batch_of(worker)
         batch = self._batches.get(key) if key is not None else None
         if key is None or batch is None or message.batch != batch.message.batch:
@@ -292,6 +326,9 @@ class Batches:
             self._displayed(worker, batch, message, payload)
         elif isinstance(message, local.Item):
             self._yielded(key, batch, message, payload)
+        elif isinstance(message, local.RankReady):
+            batch.in_place = payload
+            self._tell_in_place(batch)
         else:
             self._outcomes(worker, key, batch, message, payload)
 
@@ -341,10 +378,13 @@ class Batches:
                     self._send(batch.owner, wire.Refused(batch.message.batch, reason, stopping))
                 case queue.Lose():
                     self._lost(effect, None)
+                case SlotsGranted() | SlotsDenied():
+                    self._tell_reserved(effect)
 
     def _assign(self, worker: int, batch: _Batch, gpus: tuple[str, ...]) -> None:
         assert self._workers is not None
         message = batch.message
+        batch.worker = worker
         for hash_ in self._workers.lacks(worker, message.parts):
             content = self._parts.get(hash_)
             if isinstance(content, bytes):

@@ -26,6 +26,7 @@ from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import RevokedError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
+from kos_cluster.net.gangs import TwoPhase
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.transport import Origin
 from kos_cluster.node.assigning import Assigning
@@ -34,6 +35,7 @@ from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.coordinating import Coordinating
 from kos_cluster.node.draining import is_drained
 from kos_cluster.node.founding import Founding
+from kos_cluster.node.gangs import Gangs
 from kos_cluster.node.lookups import Lookups
 from kos_cluster.node.membership import ALIVE, Membership
 from kos_cluster.node.peers import Peers
@@ -78,6 +80,7 @@ class ControlPlane:
         owner_ended: Callable[[wire.OwnerEnded], None],
         asked: Callable[[Peer, wire.Request], None],
         expelled: Callable[[int, str], None],
+        gangs: Gangs,
     ) -> None:
         self._ground = ground
         self._member = member
@@ -85,6 +88,7 @@ class ControlPlane:
         self._owner_ended = owner_ended
         self._asked = asked
         self._expelled = expelled
+        self._gangs = gangs
         self._view = time.time_ns()
         peers = self.peers = make_peers(self)
         self._vouching = Vouching(ground.credentials, ground.admitted.revoked)
@@ -255,6 +259,8 @@ class ControlPlane:
                 self.lookups.said(peer.id, inner)
             case wire.Consensus() | wire.Propose() | wire.Proposed():
                 self.consensus.said(peer.id, message)
+            case TwoPhase(inner):
+                self._gangs.said(peer.id, inner)
             case wire.OwnerEnded():
                 self._owner_ended(message)
             case wire.Request():
@@ -297,6 +303,7 @@ class ControlPlane:
     def _moved(self) -> None:
         self._view += 1
         self._coordinating.look()
+        self._gangs.look()
         self._changed()
 
     def _decided(self, changes: tuple[replies.Change, ...]) -> None:
@@ -309,6 +316,7 @@ class ControlPlane:
             self._deny(serial)
         self._drain()
         self.certifier.changed()
+        self._gangs.decided(changes)
         self._coordinating.look()
 
     def _deny(self, serial: int) -> None:

@@ -31,8 +31,10 @@ from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.beacon import Beacon
 from kos_cluster.net.bulk import BulkServer
+from kos_cluster.net.gangs import RankTable, TwoPhase
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.listeners import Listeners
+from kos_cluster.net.local import HOST_VARIABLE
 from kos_cluster.net.streams import ItemsWanted
 from kos_cluster.net.transport import Origin, Payload
 from kos_cluster.node import machine
@@ -44,6 +46,7 @@ from kos_cluster.node.copying import Copying
 from kos_cluster.node.detached import DetachedJobs
 from kos_cluster.node.driving import Driving, Place
 from kos_cluster.node.founding import Founding
+from kos_cluster.node.gangs import Gangs
 from kos_cluster.node.highwater import HighWater
 from kos_cluster.node.history import History
 from kos_cluster.node.intake import Intake
@@ -73,14 +76,12 @@ NODES_SAY = (
     wire.Consensus,
     wire.Propose,
     wire.Proposed,
+    TwoPhase,
     wire.OwnerEnded,
     wire.Reply,
 )
-PRELOADED = (
-    "numpy",
-    "kos_kernel.magics.warm",
-    "kos_cluster.tasks.coroutines",
-)  # imported in the fork server when it is idle, where installed
+# Imported in the fork server when it is idle, where installed.
+PRELOADED = ("numpy", "kos_kernel.magics.warm", "kos_cluster.tasks.coroutines", "kos_cluster.tasks.comm.ranks")
 PRELOAD_AFTER_S = 1.0  # after the start
 
 
@@ -127,10 +128,18 @@ class Daemon:
         self._capacity = Capacity(
             machine.memory_bytes(), machine.gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES")), start.resources
         )
-        self._batches = Batches(
-            start.node, start.slots, self._capacity, self._parts, self._owners, self._history, self._send
-        )
         self._member = self._make_member()
+        self._gangs = Gangs(self._member.id, self._own_load, lambda event: self._batches.reserve(event))
+        self._batches = Batches(
+            start.node,
+            start.slots,
+            self._capacity,
+            self._parts,
+            self._owners,
+            self._history,
+            self._send,
+            self._gangs.answered,
+        )
         self._control = self._make_control()
         self._rotation = Rotation(self._credentials, start.cluster.node(start.node), self._control, self._renewed)
         self._copying = Copying(
@@ -155,6 +164,7 @@ class Daemon:
             DetachedJobs(self._control, self._driving),
             self._kernels,
             self._blocks,
+            self._gangs,
             self._owners,
             self._history,
             self._tell,
@@ -171,7 +181,7 @@ class Daemon:
         self._listeners.bind(start.host, start.port)
         self._listeners.bind_local(start.cluster.new_socket(start.node, self._member.address))
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
-        workers = Workers(self._run, dict(os.environ), self._batches)
+        workers = Workers(self._run, {**os.environ, HOST_VARIABLE: start.host}, self._batches)
         beacon = await self._start_beacon()
         try:
             bulk.start()
@@ -191,6 +201,7 @@ class Daemon:
                 self._driving.run(),
                 self._superseding.run(),
                 self._copying.run(),
+                self._gangs.run(self._control),
             )
             try:
                 await self._until_stopped([self._loop.create_task(work) for work in duties])
@@ -239,6 +250,7 @@ class Daemon:
             self._owner_gone,
             self._node_asked,
             self._expelled,
+            self._gangs,
         )
 
     def _make_peers(self, control: ControlPlane) -> Peers:
@@ -388,6 +400,7 @@ class Daemon:
             wire.OwnerBeat: (Command.READ, self._on_owner_beat),
             wire.PutPart: (Command.SUBMIT, self._on_part),
             wire.Cancel: (Command.SUBMIT, self._on_cancel),
+            RankTable: (Command.SUBMIT, self._on_rank_table),
             wire.Waits: (Command.SUBMIT, self._on_waits),
             ItemsWanted: (Command.SUBMIT, self._on_items_wanted),
             wire.AttemptEnded: (Command.SUBMIT, self._on_attempt_ended),
@@ -459,6 +472,11 @@ class Daemon:
         owner = self._owner(origin)
         if owner is not None:
             self._batches.cancel(owner, message.batches)
+
+    def _on_rank_table(self, origin: Origin, message: RankTable, payload: memoryview) -> None:
+        owner = self._owner(origin)
+        if owner is not None:
+            self._batches.table(owner, message.batch, bytes(payload))
 
     def _on_waits(self, origin: Origin, message: wire.Waits, _: memoryview) -> None:
         owner = self._owner(origin)

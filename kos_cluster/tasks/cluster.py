@@ -33,16 +33,28 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.local import Environment
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.node import machine
-from kos_cluster.tasks import compat, detached, failures, inputs, kernels, output, profiling, showing, streaming
+from kos_cluster.tasks import (
+    compat,
+    detached,
+    failures,
+    inputs,
+    kernels,
+    output,
+    profiling,
+    serialise,
+    showing,
+    streaming,
+)
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.blocks import BlockRef, named_in
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
-from kos_cluster.tasks.futures import Future, Outcome
+from kos_cluster.tasks.gangs import Gang, prepared
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.kernels import KernelSpec, RemoteKernel
 from kos_cluster.tasks.launching import Program
 from kos_cluster.tasks.locking import TTL_S, Lock
+from kos_cluster.tasks.mapresult import MapResult
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 from kos_cluster.tasks.options import PLAIN, Options, split_options
@@ -157,6 +169,14 @@ class Cluster:
             job.add_many(payloads)
         job.close()
         return MapResult(job)
+
+    def gang(self, fn: Callable[..., Any], n: int, /, *args: Any, restarts: int = 0, **keywords: Any) -> Gang:
+        """Run `fn(*args, **kwargs)` as `n` ranks, all together or not at all; `kos.comm()` connects them. `restarts`:
+        how often all start anew when one is lost. Options as for `submit`, of each rank, but `retries`."""
+        call, options, kwargs = prepared(fn, keywords)
+        shipped, payload = self._functions.ship(call), serialise.dumps_args(args, kwargs)
+        spec = _spec(call, shipped, options, compat.needed(shipped.modules, (payload,)))
+        return Gang(self._mesh, self._launch, spec, payload, n, restarts)
 
     def detach(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> DetachedJob:
         """As `map`, as a detached job: it goes on without this process and this machine.
@@ -468,64 +488,6 @@ class Cluster:
         if never:
             raise _impossible(job, never)
         return job
-
-
-class MapResult:
-    """The results of `map`, in order. Iterating waits; an exception of a task is raised at its place."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job.id
-        self._job = job
-        self._next = 0
-        self._futures: list[Future] | None = None
-
-    def __len__(self) -> int:
-        return len(self._job)
-
-    def __iter__(self) -> MapResult:
-        return self
-
-    def __next__(self) -> Any:
-        if self._next >= len(self._job):
-            raise StopIteration
-        index, self._next = self._next, self._next + 1
-        if self._futures is not None:
-            return self._futures[index].result()
-        try:
-            outcome = self._job.take(index)
-        except KeyboardInterrupt:
-            self._next = index  # it was not taken
-            self.cancel()
-            raise
-        if isinstance(outcome, Outcome):
-            try:
-                return outcome.value()
-            except StopIteration as error:  # would end the caller's loop as if there were no more results
-                raise RuntimeError(f"Task {self.job}.{index} raised StopIteration.") from error
-        raise outcome or concurrent.futures.CancelledError(f"Task {self.job}.{index} was cancelled.")
-
-    @property
-    def futures(self) -> list[Future]:
-        """A future for each element. Ask before iterating; those that were taken already are left out."""
-        if self._futures is None:
-            taken = self._next
-            self._futures = [self._job.future(index) for index in range(taken, len(self._job))]
-            self._next = 0
-        return self._futures
-
-    def failures(self) -> list[BaseException]:
-        """The failures that have come by now, of elements that were not reached by the iteration."""
-        return self._job.failures()
-
-    def cancel(self) -> None:
-        """Cancel what is not done yet."""
-        self._job.cancel()
-
-    def __repr__(self) -> str:
-        return f"<kos MapResult {self.job}, {showing.progress(len(self), self._job.counts())}>"
-
-    def _repr_html_(self) -> str:
-        return showing.results(repr(self), len(self), self._job.counts())
 
 
 def _impossible(job: Job, never: Sequence[str]) -> KosError:

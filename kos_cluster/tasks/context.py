@@ -29,7 +29,7 @@ class TaskContext(NamedTuple):
 class Here:
     """The worker's own note of what runs now. Slots, because the worker's inner loop writes `index` for each task."""
 
-    __slots__ = ("arena", "attempt", "batch", "index", "job", "node", "owner", "show")
+    __slots__ = ("arena", "attempt", "batch", "index", "job", "meet", "node", "owner", "show")
 
     def __init__(self) -> None:
         self.arena: Path | None = None  # of this worker's node; None in a process that is no worker
@@ -40,6 +40,7 @@ class Here:
         self.batch = 0
         self.index = _NONE
         self.show: Callable[[int, int, bytes], None] | None = None  # batch, index, JSON
+        self.meet: Callable[[int, int, bytes], bytes] | None = None  # batch, index, a rank's place -> that of all
 
     def runs(self, batch: int) -> bool:
         """Whether a task of that batch is running."""

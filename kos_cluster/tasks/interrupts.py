@@ -6,8 +6,10 @@ of an exception being raised wherever the loop is.
 
 from __future__ import annotations
 
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Interrupts:
@@ -27,6 +29,20 @@ class Interrupts:
             if self.cancel is None:
                 raise KeyboardInterrupt
             self.cancel()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """An interrupt of user code in the main thread waits for the end of this: it must not cut a message in two."""
+        guarded = self.in_user_code and threading.get_ident() == threading.main_thread().ident
+        if guarded:
+            self.in_user_code = False
+        try:
+            yield
+        finally:
+            if guarded:
+                self.in_user_code = not self.seen
+        if guarded and self.seen:
+            raise KeyboardInterrupt
 
     def enter(self) -> None:
         """User code begins. A signal that came just before counts as one that came just after."""

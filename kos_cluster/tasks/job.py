@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -48,6 +48,7 @@ class JobSpec:
     name: str = ""
     modules: tuple[str, ...] = ()  # installed packages that the code imports
     yields: bool = False  # its tasks are generators, and their items are taken one by one
+    in_place: Callable[[int, bytes], None] | None = None  # of a gang: called in the mesh thread for a rank that is
 
 
 class Job:
@@ -211,6 +212,11 @@ class Job:
             return stories
         takes = ((story, self._inputs.get(int(story.task.partition(".")[2]), ())) for story in stories)
         return [msgspec.structs.replace(story, inputs=inputs) for story, inputs in takes]
+
+    def rank_in_place(self, rank: int, address: bytes) -> None:
+        """A rank of the gang that this job is says where it listens. May come again."""
+        if self.spec.in_place is not None:
+            self.spec.in_place(rank, address)
 
     def lighten(self) -> None:
         """The job is over: keep nothing that is large."""

@@ -26,6 +26,8 @@ def loss_error(task: str, end: AttemptEnd, node: str, attempts: int, detail: str
             )
         case AttemptEnd.NODE_LOST:
             return TaskLostError(f"Task {task} was lost with node {node} ({tries}; {detail}).", look)
+        case AttemptEnd.RETURNED:
+            return TaskLostError(f"Node {node} did not take {task}: {detail}.", look)
         case AttemptEnd.FAILED:
             return TaskLostError(f"Task {task} could not be set up on {node}: {detail}.", look)
         case _:

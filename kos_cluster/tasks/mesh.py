@@ -35,6 +35,7 @@ from kos_cluster.core.records import Attempt, JobSummary, Load, Member, MemberSt
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
+from kos_cluster.net.gangs import RankReady, RankTable
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.net.streams import Item
@@ -46,6 +47,7 @@ from kos_cluster.tasks.blocks import OwnBlocks
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.holding import Holding
 from kos_cluster.tasks.job import Job
+from kos_cluster.tasks.lending import Lending
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S
@@ -78,7 +80,6 @@ class Mesh:
         self._clock_offset_s = time.time() - time.monotonic()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._active: set[str] = set()  # jobs with tasks that are not final
-        self._lending: set[str] = set()  # parents that are told to wait
         self._loads: dict[str, tuple[Load, float]] = {}  # node id -> its load, and when it was so (monotonic)
         self._outgoing = Outgoing(self.credentials)
         self._returns = Returns(self.credentials, self._accept)
@@ -125,6 +126,13 @@ class Mesh:
 
     def close_job(self, job: Job) -> None:
         self._post(self._close_job, job)
+
+    def feed(self, event: ownership.RanksPlaced) -> None:
+        self._post(self._feed, event)
+
+    def tell_ranks(self, job: Job, ranks: Collection[int], table: bytes) -> None:
+        """All ranks of a gang are in place: let these begin."""
+        self._post(self._tell_ranks, job, ranks, table)
 
     def summary(self, job: Job) -> JobSummary | None:
         return self.ask(lambda: self._core.summary(job.id) if job.id in self._jobs else None)
@@ -271,6 +279,7 @@ class Mesh:
         greeting = hello(self.instance, self.pid)
         self._attachment = Attachment(self.home, self.file, self.credentials, greeting, self)
         self._asking = Asking(self._attachment)
+        self._lending = Lending(self._attachment)
         self._renewal = Renewal(self.credentials, self.home.client, self._asking, self._renewed)
         try:
             await self._attachment.attach()
@@ -334,9 +343,7 @@ class Mesh:
 
     def node_up(self, member: Member, packages: dict[str, str]) -> None:
         unreadable = compat.unreadable(machine.versions(), member.versions)
-        if member.name == os.environ.get("KOS_NODE"):
-            for parent in self._lending:  # it was not there yet when they began to wait, or has forgotten
-                self._tell_waits(parent, True)
+        self._lending.node_up(member.name)
         self._feed(ownership.NodeUp(member, frozenset(packages), unreadable))
 
     def node_down(self, id_: str, why: str) -> None:
@@ -371,6 +378,8 @@ class Mesh:
                     self._node_load(id_, load, age_s)
                 for member in self._attachment.members.values() if message.members else ():
                     self._feed(ownership.NodeDrained(member.id, member.drained))
+            case RankReady(_, job, index) if job in self._jobs:
+                self._jobs[job].rank_in_place(index, bytes(payload))
             case wire.CancelWanted(job, index, _):
                 self._feed(ownership.Cancelled(job, index))
             case wire.Reply():
@@ -440,6 +449,11 @@ class Mesh:
                 job.settle_all(dispatch.runs, problem)
                 self._loop.call_soon(self._feed, ownership.Cancelled(job.id))
 
+    def _tell_ranks(self, job: Job, ranks: Collection[int], table: bytes) -> None:
+        for batch, node, index in self._core.batches_of(job.id):
+            if index in ranks and (link := self._attachment.by_node.get(node)) is not None:
+                link.send(RankTable(batch), table)
+
     def _history(self, dispatch: ownership.Dispatch) -> dict[int, list[Attempt]]:
         """The attempts before this one, for the node to tell when it is asked for a story."""
         told = {}
@@ -459,6 +473,7 @@ class Mesh:
             needs=job.needs,
             retries=options.retries,
             single=options.fresh or options.timeout is not None or job.spec.yields,
+            gang=job.spec.in_place is not None,
             max_parallel=options.max_parallel,
             parent=job.parent,
         )
@@ -482,7 +497,7 @@ class Mesh:
             job = self._jobs[added.job]
             job.since_s = time.monotonic()
             self._active.add(added.job)
-            self._lend(job.parent, True)
+            self._lending.lend(job.parent, True)
         self._feed(added)
 
     def _idle(self, job_id: str) -> None:
@@ -495,7 +510,7 @@ class Mesh:
             job.progress_shown = False
             self._call_sink(job.sink.finished, self._core.summary(job_id))
         if job.parent and not any(self._jobs[other].parent == job.parent for other in self._active):
-            self._lend(job.parent, False)
+            self._lending.lend(job.parent, False)
         if job.closed:
             self._retire(job)
 
@@ -514,20 +529,6 @@ class Mesh:
         for old in over[: max(0, len(over) - JOBS_KEPT)]:
             del self._jobs[old.id]
             self._core.forget(old.id)
-
-    def _lend(self, parent: str, waiting: bool) -> None:
-        """Tell the node under us that the task we are in has tasks out, so that its slot can serve them."""
-        if not parent or (parent in self._lending) == waiting:
-            return
-        (self._lending.add if waiting else self._lending.discard)(parent)
-        self._tell_waits(parent, waiting)
-
-    def _tell_waits(self, parent: str, waiting: bool) -> None:
-        here = os.environ.get("KOS_NODE", "")
-        task, _, attempt = parent.partition("/")[2].rpartition("#")
-        for link in self._attachment.by_node.values():
-            if link.peer is not None and link.peer.name == here:
-                link.send(wire.Waits(task, int(attempt), waiting))
 
     def _call_sink(self, call: Callable[..., None], *args: Any) -> None:
         try:

@@ -87,6 +87,7 @@ class Outgoing:
             history=dict(history),
             inputs=job.inputs(dispatch.runs),
             stream=stream,
+            gang=job.spec.in_place is not None,
         )
         link.send(message, _encode(payloads))
 

@@ -47,6 +47,7 @@ from kos_cluster.tasks.yielding import GENERATORS, Yielding
 FLUSH_S = 0.020  # an outcome waits no longer than this for the next task's
 NOT_TINY_S = 0.002  # after a task of this length, sending its outcome at once costs nothing that counts
 FLUSH_BYTES = 4 << 20  # of outcomes in one Done; a control message holds 16 MiB
+MEET_POLL_S = 0.1  # between two looks for an interrupt, while a rank waits for the others
 PARTS_LIMIT_BYTES = 512 << 20  # of parts held in memory
 WANTED_POLL_S = 0.5  # between two looks at what a thread of the task may have taken from the channel
 PROGRESS = struct.Struct("<QQ")  # batch, position
@@ -93,6 +94,7 @@ class Worker:
         here.show = self.show
         here.arena = self._spool.parent / "arena"
         places.find_parts_by(self._part)
+        here.meet = self.meet
 
     def _stop_in_fork(self) -> None:
         """A process that user code forked runs no further task, should it come back from the one that forked it."""
@@ -147,18 +149,21 @@ class Worker:
         """Send a display after all output so far, and wait until the daemon has it; called in any thread of a task."""
         if os.getpid() != self._pid:
             raise KosError("display() was called in a process that the task forked.", "Call it in the task itself.")
-        interrupts = self._interrupts
-        guarded = interrupts.in_user_code and threading.get_ident() == threading.main_thread().ident
-        if guarded:
-            interrupts.in_user_code = False  # an interrupt must not cut a message in two
-        try:
+        with self._interrupts.held():
             self._flush_streams()
             self._exchange_display(batch, index, data)
-        finally:
-            if guarded:
-                interrupts.in_user_code = not interrupts.seen
-        if guarded and interrupts.seen:
-            raise KeyboardInterrupt
+
+    def meet(self, batch: int, index: int, data: bytes) -> bytes:
+        """Say that a rank is in place, and wait until all of its gang are; gives where. In the rank's main thread."""
+        with self._interrupts.held(), self._lock:
+            self._channel.send(self._encode(local.RankReady(batch, index)), data)
+            while not self._interrupts.seen:
+                if self._channel.wait(MEET_POLL_S):
+                    frames = self._channel.receive()
+                    if isinstance(self._decode(frames[0]), local.RankTable):
+                        return frames[1]
+                    self._early.append(frames)
+        raise KeyboardInterrupt
 
     def _exchange_display(self, batch: int, index: int, data: bytes) -> None:
         with self._lock:

@@ -1,0 +1,105 @@
+"""How many ranks of a gang go to which node: arithmetic, and its words when they do not fit.
+
+Rules. The ranks of one node are numbered without a gap, nodes in the order of their names. `PACK` takes as few nodes as
+the cluster's slots allow, and `SPREAD` puts as few ranks as they allow on the fullest node; either waits rather than do
+with less. `ANY` takes as few nodes as what is free allows. Equal input gives equal output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kos_cluster.core.records import Layout
+
+RANKS_LIMIT = 1024  # of one gang
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a node has for the ranks of one gang: how many fit `at_most`, and how many `now`. `why` explains a 0."""
+
+    node: str
+    name: str
+    at_most: int
+    now: int
+    why: str = ""
+
+
+def assign(ranks: int, rooms: Sequence[Room], layout: Layout) -> tuple[str, ...] | None:
+    """The node's id for each rank, by what is free now; None when the ranks do not fit in the shape asked for."""
+    counts = _counts(ranks, [room.now for room in rooms], [room.at_most for room in rooms], layout)
+    if counts is None:
+        return None
+    placed = sorted(zip(rooms, counts, strict=True), key=lambda pair: (pair[0].name, pair[0].node))
+    return tuple(room.node for room, count in placed for _ in range(count))
+
+
+def never(ranks: int, slots: int, rooms: Sequence[Room]) -> str:
+    """Why the cluster cannot hold these ranks, of `slots` slots each, even when it is idle; empty when it can."""
+    total = sum(room.at_most for room in rooms)
+    if total >= ranks:
+        return ""
+    each = f"{ranks} rank{'s' * (ranks != 1)} of {slots} slot{'s' * (slots != 1)} each"
+    return f"{each} do not fit: the cluster holds {total} of them at most ({_listed(rooms, at_most=True)})"
+
+
+def waits(ranks: int, rooms: Sequence[Room], layout: Layout) -> str:
+    """Why the ranks do not fit now."""
+    free = sum(room.now for room in rooms)
+    shape = "" if layout is Layout.ANY or free < ranks else f" in the shape asked for ({layout.value})"
+    return f"{ranks} ranks do not fit now{shape}; there is room for {free} ({_listed(rooms, at_most=False)})"
+
+
+def _listed(rooms: Sequence[Room], *, at_most: bool) -> str:
+    told = []
+    for room in sorted(rooms, key=lambda room: room.name):
+        count = room.at_most if at_most else room.now
+        told.append(f"{room.name}: {count}" + (f", {room.why}" if room.why and not count else ""))
+    return "; ".join(told) or "no node is alive"
+
+
+def _counts(ranks: int, free: Sequence[int], most: Sequence[int], layout: Layout) -> list[int] | None:
+    if sum(free) < ranks:
+        return None
+    if layout is Layout.SPREAD:
+        level = next(level for level in range(1, ranks + 1) if _under(most, level) >= ranks)
+        return _level(ranks, free, level) if _under(free, level) >= ranks else None
+    fewest = _fewest(ranks, most)
+    counts = _fill(ranks, free)
+    return None if layout is Layout.PACK and sum(map(bool, counts)) > fewest else counts
+
+
+def _under(rooms: Sequence[int], level: int) -> int:
+    """The ranks that fit when no node takes more than `level`."""
+    return sum(min(room, level) for room in rooms)
+
+
+def _level(ranks: int, free: Sequence[int], level: int) -> list[int]:
+    """Each node the same number, as far as it has room; the last ones go where most is free."""
+    while level > 1 and _under(free, level - 1) >= ranks:
+        level -= 1
+    counts = [min(room, level - 1) for room in free]
+    over = ranks - sum(counts)
+    for place in sorted(range(len(free)), key=lambda place: -free[place])[:over]:
+        counts[place] += 1
+    return counts
+
+
+def _fewest(ranks: int, most: Sequence[int]) -> int:
+    """With how few nodes the ranks could do."""
+    return sum(map(bool, _fill(ranks, most)))
+
+
+def _fill(ranks: int, free: Sequence[int]) -> list[int]:
+    """As few nodes as possible: the roomiest first, and for the rest the tightest one that holds it."""
+    counts = [0] * len(free)
+    left = ranks
+    for place in sorted(range(len(free)), key=lambda place: -free[place]):
+        if not left:
+            break
+        fitting = [other for other in range(len(free)) if not counts[other] and free[other] >= left]
+        chosen = min(fitting, key=lambda other: free[other]) if fitting else place
+        counts[chosen] = min(left, free[chosen])
+        left -= counts[chosen]
+    return counts

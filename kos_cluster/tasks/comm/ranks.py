@@ -1,0 +1,141 @@
+"""What runs in a rank's worker before user code does, and how user code finds its communicator.
+
+Theory of operation. The task of a rank is its function, wrapped. The wrapper listens, tells the owner where, and waits
+until the owner tells where all are; then it sets the variables that launchers of other libraries set (torchrun's), and
+calls the function. A program gets the same variables, and its listening sockets as descriptors: it makes its own
+communicator when it first asks for one.
+
+Rules: user code runs only when every rank is in place. `MASTER_PORT` is kept free for whatever listens there with
+SO_REUSEADDR, as torch's store does; what other libraries send is theirs, and not encrypted by KOS.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from kos_cluster.errors import StateError, UsageError
+from kos_cluster.home import Home
+from kos_cluster.net.identity import Credentials
+from kos_cluster.net.local import HOST_VARIABLE
+from kos_cluster.tasks.comm.communicator import Communicator
+from kos_cluster.tasks.comm.endpoint import Endpoint, Listeners
+from kos_cluster.tasks.comm.table import Table
+from kos_cluster.tasks.context import here
+
+DESCRIPTORS = "KOS_RANK_FDS"  # in a program's environment: its listeners and its table
+
+_current: Communicator | None = None
+
+
+def comm() -> Communicator:
+    """This rank's communicator. Raises UsageError outside of a gang."""
+    global _current
+    if _current is None and DESCRIPTORS in os.environ:
+        _current = _inherited(os.environ.pop(DESCRIPTORS))
+    if _current is None:
+        raise UsageError(
+            "kos.comm() was called outside of a gang.",
+            "Call it in a function that cluster.gang() runs, or in a script that 'kos run --gang N' starts.",
+        )
+    return _current
+
+
+class RankCall:
+    """A function as the task of each rank."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.__qualname__ = getattr(fn, "__qualname__", type(fn).__name__)
+
+    def __reduce__(self) -> Any:
+        return RankCall, (self.fn,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        global _current
+        listeners, table = _meet()
+        os.environ.update(variables(table, here.index))
+        _current = Communicator(Endpoint(here.index, table, listeners, _own_credentials))
+        try:
+            return self.fn(*args, **kwargs)
+        finally:
+            _current.close()
+            _current = None
+
+
+class ProgramCall:
+    """A function that starts a program, as the task of each rank: it is called with `pass_fds` beside its own."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __reduce__(self) -> Any:
+        return ProgramCall, (self.fn,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        listeners, table = _meet()
+        with _table_file(table) as file:
+            descriptors = (listeners.remote.fileno(), listeners.local.fileno(), listeners.held.fileno(), file)
+            os.environ.update(variables(table, here.index))
+            os.environ[DESCRIPTORS] = ",".join(map(str, descriptors))
+            try:
+                return self.fn(*args, **kwargs, pass_fds=descriptors)
+            finally:
+                listeners.close()
+
+
+def variables(table: Table, rank: int) -> Mapping[str, str]:
+    """What torch.distributed and others read."""
+    near, first = table.neighbours(rank), table.places[0]
+    return {
+        "MASTER_ADDR": first.host,
+        "MASTER_PORT": str(first.address.master_port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(len(table.places)),
+        "LOCAL_RANK": str(near.index(rank)),
+        "LOCAL_WORLD_SIZE": str(len(near)),
+    }
+
+
+def _meet() -> tuple[Listeners, Table]:
+    """Say where this rank listens, and wait for the others."""
+    assert here.meet is not None
+    try:
+        listeners = Listeners.open(os.environ.get(HOST_VARIABLE) or "127.0.0.1")
+    except OSError as error:
+        raise StateError(f"Rank {here.index} cannot listen on node {here.node}: {error}.", "See its limits.") from None
+    data = here.meet(here.batch, here.index, msgspec.msgpack.encode(listeners.address()))
+    return listeners, msgspec.msgpack.decode(data, type=Table)
+
+
+@contextmanager
+def _table_file(table: Table) -> Iterator[int]:
+    file = os.memfd_create("kos-table")
+    try:
+        os.write(file, msgspec.msgpack.encode(table))
+        yield file
+    finally:
+        os.close(file)
+
+
+def _inherited(descriptors: str) -> Communicator:
+    """The communicator of a program. Raises StateError when its descriptors are not there (any more)."""
+    try:
+        remote, local, held, file = map(int, descriptors.split(","))
+        table = msgspec.msgpack.decode(os.pread(file, os.fstat(file).st_size, 0), type=Table)
+        listeners = Listeners(*(socket.socket(fileno=fd) for fd in (remote, local, held)))
+        return Communicator(Endpoint(int(os.environ["RANK"]), table, listeners, _own_credentials))
+    except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
+        raise StateError(
+            f"This process cannot be a rank of its gang: {error}.",
+            "Call kos.comm() in the program that 'kos run --gang' started itself, not in one that it starts.",
+        ) from None
+
+
+def _own_credentials() -> Credentials:
+    return Credentials.load(Home().cluster().client)

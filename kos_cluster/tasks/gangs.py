@@ -1,0 +1,292 @@
+"""A gang as its owner sees it: `cluster.gang(...)`, and the thread that drives it.
+
+Theory of operation. `core.gang.epochs` decides; a thread of each gang feeds it and carries out what it says. An epoch
+has a job, so output, stories and `kos ps` are those of any job; its tasks are the ranks. The coordinator is asked for
+slots until it has reserved them all, then the ranks are sent to them, and when all have said where they listen, the
+table of all is sent to each.
+
+Rules. Results are those of one epoch, by rank; they are unpickled by whoever asks for them. The error of a failed gang
+names the rank, its node, and what ended it, which is its cause.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kos_cluster.core import ownership
+from kos_cluster.core.gang import epochs
+from kos_cluster.core.gang.assignment import RANKS_LIMIT
+from kos_cluster.core.gang.scheduler import WANTED_AGAIN_S
+from kos_cluster.errors import (
+    GangError,
+    KosError,
+    LimitError,
+    PlacementError,
+    RankGoneError,
+    TaskLostError,
+    UnreachableError,
+    UsageError,
+)
+from kos_cluster.net.gangs import GangStanding, GangWanted, GangWithdrawn
+from kos_cluster.tasks import profiling
+from kos_cluster.tasks.comm.ranks import RankCall
+from kos_cluster.tasks.comm.table import make_table
+from kos_cluster.tasks.futures import Future, Outcome
+from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.options import Options, split_options
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.mesh import Mesh
+
+GANGS_LIMIT = 64  # of one process at once: each has a thread
+ASK_PAUSE_S = 0.2  # after an answer that was none
+CHAIN_LIMIT = 16  # links of an exception's chain that are looked at
+LOOK_S = 1.0  # between two looks at the time, at most
+
+_running: set[Gang] = set()
+_running_lock = threading.Lock()
+
+
+class _RankEnd(NamedTuple):
+    """How a rank's task ended: by itself, with an error of the mesh, or (neither) cancelled."""
+
+    epoch: int
+    rank: int
+    outcome: Outcome | None
+    error: BaseException | None
+
+
+class Gang(Future):
+    """A gang that runs, or waits for its slots. `result()` gives what each rank returned, by rank."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        launch: Callable[[JobSpec], Job],
+        spec: JobSpec,
+        payload: bytes,
+        ranks: int,
+        restarts: int,
+    ) -> None:
+        _check(ranks, restarts)
+        self._mesh = mesh
+        self._spec = spec
+        self._payload = payload
+        self._ranks = ranks
+        self._launch = launch
+        self._machine = epochs.Epochs(ranks, restarts)
+        self._events: queue.SimpleQueue[epochs.Event | _RankEnd] = queue.SimpleQueue()
+        self._nodes: list[tuple[str, str, str]] = []  # id, name, host, by rank
+        self._outcomes: dict[int, Outcome] = {}
+        self._table = b""  # of this epoch, once it was made
+        self.jobs: list[str] = []  # of each epoch so far
+        _enter(self)
+        try:
+            self._job = self._open(1)
+        except BaseException:
+            _leave(self)
+            raise
+        super().__init__(self._job.id, self._cancel_all, lambda: None)
+        threading.Thread(target=self._run, name=f"kos-gang-{self.id}", daemon=True).start()
+
+    @property
+    def id(self) -> str:
+        """As `kos ps` shows it: the job of its first epoch. `jobs` has those of all."""
+        return self.task
+
+    @property
+    def epoch(self) -> int:
+        """1, and 1 more after each start anew."""
+        return self._machine.epoch
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of the nodes that the ranks of this epoch are on, by rank; empty while it has no slots."""
+        return [name for _, name, _ in self._nodes]
+
+    def __repr__(self) -> str:
+        return f"<kos Gang {self.id} of {self._ranks} ranks, epoch {self.epoch}, {self._machine.state.value}>"
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        """What each rank returned. Raises GangError, PlacementError if it never fits, CancelledError, TimeoutError."""
+        value = self._await(timeout)
+        if isinstance(value, tuple):
+            value = self._result = [outcome.value() for outcome in value]
+        assert isinstance(value, list)
+        return value
+
+    def _cancel_all(self) -> None:
+        error = concurrent.futures.CancelledError(f"Gang {self.id} was cancelled.")
+        self._events.put(epochs.Cancelled(error))
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        try:
+            self._carry_out(self._machine.begin())
+            while self._machine.state is not epochs.State.OVER:
+                asking = self._machine.state is epochs.State.ASKING and self._events.empty()
+                event = self._ask() if asking else self._next()
+                if event is not None:
+                    self._carry_out(self._machine.handle(event, time.monotonic()))
+                self._carry_out(self._machine.tick(time.monotonic()))
+        except BaseException as error:  # whatever it is, somebody waits for the gang
+            self.settle(error)
+            if not isinstance(error, KosError):
+                raise
+        finally:
+            _leave(self)
+
+    def _next(self) -> epochs.Event | None:
+        wait_s = min(LOOK_S, max(0.0, self._machine.deadline_s - time.monotonic()))
+        try:
+            event = self._events.get(timeout=wait_s)
+        except queue.Empty:
+            return None
+        return self._understood(event) if isinstance(event, _RankEnd) else event
+
+    def _understood(self, end: _RankEnd) -> epochs.Event | None:
+        """What a rank's end means to its gang."""
+        epoch, rank, outcome, error = end
+        if epoch != self._machine.epoch:
+            return None
+        if outcome is not None and not outcome.failed:
+            self._outcomes[rank] = outcome
+            return epochs.RankDone(epoch, rank)
+        if outcome is not None:
+            error = outcome.error()
+        if error is None:  # by somebody else than this gang, which goes on to another epoch first
+            return epochs.Cancelled(concurrent.futures.CancelledError(f"Gang {self.id} was cancelled."))
+        if isinstance(error, TaskLostError) and outcome is None:
+            return epochs.RankLost(epoch, rank, error)
+        return epochs.RankFailed(epoch, rank, error, follows=_follows(error))
+
+    def _ask(self) -> epochs.Event | None:
+        """Ask for slots once more."""
+        epoch = self._machine.epoch
+        wanted = GangWanted(self._job.id, self._ranks, self._job.needs, WANTED_AGAIN_S)
+        try:
+            standing = self._mesh.request(wanted, GangStanding)
+        except UnreachableError as error:
+            standing = GangStanding(waits=error.message, coordinates=False)
+        except KosError as error:
+            return epochs.Refused(epoch, error)
+        if standing.refused:
+            hint = "Ask for fewer ranks, or add nodes; 'kos nodes' shows what there is."
+            return epochs.Refused(epoch, PlacementError(f"{standing.refused[:1].upper()}{standing.refused[1:]}.", hint))
+        if standing.nodes:
+            return epochs.Reserved(epoch, standing.nodes)
+        why = standing.waits or "the cluster has no coordinator at the moment"
+        self._mesh.feed(ownership.RanksPlaced(self._job.id, waits_for=why))
+        if not standing.coordinates:
+            time.sleep(ASK_PAUSE_S)
+        return None
+
+    def _carry_out(self, effects: Sequence[epochs.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case epochs.Ask(epoch):
+                    if epoch > 1:
+                        self._job = self._open(epoch)
+                case epochs.Launch(_, nodes):
+                    members = [self._mesh.member(node) for node in nodes]
+                    self._nodes = [(m.id, m.name, m.host) for m in members if m is not None]
+                    self._mesh.feed(ownership.RanksPlaced(self._job.id, nodes))
+                case epochs.Tell(epoch, ranks, addresses):
+                    self._table = self._table or make_table(self.id, epoch, self._nodes, addresses)
+                    self._mesh.tell_ranks(self._job, ranks, self._table)
+                case epochs.End(_):
+                    self._end()
+                case epochs.Succeed(_):
+                    self.set_result(tuple(self._outcomes[rank] for rank in range(self._ranks)))
+                case epochs.Fail(_, rank, error):
+                    self.settle(self._error(rank, error))
+
+    # ---- an epoch
+
+    def _open(self, epoch: int) -> Job:
+        """The job of an epoch; its ranks wait until their slots are reserved."""
+        self._nodes, self._outcomes, self._table = [], {}, b""
+        name = self._spec.name if epoch == 1 else f"{self._spec.name} (epoch {epoch})"
+
+        def in_place(rank: int, address: bytes) -> None:
+            self._events.put(epochs.Ready(epoch, rank, address))
+
+        job = self._launch(replace(self._spec, name=name, in_place=in_place))
+        for rank in range(self._ranks):
+            job.add(self._payload).add_done_callback(self._ended(epoch, rank))
+        job.close()
+        self.jobs.append(job.id)
+        return job
+
+    def _ended(self, epoch: int, rank: int) -> Callable[[concurrent.futures.Future[Any]], None]:
+        """Called in the mesh thread, so it unpickles nothing."""
+
+        def ended(future: concurrent.futures.Future[Any]) -> None:
+            outcome, error = None, None
+            if not future.cancelled():
+                error = concurrent.futures.Future.exception(future)
+                outcome = concurrent.futures.Future.result(future) if error is None else None
+            self._events.put(_RankEnd(epoch, rank, outcome, error))
+
+        return ended
+
+    def _end(self) -> None:
+        self._job.cancel()
+        if not self._nodes:
+            try:
+                self._mesh.request(GangWithdrawn(self._job.id), bool, timeout_s=WANTED_AGAIN_S)
+            except UnreachableError:
+                return  # it is forgotten when it is not asked for
+
+    def _error(self, rank: int | None, error: BaseException) -> BaseException:
+        if rank is None or isinstance(error, GangError | concurrent.futures.CancelledError):
+            return error
+        where = f" on {self._nodes[rank][1]}" if rank < len(self._nodes) else ""
+        what = error.message if isinstance(error, KosError) else f"{type(error).__name__}: {error}"
+        epoch = f" in epoch {self.epoch}" if self.epoch > 1 else ""
+        failed = GangError(
+            f"Rank {rank}{where} ended gang {self.id}{epoch}: {what.rstrip('.')}.",
+            f"Type 'kos logs {self._job.id}.{rank}' for what it printed.",
+        )
+        failed.__cause__ = error
+        return failed
+
+
+def _follows(error: BaseException | None) -> bool:
+    """Whether it was raised because another rank has gone, be it in so many words or while that was handled."""
+    for _ in range(CHAIN_LIMIT):
+        if error is None or isinstance(error, RankGoneError):
+            break
+        error = error.__cause__ or error.__context__
+    return isinstance(error, RankGoneError)
+
+
+def prepared(fn: Callable[..., Any], keywords: dict[str, Any]) -> tuple[RankCall, Options, dict[str, Any]]:
+    """A function as each rank's task, how that is run, and the keywords that are the function's own."""
+    options, own = split_options(keywords)
+    return RankCall(profiling.applied(fn)), replace(options, retries=0, fresh=True), own
+
+
+def _check(ranks: object, restarts: object) -> None:
+    for name, value, least, most in (("n", ranks, 1, RANKS_LIMIT), ("restarts", restarts, 0, epochs.RESTARTS_LIMIT)):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")
+
+
+def _enter(gang: Gang) -> None:
+    with _running_lock:
+        if len(_running) >= GANGS_LIMIT:
+            raise LimitError(f"This process has {GANGS_LIMIT} gangs already, which is the limit.", "Wait for some.")
+        _running.add(gang)
+
+
+def _leave(gang: Gang) -> None:
+    with _running_lock:
+        _running.discard(gang)

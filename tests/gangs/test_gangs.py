@@ -1,0 +1,171 @@
+"""Gangs on a real cluster: all ranks or none, and what becomes of them when something ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from kos_cluster.errors import GangError, PlacementError, TaskLostError, UsageError
+from tests.gangs.conftest import SLOTS
+from tests.mesh.conftest import Mesh, until
+
+WAIT_S = 90.0
+
+
+def where() -> tuple[int, str]:
+    import kos_cluster as kos
+
+    return kos.comm().rank, kos.comm().node
+
+
+def hold(folder: str) -> int:
+    """Say that this rank runs, and go on until the file `go` is there."""
+    import os
+    from pathlib import Path
+
+    import kos_cluster as kos
+
+    comm = kos.comm()
+    (Path(folder) / f"rank{comm.rank}.epoch{comm.epoch}").write_text(str(os.getpid()))
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.01)
+    comm.barrier()
+    return comm.epoch
+
+
+def running(folder: Path, ranks: int, epoch: int = 1) -> list[int]:
+    """The ranks' processes, once all of an epoch run."""
+    files = [folder / f"rank{rank}.epoch{epoch}" for rank in range(ranks)]
+    until(lambda: all(file.exists() and file.read_text() for file in files), f"{ranks} ranks run", WAIT_S)
+    return [int(file.read_text()) for file in files]
+
+
+def test_the_shape_that_is_asked_for_is_kept(mesh: Mesh):
+    spread = [node for _, node in mesh.cluster.gang(where, 4, spread=True).result(WAIT_S)]
+    assert sorted(spread.count(node) for node in set(spread)) == [2, 2]
+    packed = [node for _, node in mesh.cluster.gang(where, SLOTS, pack=True).result(WAIT_S)]
+    assert len(set(packed)) == 1
+    whole = mesh.cluster.gang(where, 2 * SLOTS).result(WAIT_S)
+    assert [rank for rank, _ in whole] == list(range(2 * SLOTS))
+
+
+def test_a_gang_that_never_fits_is_refused_at_once_with_the_arithmetic(mesh: Mesh):
+    with pytest.raises(PlacementError, match=r"3 ranks of 3 slots each do not fit: .* 2 of them .*node1: 1; node2: 1"):
+        mesh.cluster.gang(where, 3, cpus=3).result(WAIT_S)
+    with pytest.raises(UsageError, match="n=0 is not a whole number from 1"):
+        mesh.cluster.gang(where, 0)
+    with pytest.raises(PlacementError, match="be spread and packed"):
+        mesh.cluster.gang(where, 2, spread=True, pack=True)
+
+
+def test_a_gang_waits_for_all_of_its_slots_and_says_so(mesh: Mesh, tmp_path: Path):
+    first = mesh.cluster.gang(hold, 6, str(tmp_path))
+    running(tmp_path, 6)
+    second = mesh.cluster.gang(where, 4)
+    until(lambda: "do not fit now; there is room for 2" in why(mesh, second.id), "the reason", WAIT_S)
+    assert next(job for job in mesh.cluster.jobs() if job.job == second.id).running == 0
+    (tmp_path / "go").touch()
+    assert first.result(WAIT_S) == [1] * 6
+    assert len(second.result(WAIT_S)) == 4
+
+
+def why(mesh: Mesh, id_: str) -> str:
+    return " ".join(row.why for row in mesh.cluster.why(id_))
+
+
+def test_competing_gangs_all_have_their_turn(mesh: Mesh):
+    gangs = [mesh.cluster.gang(where, ranks) for ranks in (5, 6, 7, 5, 8)]
+    assert [len(gang.result(WAIT_S)) for gang in gangs] == [5, 6, 7, 5, 8]
+    until(lambda: sum(node["running"] for node in mesh.cluster.nodes()) == 0, "no slot in use")
+
+
+def test_a_cancelled_gang_gives_its_slots_back(mesh: Mesh, tmp_path: Path):
+    gang = mesh.cluster.gang(hold, 8, str(tmp_path))
+    running(tmp_path, 8)
+    assert gang.cancel()
+    assert len(mesh.cluster.gang(where, 8).result(WAIT_S)) == 8
+
+
+def test_what_a_rank_raises_ends_the_gang_and_names_rank_and_node(mesh: Mesh):
+    def failing() -> None:
+        import kos_cluster as kos
+
+        if kos.comm().rank == 1:
+            raise ValueError("no such grid")
+        kos.comm().barrier()
+
+    gang = mesh.cluster.gang(failing, 3, restarts=5)
+    with pytest.raises(GangError, match=r"Rank 1 on node\d ended gang .*ValueError: no such grid") as caught:
+        gang.result(WAIT_S)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert gang.epoch == 1
+
+
+def test_a_rank_that_returns_early_is_named_by_those_that_wait_for_it(mesh: Mesh):
+    def early() -> None:
+        import kos_cluster as kos
+
+        if kos.comm().rank != 1:
+            kos.comm().barrier()
+
+    with pytest.raises(GangError, match=r"waited for rank 1 \(node.*has ended|cannot reach rank 1|link to rank 1"):
+        mesh.cluster.gang(early, 3).result(WAIT_S)
+
+
+def test_a_killed_rank_ends_the_gang_without_restarts(mesh: Mesh, tmp_path: Path):
+    gang = mesh.cluster.gang(hold, 4, str(tmp_path), spread=True)
+    os.kill(running(tmp_path, 4)[2], signal.SIGKILL)
+    with pytest.raises(GangError, match=r"Rank 2 on node\d ended gang .*SIGKILL") as caught:
+        gang.result(WAIT_S)
+    assert isinstance(caught.value.__cause__, TaskLostError)
+
+
+def test_a_killed_rank_starts_the_whole_gang_anew_in_another_epoch(mesh: Mesh, tmp_path: Path):
+    gang = mesh.cluster.gang(hold, 4, str(tmp_path), spread=True, restarts=1)
+    first = running(tmp_path, 4)
+    os.kill(first[1], signal.SIGKILL)
+    second = running(tmp_path, 4, epoch=2)
+    assert not set(first) & set(second)
+    (tmp_path / "go").touch()
+    assert gang.result(WAIT_S) == [2] * 4
+    assert len(gang.jobs) == 2
+
+
+def test_a_killed_node_starts_the_gang_anew_on_the_others(mesh: Mesh, tmp_path: Path):
+    gang = mesh.cluster.gang(hold, 4, str(tmp_path), spread=True, restarts=1)
+    running(tmp_path, 4)
+    lost = gang.nodes[-1]
+    os.kill(mesh.pid(lost), signal.SIGKILL)
+    try:
+        running(tmp_path, 4, epoch=2)
+        assert lost not in gang.nodes
+        (tmp_path / "go").touch()
+        assert gang.result(WAIT_S) == [2] * 4
+    finally:
+        mesh.heal()
+
+
+def test_ranks_leave_nothing_in_shared_memory(mesh: Mesh, tmp_path: Path):
+    def moved() -> int:
+        import numpy as np
+
+        import kos_cluster as kos
+
+        return int(kos.comm().allreduce(np.ones(1 << 20)).sum())
+
+    before = shared()
+    assert mesh.cluster.gang(moved, 4, spread=True).result(WAIT_S) == [4 << 20] * 4
+    gang = mesh.cluster.gang(hold, 4, str(tmp_path))
+    for pid in running(tmp_path, 4):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(GangError):
+        gang.result(WAIT_S)
+    until(lambda: shared() == before, "shared memory as before")
+
+
+def shared() -> list[str]:
+    return sorted(path.name for path in Path("/dev/shm").iterdir())

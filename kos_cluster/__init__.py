@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kos_cluster.tasks.blocks import BlockRef
+    from kos_cluster.tasks.blocks import BlockRef, stay
     from kos_cluster.tasks.cluster import Cluster, MapResult, connect
     from kos_cluster.tasks.executor import Executor
     from kos_cluster.tasks.futures import Future
@@ -35,6 +35,7 @@ __all__ = [
     "Stream",
     "__version__",
     "connect",
+    "stay",
 ]
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "MapResult": "kos_cluster.tasks.cluster",
     "Lock": "kos_cluster.tasks.locking",
     "Register": "kos_cluster.tasks.registers",
+    "stay": "kos_cluster.tasks.blocks",
     "connect": "kos_cluster.tasks.cluster",
     "Executor": "kos_cluster.tasks.executor",
     "Future": "kos_cluster.tasks.futures",

@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ import msgspec
 
 from kos_cluster.core import queue
 from kos_cluster.core.capacity import Capacity, gib
-from kos_cluster.core.queue import BatchSpec, Key, NodeQueue
+from kos_cluster.core.queue import BatchSpec, Key, NodeQueue, Owner
 from kos_cluster.core.records import AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
 from kos_cluster.net import local, wire
 from kos_cluster.net.streams import Item, ItemsWanted
@@ -43,6 +43,9 @@ class Send(Protocol):
     """Queue a message, and perhaps a payload, for an owner. False when it is not taken."""
 
     def __call__(self, owner: OwnerState, message: wire.Message, payload: Payload = b"") -> bool: ...
+
+
+KeepBlocks = Callable[[Owner, Sequence[str]], None]  # these, which results refer to, are the owner's from now on
 
 
 @dataclass(slots=True)
@@ -80,12 +83,14 @@ class Batches:
         owners: Owners,
         history: History,
         send: Send,
+        keep_blocks: KeepBlocks,
     ) -> None:
         self._node = node
         self._parts = parts
         self._owners = owners
         self._history = history
         self._send = send
+        self._keep_blocks = keep_blocks
         self._queue = NodeQueue(slots, capacity)
         self._batches: dict[Key, _Batch] = {}
         self._by_part: dict[str, set[Key]] = {}
@@ -391,7 +396,10 @@ class Batches:
                 message.elapsed_s,
                 message.last,
                 message.items,
+                message.blocks,
             )
+            if message.blocks:
+                self._keep_blocks(owner.owner, message.blocks)
             self._deliver(owner, result, payload)
         if message.last:
             record.done, record.ended_s = True, time.time()

@@ -128,7 +128,14 @@ class Daemon:
             machine.memory_bytes(), machine.gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES")), start.resources
         )
         self._batches = Batches(
-            start.node, start.slots, self._capacity, self._parts, self._owners, self._history, self._send
+            start.node,
+            start.slots,
+            self._capacity,
+            self._parts,
+            self._owners,
+            self._history,
+            self._send,
+            lambda owner, blocks: self._blocks.returned(owner, blocks),
         )
         self._member = self._make_member()
         self._control = self._make_control()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from kos_cluster.core import placement
 from kos_cluster.core.records import JobSummary, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
@@ -45,6 +46,7 @@ class JobSpec:
     name: str = ""
     modules: tuple[str, ...] = ()  # installed packages that the code imports
     yields: bool = False  # its tasks are generators, and their items are taken one by one
+    reads: placement.Inputs | None = None  # the blocks that its tasks read, as far as it is known where they are
 
 
 class Job:

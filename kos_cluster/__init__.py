@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kos_cluster.tasks.blocks import BlockRef
+    from kos_cluster.tasks.blocks import BlockRef, stay
     from kos_cluster.tasks.cluster import Cluster, connect
     from kos_cluster.tasks.comm.communicator import Communicator
     from kos_cluster.tasks.comm.ranks import comm
@@ -42,6 +42,7 @@ __all__ = [
     "__version__",
     "comm",
     "connect",
+    "stay",
 ]
 
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "MapResult": "kos_cluster.tasks.mapresult",
     "Lock": "kos_cluster.tasks.locking",
     "Register": "kos_cluster.tasks.registers",
+    "stay": "kos_cluster.tasks.blocks",
     "connect": "kos_cluster.tasks.cluster",
     "Executor": "kos_cluster.tasks.executor",
     "Future": "kos_cluster.tasks.futures",

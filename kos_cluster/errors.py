@@ -143,7 +143,7 @@ class ConflictError(KosError):
 class ArenaFullError(KosError):
     """A node has no room for a block: its arena is full, or the machine's memory is."""
 
-    exit_code = 20
+    exit_code = 21
 
 
 class BlockLostError(KosError):

@@ -1,5 +1,5 @@
 """`kos bench`: measure KOS and its peers on the same work; `kos bench control` the control plane, `kos bench
-notebook` the notebook's side."""
+notebook` the notebook's side, `kos bench memory` the moving of large values."""
 
 from __future__ import annotations
 
@@ -25,5 +25,12 @@ def bench_control_(parsed: argparse.Namespace, console: Console) -> int:
 def bench_notebook_(parsed: argparse.Namespace, console: Console) -> int:
     """Measure the notebook's side; it prints its own figures."""
     from kos_cluster.services.bench.notebook import run
+
+    return run(parsed)
+
+
+def bench_memory_(parsed: argparse.Namespace, console: Console) -> int:
+    """Measure the moving of large values; it prints its own figures."""
+    from kos_cluster.services.bench.memory import run
 
     return run(parsed)

@@ -385,6 +385,9 @@ def _add_bench(commands: _Commands) -> None:
     notebook = kinds.add("notebook", "measure what the notebook's side costs, on this machine", "bench_notebook")
     notebook.add_argument("--repeats", type=count, default=30, metavar="N", help="of each measure (default: 30)")
     notebook.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    memory = kinds.add("memory", "measure what moving large values costs, on this machine", "bench_memory")
+    memory.add_argument("--repeats", type=count, default=5, metavar="N", help="of each measure (default: 5)")
+    memory.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
 def _add_bench_control(commands: _Commands) -> None:

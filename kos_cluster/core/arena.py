@@ -280,6 +280,11 @@ class Arena:
         """The names of all blocks."""
         return iter(self._blocks)
 
+    def writer(self, block: str) -> int | None:
+        """The holder that wrote a block; None: there is no such block."""
+        found = self._blocks.get(block)
+        return found.writer if found is not None else None
+
     def keepers(self, block: str) -> list[Owner]:
         """The owners that keep a block."""
         found = self._blocks.get(block)

@@ -69,8 +69,8 @@ class Attached:
         self._broken = True
         self._stream.close()
 
-    def write(self, block: str, pieces: list[bytes | memoryview]) -> None:
-        """Make a block of these. It is this process's to hold until `release`. Raises ArenaFullError."""
+    def write(self, block: str, pieces: list[bytes | memoryview]) -> str:
+        """Make a block, which is held until `release`; the id of the node that has it now. Raises ArenaFullError."""
         size_bytes = sum(memoryview(piece).nbytes for piece in pieces)
         segment = self._given(block, lambda serial: protocol.Create(serial, block, size_bytes))
         try:
@@ -82,10 +82,12 @@ class Attached:
             segment.close()
         try:
             with self._turn:
-                self._exchange(block, lambda serial: protocol.Seal(serial, block))
+                answer, _ = self._exchange(block, lambda serial: protocol.Seal(serial, block))
         except BaseException:
             self.release(block)
             raise
+        assert isinstance(answer, protocol.Sealed)
+        return answer.node
 
     def read(self, block: str, home: str = "") -> mmap.mmap:
         """A block, to be read; fetched from node `home` if it is not here. Raises BlockLostError, ArenaFullError."""

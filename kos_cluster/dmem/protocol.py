@@ -50,7 +50,10 @@ class Given(msgspec.Struct, frozen=True, tag=True):
 
 
 class Sealed(msgspec.Struct, frozen=True, tag=True):
+    """It is written, at the node of this id."""
+
     serial: int
+    node: str
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -37,9 +37,10 @@ Obtain = Callable[[str, str, int], Awaitable[Segment]]  # (block, home, holder):
 
 
 class Serving:
-    """Accepts connections in the daemon's loop. `obtain` holds a block for one that asks."""
+    """Accepts connections in the daemon's loop. `node` is its id; `obtain` holds a block for one that asks."""
 
-    def __init__(self, store: BlockStore, obtain: Obtain) -> None:
+    def __init__(self, node: str, store: BlockStore, obtain: Obtain) -> None:
+        self._node = node
         self._store = store
         self._obtain = obtain
         self._loop = asyncio.get_running_loop()
@@ -65,7 +66,8 @@ class Serving:
             stream.close()
             return
         stream.setblocking(False)
-        self._connections.add(_Connection(stream, pid, self._store, self._obtain, self._connections.discard))
+        closed = self._connections.discard
+        self._connections.add(_Connection(stream, pid, self._node, self._store, self._obtain, closed))
 
 
 class _Connection:
@@ -75,11 +77,13 @@ class _Connection:
         self,
         stream: socket.socket,
         pid: int,
+        node: str,
         store: BlockStore,
         obtain: Obtain,
         closed: Callable[[_Connection], None],
     ) -> None:
         self._stream = stream
+        self._node = node
         self._store = store
         self._obtain = obtain
         self._closed = closed
@@ -143,7 +147,7 @@ class _Connection:
                     self._give(serial, await self._store.create(block, size_bytes, self._holder))
                 case protocol.Seal(serial, block):
                     self._store.seal(block, self._holder)
-                    self._send(protocol.Sealed(serial))
+                    self._send(protocol.Sealed(serial, self._node))
                 case protocol.Hold(serial, block, home):
                     self._give(serial, await self._obtain(block, home, self._holder))
         except KosError as error:

@@ -129,7 +129,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     entry; its outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in
     user code on these. `last` is true when the batch is finished and the worker is idle again. `retire`: the worker
     must not be used again. `peak_memory_bytes`: the most that the worker's process has held. `items`: how many a task
-    that yields has yielded.
+    that yields has yielded. `blocks`: those that these outcomes refer to.
     """
 
     batch: int
@@ -141,6 +141,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     retire: bool = False
     peak_memory_bytes: int = 0
     items: int = 0
+    blocks: list[str] = []
 
 
 class Item(msgspec.Struct, frozen=True, tag=True):

@@ -197,6 +197,7 @@ class Result(msgspec.Struct, frozen=True, tag="RESULT"):
     elapsed_s: float
     last: bool
     items: int = 0  # that its task has yielded, if it yields
+    blocks: list[str] = []  # that these outcomes refer to, and the owner keeps if they are at this node
 
 
 class Lost(msgspec.Struct, frozen=True, tag="LOST"):

@@ -27,7 +27,7 @@ from kos_cluster.core.gang.slots import (
     SlotsWanted,
     reservation_key,
 )
-from kos_cluster.core.queue import BatchSpec, Key, NodeQueue
+from kos_cluster.core.queue import BatchSpec, Key, NodeQueue, Owner
 from kos_cluster.core.records import AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
 from kos_cluster.net import local, wire
 from kos_cluster.net.gangs import RankReady
@@ -52,6 +52,9 @@ class Send(Protocol):
     """Queue a message, and perhaps a payload, for an owner. False when it is not taken."""
 
     def __call__(self, owner: OwnerState, message: wire.Message, payload: Payload = b"") -> bool: ...
+
+
+KeepBlocks = Callable[[Owner, Sequence[str]], None]  # these, which results refer to, are the owner's from now on
 
 
 @dataclass(slots=True)
@@ -92,6 +95,7 @@ class Batches:
         history: History,
         send: Send,
         reserved: Callable[[Answer], None],
+        keep_blocks: KeepBlocks,
     ) -> None:
         self._node = node
         self._tell_reserved = reserved
@@ -99,6 +103,7 @@ class Batches:
         self._owners = owners
         self._history = history
         self._send = send
+        self._keep_blocks = keep_blocks
         self._queue = NodeQueue(slots, capacity)
         self._batches: dict[Key, _Batch] = {}
         self._by_part: dict[str, set[Key]] = {}
@@ -430,7 +435,10 @@ class Batches:
                 message.elapsed_s,
                 message.last,
                 message.items,
+                message.blocks,
             )
+            if message.blocks:
+                self._keep_blocks(owner.owner, message.blocks)
             self._deliver(owner, result, payload)
         if message.last:
             record.done, record.ended_s = True, time.time()

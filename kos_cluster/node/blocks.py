@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kos_cluster.core.arena import Owner, Usage
@@ -50,6 +50,7 @@ class Blocks:
     ) -> None:
         limit_bytes = memory_limit_bytes(member.slots)
         spill_limit_bytes = disk_limit_bytes(folder.parent, limit_bytes)
+        self._member = member.id
         self._owners = owners
         self._store = BlockStore(member.name, folder, limit_bytes, spill_limit_bytes, _blocks_limit())
         self._serving: Serving | None = None
@@ -58,7 +59,7 @@ class Blocks:
 
     def start(self) -> None:
         """Let processes of this machine come."""
-        self._serving = Serving(self._store, self._fetching.obtain)
+        self._serving = Serving(self._member, self._store, self._fetching.obtain)
 
     def close(self) -> None:
         if self._serving is not None:
@@ -83,6 +84,13 @@ class Blocks:
     async def lend(self, peer: Peer, block: str, insist: bool) -> Lending | list[str]:
         """A block for a peer, or the ids of nodes that it can ask. Raises BlockLostError, ArenaFullError."""
         return await self._lendings.lend(peer, block, insist)
+
+    def returned(self, owner: Owner, blocks: Sequence[str]) -> None:
+        """Results of this owner's tasks refer to these; those that are here it keeps, and their writers need not."""
+        for block in blocks:
+            if self._store.has(block):
+                self._store.keep(block, owner)
+                self._store.written(block)
 
     def owner_ended(self, owner: Owner) -> None:
         self._store.owner_ended(owner)

@@ -139,6 +139,7 @@ class Daemon:
             self._history,
             self._send,
             self._gangs.answered,
+            lambda owner, blocks: self._blocks.returned(owner, blocks),
         )
         self._control = self._make_control()
         self._rotation = Rotation(self._credentials, start.cluster.node(start.node), self._control, self._renewed)

@@ -1,10 +1,11 @@
-"""References to blocks: `cluster.put` makes one, a task that is given one reads it where it is, `get` reads it here.
+"""References to blocks: `cluster.put` and, in a task, `stay` make one; a task that is given one reads it where it is.
 
 Theory of operation. A reference is a name and where the block was made; it travels in pickles as such. The process
 that puts a block **owns** it: it counts its own references to the block and the payloads of unfinished tasks that name
 it (found by `MARK`, without unpickling), and drops the block when there are none. When the process ends, its nodes drop
-all that it owned. A task's argument that is a reference is resolved in the worker, before the function is called; one
-that is inside of another argument stays a reference.
+all that it owned. What its tasks' results refer to is the owner's too, in place of the worker's. A task's argument
+that is a reference is resolved in the worker, before the function is called; one that is inside of another argument
+stays a reference.
 
 Rules: counting is done in the mesh thread, from notes that any thread appends, a garbage collector's too. To drop a
 block is told to each node that may have it until it has answered or is lost.
@@ -19,9 +20,13 @@ import re
 import secrets
 import weakref
 from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kos_cluster.core.placement import Inputs
 from kos_cluster.core.records import Member
 from kos_cluster.dmem.attached import attached
 from kos_cluster.errors import KosError, UnreachableError, UsageError
@@ -32,12 +37,14 @@ from kos_cluster.tasks import serialise
 from kos_cluster.tasks.context import here
 
 if TYPE_CHECKING:
+    from kos_cluster.tasks.futures import Outcome as TaskOutcome
     from kos_cluster.tasks.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
 MARK = "kos-block:"  # in front of a block's name in a pickle
 DROP_AFTER_S = 0.02  # so that what is dropped together is told together
+_MARK = MARK.encode()
 _NAMED = re.compile(rb"kos-block:([0-9a-f]{32})")
 
 
@@ -61,6 +68,8 @@ class BlockRef:
         return serialise.loads_block(connect()._mesh.blocks.content(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if here.arena is not None:
+            departed[self.id] = None
         return _arrived, (MARK + self.id, self.size_bytes, self.node, self.node_name)
 
     def __eq__(self, other: object) -> bool:
@@ -73,6 +82,17 @@ class BlockRef:
         return f"<kos BlockRef {self.id[:8]}, {self.size_bytes / (1 << 20):,.1f} MiB on {self.node_name}>"
 
 
+@dataclass(frozen=True)
+class Read:
+    """The blocks that each task of a job reads, and where they are, as far as this process knows."""
+
+    blocks: tuple[str, ...] = ()
+    inputs: Inputs | None = None
+
+
+_NOTHING = Read()
+
+
 class Arrivals:
     """Whether references have been unpickled in this process since somebody looked; see `resolved`."""
 
@@ -83,6 +103,38 @@ class Arrivals:
 
 
 arrivals = Arrivals()
+departed: dict[str, None] = {}  # the blocks whose references a task of this worker has pickled, since the last result
+_staying: list[str] = []  # blocks that this worker has written, and holds until it is given more work
+
+
+def stay(value: Any) -> BlockRef:
+    """In a task: lay a value into the shared memory of the node that the task runs on. Return the reference.
+
+    The value stays there; whoever submitted the task owns the block, and drops it with its last reference. Raises
+    ArenaFullError, NotPicklableError.
+    """
+    if here.arena is None:
+        raise UsageError("stay() was called outside of a task.", "Use cluster.put(value) there.")
+    pieces = serialise.dumps_block(value)
+    block = secrets.token_hex(16)
+    node = attached(here.arena).write(block, pieces)
+    _staying.append(block)
+    return BlockRef(block, sum(map(len, pieces)), node, here.node)
+
+
+def take_departed() -> list[str]:
+    """The blocks that the results since the last call refer to."""
+    names = list(departed)
+    departed.clear()
+    return names
+
+
+def let_go() -> None:
+    """The node has taken the results before: whose they are keeps what they refer to."""
+    while _staying:
+        assert here.arena is not None
+        with suppress(UnreachableError):  # its arena is gone, and all holds with it
+            attached(here.arena).release(_staying.pop())
 
 
 def resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -115,6 +167,7 @@ class OwnBlocks:
         self._mesh = mesh
         self._uses: Counter[str] = Counter()
         self._places: dict[str, set[str]] = {}  # block -> ids of nodes that may have it; empty: any
+        self._known: dict[str, tuple[int, str]] = {}  # block -> its size, and the node where it was made
         self._notes: deque[tuple[str, int]] = deque()
         self._owed: dict[str, set[str]] = {}  # node id -> blocks that it is to drop
         self._telling: dict[str, asyncio.Task[None]] = {}  # by node id
@@ -146,10 +199,33 @@ class OwnBlocks:
         self._follow(ref)
         return ref
 
+    def read_by(self, payloads: Sequence[bytes]) -> Read:
+        """The blocks that all of these payloads name."""
+        if not payloads or not (common := set(named_in(payloads[0]))):
+            return _NOTHING
+        for payload in payloads[1:]:
+            common.intersection_update(named_in(payload))
+        at: Counter[str] = Counter()
+        for block in common & self._known.keys():
+            size_bytes, node = self._known[block]
+            at[node] += size_bytes
+        return Read(tuple(sorted(common)), Inputs(at.total(), dict(at)) if at else None)
+
     def returned(self, ref: BlockRef) -> None:
-        """A reference has been unpickled here; if the block is ours, it counts."""
-        if ref.id in self._places:
-            self._follow(ref)
+        """A reference has been unpickled here. It counts, as the block may be ours, or may become it."""
+        self._follow(ref)
+
+    def adopt(self, blocks: Sequence[str], outcomes: Iterable[TaskOutcome]) -> None:
+        """A node keeps these blocks for us, as results of our tasks refer to them: those among them that are taken."""
+        for block in blocks:
+            self._places.setdefault(block, set())
+            self._note(block, 1)
+        for outcome in outcomes if blocks else ():
+            for block in named_in(outcome.payload):
+                self._note(block, 1)
+                weakref.finalize(outcome, self._note, block, -1).atexit = False
+        for block in blocks:
+            self._note(block, -1)
 
     def used(self, payload: Payload) -> None:
         """A task that is not done yet has this payload."""
@@ -162,6 +238,7 @@ class OwnBlocks:
             self._note(block, -1)
 
     def _follow(self, ref: BlockRef) -> None:
+        self._known[ref.id] = ref.size_bytes, ref.node
         self._note(ref.id, 1)
         weakref.finalize(ref, self._note, ref.id, -1).atexit = False
 
@@ -182,9 +259,7 @@ class OwnBlocks:
         gone: set[str] = set()
         while self._notes:
             block, change = self._notes.popleft()
-            if block not in self._places:
-                continue  # another process's
-            if change > 0 and self._uses[block]:
+            if change > 0 and self._uses[block] and block in self._places:
                 self._places[block] = set()  # it is used twice, so by a task: any node may have it by now
             self._uses[block] += change
             if self._uses[block] <= 0:
@@ -192,7 +267,9 @@ class OwnBlocks:
         for block in gone:
             if self._uses[block] <= 0:
                 del self._uses[block]
-                for node in self._places.pop(block) or self._mesh.linked():
+                self._known.pop(block, None)
+                places = self._places.pop(block, None)  # None: it is another process's
+                for node in places or (self._mesh.linked() if places is not None else ()):
                     self._owed.setdefault(node, set()).add(block)
         self.tell()
 

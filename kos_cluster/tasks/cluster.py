@@ -46,7 +46,7 @@ from kos_cluster.tasks import (
     streaming,
 )
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
-from kos_cluster.tasks.blocks import BlockRef, named_in
+from kos_cluster.tasks.blocks import BlockRef, Read, named_in
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.gangs import Gang, prepared
@@ -146,11 +146,12 @@ class Cluster:
         shipped = self._functions.ship(fn)
         payload, taken = inputs.dumps_call(args, kwargs)
         modules = compat.needed(shipped.modules, (payload,))
+        read = self._mesh.blocks.read_by((payload,))
         shared = len(shipped.payload) < STREAMED_LIMIT_BYTES and not named_in(shipped.payload)
         if shared:
-            job = self._stream(fn, shipped, options, modules, takes=bool(taken), yields=yields)
+            job = self._stream(fn, shipped, options, modules, read, takes=bool(taken), yields=yields)
         else:
-            job = self._launch(_spec(fn, shipped, options, modules, yields=yields))
+            job = self._launch(_spec(fn, shipped, options, modules, read, yields=yields))
         future = job.add_call(payload, taken)
         if not shared:
             job.close()
@@ -175,7 +176,8 @@ class Cluster:
         how often all start anew when one is lost. Options as for `submit`, of each rank, but `retries`."""
         call, options, kwargs = prepared(fn, keywords)
         shipped, payload = self._functions.ship(call), serialise.dumps_args(args, kwargs)
-        spec = _spec(call, shipped, options, compat.needed(shipped.modules, (payload,)))
+        read = self._mesh.blocks.read_by((payload,))
+        spec = _spec(call, shipped, options, compat.needed(shipped.modules, (payload,)), read)
         return Gang(self._mesh, self._launch, spec, payload, n, restarts)
 
     def detach(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> DetachedJob:
@@ -438,7 +440,8 @@ class Cluster:
         fn = profiling.applied(fn)
         shipped = self._functions.ship(fn)
         payloads, taken = inputs.dumps_calls(zip(*iterables, strict=False))
-        return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads)), payloads, taken
+        read = self._mesh.blocks.read_by(payloads)
+        return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads), read), payloads, taken
 
     def _stream(
         self,
@@ -446,22 +449,23 @@ class Cluster:
         shipped: Shipped,
         options: Options,
         modules: tuple[str, ...],
+        read: Read,
         *,
         takes: bool,
         yields: bool,
     ) -> Job:
-        """The job that submits of the same function, options and place share, so that they travel together.
+        """The job that submits of the same function, options, blocks and place share, so that they travel together.
 
         Calls that take futures have another one.
         """
         sink = options.sink or output.default_sink()
-        key: tuple[Any, ...] = (shipped.key, id(sink), current_parent(), modules, takes)
+        key: tuple[Any, ...] = (shipped.key, id(sink), current_parent(), modules, read.blocks, takes)
         if options is not PLAIN:
             key += _told(options)
         with self._streaming:
             job = self._streams.get(key)
             if job is None:
-                job = self._streams[key] = self._launch(_spec(fn, shipped, options, modules, sink, yields=yields))
+                job = self._streams[key] = self._launch(_spec(fn, shipped, options, modules, read, sink, yields=yields))
                 if len(self._streams) > STREAMS_LIMIT:
                     self._streams.popitem(last=False)[1].close()
             else:
@@ -542,6 +546,7 @@ def _spec(
     shipped: Shipped,
     options: Options,
     modules: tuple[str, ...],
+    read: Read,
     sink: output.Sink | None = None,
     *,
     yields: bool = False,
@@ -554,4 +559,5 @@ def _spec(
         fresh=options.fresh,
     )
     name = options.name or getattr(fn, "__qualname__", type(fn).__name__)
-    return JobSpec(shipped.payload, environment, shipped.parts, options, sink or options.sink, name, modules, yields)
+    sink = sink or options.sink
+    return JobSpec(shipped.payload, environment, shipped.parts, options, sink, name, modules, yields, reads=read.inputs)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kos_cluster.core.records import Story
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Outcome:
     """A task's outcome as it came: the pickle of its result, or of its `failures.Failure`."""
 

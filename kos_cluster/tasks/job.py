@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from kos_cluster.core import placement
 from kos_cluster.core.records import JobSummary, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
@@ -49,6 +50,7 @@ class JobSpec:
     modules: tuple[str, ...] = ()  # installed packages that the code imports
     yields: bool = False  # its tasks are generators, and their items are taken one by one
     in_place: Callable[[int, bytes], None] | None = None  # of a gang: called in the mesh thread for a rank that is
+    reads: placement.Inputs | None = None  # the blocks that its tasks read, as far as it is known where they are
 
 
 class Job:

@@ -329,8 +329,6 @@ class Mesh:
         """Unix seconds that never go back."""
         return time.monotonic() + self._clock_offset_s
 
-    # ---- for `blocks`
-
     def linked(self) -> Collection[str]:
         """The ids of the nodes that can be asked."""
         return self._attachment.by_node.keys()
@@ -419,12 +417,14 @@ class Mesh:
         failed = frozenset(message.failed)
         event = ownership.Outcomes(message.batch, node, message.runs, failed, message.elapsed_s)
         effects = self._core.handle(event, self._now())
+        outcomes: dict[int, Outcome] = {}
         for effect in effects:
             if isinstance(effect, ownership.Commit):
                 indices = indices_of(message.runs)
                 outcomes = {i: Outcome(data, i in failed) for i, data in zip(indices, payloads, strict=True)}
                 self._jobs[effect.job].settle(effect.runs, outcomes)
                 self._outgoing.settled(self._jobs[effect.job], effect.runs)
+        self.blocks.adopt(message.blocks, outcomes.values())
         self._carry_out([effect for effect in effects if not isinstance(effect, ownership.Commit)])
 
     def _lost(self, link: NodeLink, message: wire.Lost) -> None:
@@ -476,6 +476,7 @@ class Mesh:
             gang=job.spec.in_place is not None,
             max_parallel=options.max_parallel,
             parent=job.parent,
+            inputs=job.spec.reads,
         )
         self._jobs[job.id] = job
         self.blocks.used(job.spec.fn)

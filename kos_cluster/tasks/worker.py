@@ -187,6 +187,7 @@ class Worker:
         here.node, here.owner, here.job = run.node, run.owner, run.job
         here.attempt, here.batch = run.attempt, run.batch
         self._interrupts.seen = False
+        blocks.let_go()
         PROGRESS.pack_into(self._progress, 0, run.batch, 0)  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
         refusal = self._prepare(run)
@@ -390,7 +391,10 @@ class Worker:
         elapsed_s = perf_counter() - out.started
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         items = out.yielding.count if out.yielding is not None else 0
-        done = local.Done(batch, _runs(out.indices), out.failed, out.large, elapsed_s, last, retire, peak_bytes, items)
+        named = blocks.take_departed()
+        done = local.Done(
+            batch, _runs(out.indices), out.failed, out.large, elapsed_s, last, retire, peak_bytes, items, named
+        )
         self._send(done, self._encode(out.data))
 
     def _flush_streams(self) -> None:

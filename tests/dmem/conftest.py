@@ -48,7 +48,7 @@ class Served:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self.store = BlockStore("n1", self.folder, *self._sizes)
-        serving = Serving(self.store, self._obtain)
+        serving = Serving("id of n1", self.store, self._obtain)
         self._ready.set()
         await self._stop.wait()
         serving.close()

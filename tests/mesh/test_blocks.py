@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -116,6 +116,78 @@ def test_a_task_on_another_node_gets_the_block_there_once_and_it_goes_with_the_o
     assert usage.blocks == 1 and array.nbytes < usage.used_bytes < 2 * array.nbytes
     del ref
     wait_until_empty(mesh)
+
+
+def test_a_task_goes_to_the_node_that_has_what_it_reads(mesh: Mesh) -> None:
+    """Moving the block would take longer than waiting for a slot, whatever is heard of the nodes' loads."""
+    ref = mesh.cluster.submit(made, 32 * MIB, on="node2").result(WAIT_S)
+    here = lambda block: (os.environ["KOS_NODE"], len(block))  # noqa: E731
+    assert mesh.cluster.submit(here, ref).result(WAIT_S) == ("node2", 32 * MIB)
+    assert list(mesh.cluster.map(here, [ref])) == [("node2", 32 * MIB)]
+    del ref
+    wait_until_empty(mesh)
+
+
+def made(size: int) -> kos.BlockRef:
+    return kos.stay(np.full(size, 7.0))
+
+
+def test_a_result_stays_where_it_was_made_and_the_next_task_reads_it_there(mesh: Mesh) -> None:
+    ref = mesh.cluster.submit(made, MIB, on="node2").result(WAIT_S)
+    assert ref.node_name == "node2"
+    held = lambda: mesh.cluster.memory()["node2"].held_bytes  # noqa: E731
+    until(lambda: held() == 0, "the worker that made it does not hold it any more", WAIT_S)
+    assert mesh.cluster.memory()["node1"].used_bytes == 0, "it has not passed by its owner"
+    assert mesh.cluster.submit(whereabouts, ref, on="node2").result(WAIT_S) == ("node2", False, False, 7.0 * MIB)
+    assert mesh.cluster.submit(whereabouts, ref, on="node1").result(WAIT_S)[0] == "node1"
+    assert float(ref.get().sum()) == 7.0 * MIB
+    del ref
+    wait_until_empty(mesh)
+
+
+def test_a_future_whose_result_stays_is_read_where_it_is_by_the_task_that_takes_it(mesh: Mesh) -> None:
+    future = mesh.cluster.submit(made, MIB, on="node2")
+    told = mesh.cluster.submit(whereabouts, future, on="node2").result(WAIT_S)
+    assert told == ("node2", False, False, 7.0 * MIB)
+    assert mesh.cluster.memory()["node1"].used_bytes == 0, "it has not passed by its owner"
+    del future
+    wait_until_empty(mesh)
+
+
+def test_what_a_stream_yields_may_stay(mesh: Mesh) -> None:
+    def parts(count: int) -> Iterator[kos.BlockRef]:
+        for number in range(count):
+            yield kos.stay([number])
+
+    refs = list(mesh.cluster.submit(parts, 5))
+    mesh.cluster.submit(int).result(WAIT_S)
+    assert [ref.get() for ref in refs] == [[number] for number in range(5)]
+    del refs
+    wait_until_empty(mesh)
+
+
+def test_results_that_stay_go_with_what_refers_to_them(mesh: Mesh) -> None:
+    futures = [mesh.cluster.submit(made, 1000) for _ in range(20)]
+    results = mesh.cluster.map(lambda n: {"here": kos.stay([n])}, range(20))
+    assert [float(future.result(WAIT_S).get()[0]) for future in futures] == [7.0] * 20
+    assert [result["here"].get() for result in results] == [[n] for n in range(20)]
+    del futures, results
+    wait_until_empty(mesh)
+
+    def fails() -> None:
+        kos.stay(b"x")
+        raise ValueError("after all")
+
+    with pytest.raises(ValueError, match="after all"):
+        mesh.cluster.submit(fails, on="node1").result(WAIT_S)
+    mesh.cluster.submit(int, on="node1").result(WAIT_S)
+    assert mesh.cluster.cancel("nosuchid") is False
+    untaken = mesh.cluster.submit(made, 1000)
+    until(untaken.done, "it is done", WAIT_S)
+    del untaken
+    until(lambda: sum(list(mesh.cluster.map(lambda _: 1, range(8)))) == 8 and used(mesh) == 0, "all is gone", WAIT_S)
+    with pytest.raises(errors.UsageError, match=r"Use cluster.put\(value\)"):
+        kos.stay(1)
 
 
 def test_what_is_dropped_is_gone_and_its_reader_is_told(mesh: Mesh) -> None:

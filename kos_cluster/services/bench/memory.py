@@ -1,0 +1,206 @@
+"""`kos bench memory`: what moving large values costs, beside a plain copy and, where it is installed, Dask with TLS.
+
+Theory of operation. Each measure runs in a process of its own, on a cluster of `NODES` nodes on loopback that is made
+for it; KOS and Dask alternate. A figure is bytes a second of what was moved, as the program sees it: from the call
+until the result is there. Dask's cluster has as many worker processes, and encrypts (`Security.temporary`), as KOS
+always does.
+
+Rules: data goes to stdout, progress to stderr. An aim that was not reached is printed as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from kos_cluster.errors import KosError
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.services import daemons, embedded
+from kos_cluster.services.bench import machine
+from kos_cluster.services.bench.main import target_of
+
+NODES = 4
+PUT_BYTES = 1 << 30
+RESULT_BYTES = 100 << 20
+BROADCAST_BYTES = 256 << 20
+PROBE_TIMEOUT_S = 300
+DASK = ("dask", "distributed")
+
+KOS_PROBE = """
+import json, os, sys, time, numpy, kos_cluster as kos
+put_bytes, result_bytes, broadcast_bytes = map(int, sys.argv[1:])
+cluster = kos.connect()
+names = [node["name"] for node in cluster.nodes()]
+for name in names:
+    cluster.submit(abs, 1, on=name).result()
+def rate(size, work):
+    began = time.perf_counter()
+    kept = work()
+    return size / (time.perf_counter() - began)
+def make(size):
+    return kos.stay(numpy.ones(size, dtype=numpy.uint8))
+def use(array):
+    return int(array[-1])
+array = numpy.ones(put_bytes, dtype=numpy.uint8)
+figures = {"copy": rate(put_bytes, array.copy), "put": rate(put_bytes, lambda: cluster.put(array))}
+del array
+ref = cluster.submit(make, result_bytes, on=names[0]).result()
+figures["result"] = rate(result_bytes, lambda: cluster.submit(use, ref, on=names[1]).result())
+array = numpy.ones(broadcast_bytes, dtype=numpy.uint8)
+def broadcast():
+    ref = cluster.put(array)
+    return ref, cluster.gather([cluster.submit(use, ref, on=name) for name in names])
+figures["broadcast"] = rate(broadcast_bytes, broadcast)
+print(json.dumps(figures))
+"""
+
+DASK_PROBE = """
+import json, sys, time, numpy, distributed
+put_bytes, result_bytes, broadcast_bytes = map(int, sys.argv[1:])
+def rate(size, work):
+    began = time.perf_counter()
+    kept = work()
+    return size / (time.perf_counter() - began)
+def make(size):
+    return numpy.ones(size, dtype=numpy.uint8)
+def use(array):
+    return int(array[-1])
+def main():
+    with distributed.LocalCluster(
+        n_workers=4, threads_per_worker=1, processes=True, host="tls://127.0.0.1", dashboard_address=None,
+        worker_dashboard_address=None, silence_logs=40, security=distributed.Security.temporary(),
+    ) as cluster, distributed.Client(cluster) as client:
+        workers = list(client.scheduler_info(n_workers=-1)["workers"])
+        client.gather([client.submit(abs, -number, workers=[worker]) for number, worker in enumerate(workers)])
+        future = client.submit(make, result_bytes, workers=[workers[0]])
+        distributed.wait(future)
+        figures = {"result": rate(result_bytes, lambda: client.submit(use, future, workers=[workers[1]]).result())}
+        array = numpy.ones(broadcast_bytes, dtype=numpy.uint8)
+        figures["broadcast"] = rate(broadcast_bytes, lambda: client.scatter(array, broadcast=True))
+    print(json.dumps(figures))
+main()
+"""
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """Bytes a second, in the order in which they were measured; `peer` of what it is compared with, if anything is.
+
+    `aim`: how many times the peer's median it should be.
+    """
+
+    name: str
+    meaning: str
+    repeats: list[float]
+    against: str = ""
+    peer: list[float] = []
+    aim: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.repeats) / statistics.median(self.peer)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `--json` writes."""
+
+    figures: list[Figure]
+    machine: dict[str, str | int | list[float]]
+    versions: dict[str, str]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out `kos bench memory`: `args` has repeats and json. Raises KosError when a measure fails."""
+    target = target_of(args.json)
+    report = Report(measured(args.repeats), machine.machine(), machine.versions())
+    print(rendered(report))
+    if target is not None:
+        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    return 0
+
+
+def measured(repeats: int) -> list[Figure]:
+    """All figures. Dask's are left out where it is not installed."""
+    ours: list[dict[str, float]] = []
+    dask: list[dict[str, float]] = []
+    installed = all(importlib.util.find_spec(name) for name in DASK)
+    for number in range(1, repeats + 1):
+        print(f"measuring, round {number} of {repeats}", file=sys.stderr, flush=True)
+        ours.append(_on_kos())
+        if installed:
+            dask.append(_probe(DASK_PROBE, dict(os.environ)))
+    moved = {name: [figures[name] for figures in dask] for name in ("result", "broadcast")}
+    own = {name: [figures[name] for figures in ours] for name in ours[0]}
+    return [
+        Figure("copy", "a numpy array copied within the process", own["copy"]),
+        Figure("put", "cluster.put of that array", own["put"], "the copy", own["copy"], 0.8),
+        Figure("result", "a result of one node read on another", own["result"], "Dask with TLS", moved["result"], 2.0),
+        Figure(
+            "broadcast",
+            f"an array to {NODES} nodes",
+            own["broadcast"],
+            "Dask's scatter(broadcast=True) with TLS",
+            moved["broadcast"],
+            2.0,
+        ),
+    ]
+
+
+def rendered(report: Report) -> str:
+    """The report as text for a terminal."""
+    lines = []
+    for each in report.figures:
+        low, high = min(each.repeats), max(each.repeats)
+        spread = f"({_gb(low)} to {_gb(high)}, {len(each.repeats)} measurements)"
+        lines.append(f"{each.name}: {each.meaning}\n  median {_gb(statistics.median(each.repeats))} {spread}")
+        if each.peer:
+            reached = "reached" if each.ratio >= each.aim else "NOT reached"
+            lines.append(f"  {each.ratio:.2f} times {each.against}; aim {each.aim:g}: {reached}")
+        elif each.against:
+            lines.append(f"  {each.against} is not installed")
+    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
+    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
+    return "\n".join(lines)
+
+
+def _on_kos() -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="kos-") as folder:
+        home = Home(Path(folder))
+        try:
+            with daemons.changing(home):
+                embedded.up(home, NODES)
+            return _probe(KOS_PROBE, {**os.environ, "KOS_HOME": folder, "KOS_CLUSTER": EMBEDDED_NAME})
+        finally:
+            with daemons.changing(home):
+                embedded.down(ClusterHome(home, EMBEDDED_NAME))
+
+
+def _probe(source: str, environ: dict[str, str]) -> dict[str, float]:
+    sizes = [str(size) for size in (PUT_BYTES, RESULT_BYTES, BROADCAST_BYTES)]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", source, *sizes],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise KosError(f"A round was not over after {PROBE_TIMEOUT_S} s.", "Measure on a quiet machine.") from None
+    if done.returncode != 0:
+        raise KosError("Shared memory could not be measured.", f"What happened: {done.stderr.strip()[-500:]}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def _gb(bytes_s: float) -> str:
+    return f"{bytes_s / 1e9:.2f} GB/s"

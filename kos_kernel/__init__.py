@@ -40,10 +40,11 @@ def monitor(cluster: str | None = None) -> Monitor:
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Called by `%load_ext kos_kernel`."""
     from kos_kernel import interrupts, output, threads
-    from kos_kernel.magics import asking, command, completion
+    from kos_kernel.magics import asking, command, completion, profiling
 
     command.register(shell)
     asking.register(shell)
+    profiling.register(shell)
     completion.register(shell)
     output.register(shell)
     threads.register(shell)
@@ -53,11 +54,12 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Called by `%unload_ext kos_kernel`; `%reload_ext` is this and loading."""
     from kos_kernel import interrupts, output, threads
-    from kos_kernel.magics import asking, command, completion
+    from kos_kernel.magics import asking, command, completion, profiling
 
     interrupts.unregister(shell)
     threads.unregister()
     output.unregister()
     completion.unregister(shell)
+    profiling.unregister(shell)
     asking.unregister(shell)
     command.unregister(shell)

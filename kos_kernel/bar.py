@@ -23,7 +23,7 @@ NODES_LIMIT = 8  # named in a line; of more only the number is told
 
 
 class Bar(Protocol):
-    def show(self, summary: JobSummary) -> None: ...
+    def show(self, summary: JobSummary, waits: str) -> None: ...
     def finish(self, summary: JobSummary) -> None: ...
 
 
@@ -43,8 +43,9 @@ class NotebookBar:
         self._began_s = time.monotonic() - PROGRESS_AFTER_S
         self._shown = False
 
-    def show(self, summary: JobSummary) -> None:
-        self._publish(f"{_text_bar(summary)} {state(summary)}", _html_bar(summary))
+    def show(self, summary: JobSummary, waits: str) -> None:
+        told = state(summary, waits)
+        self._publish(f"{_text_bar(summary)} {told}", f"{_html_bar(summary)} {html.escape(told)}")
 
     def finish(self, summary: JobSummary) -> None:
         line = last_line(summary, time.monotonic() - self._began_s)
@@ -63,11 +64,16 @@ class LineBar:
         self._stream = stream
         self._began_s = time.monotonic() - PROGRESS_AFTER_S
         self._rewrites = stream.isatty()
+        self._waits = ""  # as it was told last
 
-    def show(self, summary: JobSummary) -> None:
+    def show(self, summary: JobSummary, waits: str) -> None:
+        start = "\r\x1b[K" if self._rewrites else ""
+        if waits and waits != self._waits:  # on a line of its own, for it may be longer than one that can be rewritten
+            self._stream.write(f"{start}kos: {state(summary, waits)}\n")
+        self._waits = waits
         if self._rewrites:
-            self._stream.write(f"\r\x1b[K{_text_bar(summary)} {state(summary)}")
-            self._stream.flush()
+            self._stream.write(f"{start}{_text_bar(summary)} {state(summary, waits and 'see above')}")
+        self._stream.flush()
 
     def finish(self, summary: JobSummary) -> None:
         start = "\r\x1b[K" if self._rewrites else ""
@@ -75,12 +81,13 @@ class LineBar:
         self._stream.flush()
 
 
-def state(summary: JobSummary) -> str:
-    """What a running job is doing."""
+def state(summary: JobSummary, waits: str) -> str:
+    """What a job that has not ended is doing. `waits`: on what all that is left of it waits, if it does."""
+    now = f"waiting: {waits}" if waits else f"{summary.running} running on {_nodes(summary)}"
     if summary.total == 1:
-        return f"running on {_nodes(summary)}" if summary.running else f"waiting, for {_nodes(summary)}"
+        return now.removeprefix("1 ")
     failed = f", {summary.failed} failed" if summary.failed else ""
-    return f"{summary.done}/{summary.total} done{failed}, {summary.running} running on {_nodes(summary)}"
+    return f"{summary.done}/{summary.total} done{failed}, {now}"
 
 
 def last_line(summary: JobSummary, took_s: float) -> str:
@@ -111,4 +118,4 @@ def _text_bar(summary: JobSummary) -> str:
 def _html_bar(summary: JobSummary) -> str:
     # Of a single task there is nothing to measure: a bar without a value only shows that something goes on.
     value = "" if summary.total == 1 else f' value="{_ended(summary):.4f}"'
-    return f'<progress{value} style="width:20em"></progress> {html.escape(state(summary))}'
+    return f'<progress{value} style="width:20em"></progress>'

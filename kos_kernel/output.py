@@ -114,13 +114,13 @@ class CellSink:
             elif self._allow(task, sum(len(value) for value in _bundle(content).values() if isinstance(value, str))):
                 self._context.run(self._show, content)
 
-    def progress(self, summary: JobSummary) -> None:
+    def progress(self, summary: JobSummary, waits: str) -> None:
         with self._lock:
             bar = self._bars.get(summary.job)
             if bar is None and len(self._bars) < BARS_LIMIT:
                 bar = self._bars[summary.job] = bar_for(self._shell, self._streams["stderr"])
             if bar is not None:
-                self._context.run(bar.show, summary)
+                self._context.run(bar.show, summary, waits)
 
     def finished(self, summary: JobSummary) -> None:
         with self._lock:

@@ -6,11 +6,14 @@ import argparse
 import sys
 from dataclasses import asdict
 
+import kos_cluster as kos
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column
-from kos_cluster.errors import UsageError
+from kos_cluster.errors import NotInClusterError, UnreachableError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.services import kernelspec
+from kos_cluster.tasks.kernels import KernelSpec
+from kos_cluster.tasks.options import Options
 
 COLUMNS = (Column("KERNEL"), Column("NAME"), Column("CLUSTER"), Column("PYTHON"), Column("FOLDER"))
 
@@ -22,7 +25,10 @@ def kernel_install_(parsed: argparse.Namespace, console: Console) -> int:
         prefix = None
     elif parsed.sys_prefix or parsed.prefix:
         prefix = parsed.prefix or sys.prefix
-    kernel = kernelspec.install(Home(), parsed.cluster, prefix, _remote(parsed))
+    remote = _remote(parsed)
+    if remote is not None:
+        _check_possible(parsed.cluster, remote, console)
+    kernel = kernelspec.install(Home(), parsed.cluster, prefix, remote)
     console.answer(f"The kernel '{kernel.display_name}' is installed in {kernel.folder}.")
     return 0
 
@@ -34,6 +40,20 @@ def _remote(parsed: argparse.Namespace) -> kernelspec.Remote | None:
     if parsed.cpus or parsed.memory or parsed.on:
         raise UsageError("--cpus, --memory and --on are of a kernel on a node.", "Add --remote.")
     return None
+
+
+def _check_possible(cluster: str | None, remote: kernelspec.Remote, console: Console) -> None:
+    """Refuse what no node of the cluster could ever run, if a cluster answers now; a note if that cannot be told.
+
+    Raises PlacementError, NoSuchNodeError, AuthError, and NotInClusterError for a cluster that was named.
+    """
+    spec = KernelSpec("", "", Options(cpus=remote.cpus, memory=remote.memory_bytes, on=remote.on))
+    try:
+        kos.connect(cluster).check_kernel(spec)
+    except (NotInClusterError, UnreachableError) as error:
+        if cluster and isinstance(error, NotInClusterError):
+            raise
+        console.note(f"kos: whether a node can run it is seen when it starts: {error.message}")
 
 
 def kernel_list_(parsed: argparse.Namespace, console: Console) -> int:

@@ -2,11 +2,13 @@
 
 Rules: the output's bytes are passed on unchanged. The bar is on stderr, only when that is a terminal, and is taken away
 before any output is written. Methods of the sink are called in the mesh thread, `close` in the main one. When the
-reader of stdout is gone, the main thread is interrupted once, so that the work stops too.
+reader of stdout is gone, the main thread is interrupted once, so that the work stops too. What is written belongs to
+the context that the sink was made in: the mesh thread serves all cells of a notebook, and this is of one of them.
 """
 
 from __future__ import annotations
 
+import contextvars
 import signal
 import threading
 from collections.abc import Callable
@@ -31,6 +33,7 @@ class TerminalSink:
         self._clock = clock
         self._began_s = clock()
         self._lock = threading.Lock()
+        self._context = contextvars.copy_context()
         self._bar: tuple[Progress, TaskID] | None = None
         self._line_open = False  # output ended within a line, where no bar can be drawn
         self._last: JobSummary | None = None
@@ -41,7 +44,8 @@ class TerminalSink:
             if self.broken:
                 return
             try:
-                self._console.raw(self._console.out if stream == "stdout" else self._console.err, data)
+                target = self._console.out if stream == "stdout" else self._console.err
+                self._context.run(self._console.raw, target, data)
             except BrokenPipeError:
                 self.broken = True
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -53,11 +57,11 @@ class TerminalSink:
         text = content.get("data", content).get("text/plain", "")
         self.write(task, "stdout", f"{text}\n".encode())
 
-    def progress(self, summary: JobSummary) -> None:
+    def progress(self, summary: JobSummary, waits: str) -> None:
         with self._lock:
             self._last = summary
             if on_terminal(self._console.err) and not self._line_open:
-                self._show(summary)
+                self._show(summary, waits)
 
     def finished(self, summary: JobSummary) -> None:
         with self._lock:
@@ -72,12 +76,13 @@ class TerminalSink:
             if self._last is not None and took_s >= SUMMARY_AFTER_S and not self.broken:
                 self._console.note(summary_line(self._last, took_s))
 
-    def _show(self, summary: JobSummary) -> None:
+    def _show(self, summary: JobSummary, waits: str) -> None:
         counted = (
             f" {summary.done}/{summary.total}" if summary.total > 1 else ""
         )  # of one task there is nothing to count
         took = ago(self._clock() - self._began_s)
-        text = f"{summary.name} on {', '.join(summary.nodes) or 'no node yet'}{counted}, {took}"
+        where = "waits" if waits else f"on {', '.join(summary.nodes) or 'no node yet'}"
+        text = f"{summary.name} {where}{counted}, {took}{waits and f': {waits}'}"
         if self._bar is None:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, Progress, TextColumn

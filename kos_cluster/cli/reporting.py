@@ -24,10 +24,12 @@ def report_(parsed: argparse.Namespace, console: Console) -> int:
     """Ask the nodes what they remember, and write it."""
     path = Path(parsed.file)
     cluster = kos.connect(parsed.cluster)
-    jobs = cluster.jobs()
-    newest = sorted(jobs, key=lambda job: job.since_s)[-report.JOBS_LIMIT :]
-    stories = {job.job: cluster.stories(job.job) for job in newest}
-    report.write(path, report.page(cluster.name, cluster.nodes(), jobs, stories, time.time()))
+    listed = {job.job: job for job in cluster.jobs()}  # the oldest first
+    known = [*(job for job in cluster.remembered_jobs() if job not in listed), *listed]
+    stories = {job: cluster.stories(job) for job in known[-report.JOBS_LIMIT :]}
+    jobs = [listed.get(job) or report.job_of(job, told) for job, told in stories.items() if job in listed or told]
+    left_out = max(0, len(known) - report.JOBS_LIMIT)
+    report.write(path, report.page(cluster.name, cluster.nodes(), jobs, stories, time.time(), left_out))
     tasks = sum(map(len, stories.values()))
-    console.answer(f"{path} tells of {len(newest)} jobs and {tasks} tasks. Open it in a browser.")
+    console.answer(f"{path} tells of {len(jobs)} jobs and {tasks} tasks. Open it in a browser.")
     return 0

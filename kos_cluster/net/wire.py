@@ -304,6 +304,10 @@ class Jobs(msgspec.Struct, frozen=True, tag=True):
     """Jobs known to this node. Reply: list[JobSummary]."""
 
 
+class RememberedJobs(msgspec.Struct, frozen=True, tag=True):
+    """The ids of jobs of whose tasks this node can tell, whoever had them; the newest last. Reply: list[str]."""
+
+
 class Logs(msgspec.Struct, frozen=True, tag=True):
     """The last output kept here of a job or task. Reply: list[tuple[str task, bytes]]."""
 
@@ -413,6 +417,7 @@ class CancelDetached(msgspec.Struct, frozen=True, tag=True):
 Asked = (
     Nodes
     | Jobs
+    | RememberedJobs
     | Logs
     | Stories
     | CancelWork

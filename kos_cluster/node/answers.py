@@ -30,6 +30,7 @@ from kos_cluster.node.owners import Owners, OwnerState
 COMMAND_OF: dict[type, Command] = {
     wire.Nodes: Command.READ,
     wire.Jobs: Command.READ,
+    wire.RememberedJobs: Command.READ,
     wire.Logs: Command.READ,
     wire.Stories: Command.READ,
     wire.CancelWork: Command.SUBMIT,
@@ -138,6 +139,8 @@ class Answers:
                 return self._nodes()
             case wire.Jobs():
                 return self._jobs()
+            case wire.RememberedJobs():
+                return self._history.jobs()
             case wire.Logs(id_):
                 return self._history.logs(id_)
             case wire.Stories(id_):

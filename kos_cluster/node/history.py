@@ -110,6 +110,10 @@ class History:
         """The kept output of a task, or of every task of a job."""
         return [(task, bytes(data)) for task, data in self._logs.items() if _asked(wanted, task)]
 
+    def jobs(self) -> list[str]:
+        """The ids of the jobs whose stories can be told, the newest last."""
+        return list(dict.fromkeys(record.job for record in reversed(self._batches)))[::-1]
+
     def stories(self, wanted: str) -> list[Story]:
         """What is known here of a task, or of every task of a job (the last `STORIES_LIMIT`)."""
         job, _, index_text = wanted.partition(".")

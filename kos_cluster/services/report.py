@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from kos_cluster import __version__
-from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Story
+from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Story, TaskState
 from kos_cluster.errors import UsageError
 from kos_cluster.tasks import markup
 
 JOBS_LIMIT = 200  # the newest
+GONE = "gone"  # in the place of the user, where the process that submitted a job is not there any more
 BARS_LIMIT = 4000  # of the gantt, the newest
 FAILURES_LIMIT = 200
 CAUSE_LIMIT_CHARACTERS = 400
@@ -71,13 +72,14 @@ def page(
     jobs: Sequence[JobSummary],
     stories: Mapping[str, Sequence[Story]],
     now: float,
+    left_out: int = 0,
 ) -> str:
-    """The whole file. `stories`: job -> what is known of its tasks."""
-    told = [job for job in sorted(jobs, key=lambda job: job.since_s) if job.job in stories]
+    """The whole file. `stories`: job -> what is known of its tasks. `left_out`: jobs that are known beside these."""
+    told = sorted(jobs, key=lambda job: job.since_s)
     attempts = [(story, attempt) for job in told for story in stories[job.job] for attempt in story.attempts]
     title = f"KOS report: cluster {cluster}"
     parts = [
-        _head(title, cluster, nodes, told, len(jobs), attempts, now),
+        _head(title, cluster, nodes, told, left_out, attempts, now),
         "<h2>What ran where and when</h2>",
         gantt(bars(attempts, now), now),
         "<h2>Jobs, and what they moved</h2>",
@@ -91,6 +93,24 @@ def page(
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def job_of(id_: str, stories: Sequence[Story]) -> JobSummary:
+    """A job whose submitter has gone, as far as the nodes remember its tasks."""
+    states = Counter(story.state for story in stories)
+    attempts = [attempt for story in stories for attempt in story.attempts]
+    return JobSummary(
+        job=id_,
+        name=stories[0].name,
+        user=GONE,
+        total=len(stories),
+        done=states[TaskState.DONE],
+        failed=states[TaskState.FAILED] + states[TaskState.CANCELLED],
+        running=0,
+        since_s=min(attempt.sent_s for attempt in attempts),
+        nodes=tuple(sorted({attempt.node for attempt in attempts})),
+        reruns=len(attempts) - len(stories),
     )
 
 
@@ -177,17 +197,17 @@ def _head(
     cluster: str,
     nodes: Sequence[Mapping[str, Any]],
     told: Sequence[JobSummary],
-    known: int,
+    left_out: int,
     attempts: Sequence[tuple[Story, Attempt]],
     now: float,
 ) -> str:
     alive = sum(node["state"] == "alive" for node in nodes)
     failed = sum(attempt.end not in _FINE for _, attempt in attempts)
-    left_out = f" Only the newest {len(told)} of {known} jobs are told." if known > len(told) else ""
+    older = f" Only the newest {len(told)} of {len(told) + left_out} jobs are told." if left_out else ""
     sentence = (
         f"{alive} of {len(nodes)} nodes alive, {len(told)} jobs, {len(attempts)} attempts at tasks, {failed} of which "
         f"failed, were lost or cancelled. Written {time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(now))} by KOS "
-        f"{__version__}, from what the nodes remember.{left_out}"
+        f"{__version__}, from what the nodes remember.{older}"
     )
     return f"<h1>{html.escape(title)}</h1><p>{html.escape(sentence)}</p>"
 

@@ -200,8 +200,12 @@ class Cluster:
 
     def start_kernel(self, spec: KernelSpec) -> RemoteKernel:
         """Run a Jupyter kernel on a node that has room, and wait until it is ready."""
-        self.possible(JobSpec(b"", options=spec.options, name="the kernel"))
+        self.check_kernel(spec)
         return kernels.start(self._mesh, new_job_id(), spec)
+
+    def check_kernel(self, spec: KernelSpec) -> None:
+        """Raises what `start_kernel` raises at once: PlacementError, NoSuchNodeError, UnreachableError, AuthError."""
+        self.possible(JobSpec(b"", options=spec.options, name="the kernel"))
 
     def kernel(self, id: str, node: str, node_name: str) -> RemoteKernel:
         """A kernel that was started on the node of this id."""
@@ -287,6 +291,11 @@ class Cluster:
         kept = self._mesh.request(wire.DetachedJobs(), list[wire.DetachedJob], timeout_s=timeout_s)
         return self._listed(told, kept)
 
+    def remembered_jobs(self) -> list[str]:
+        """The ids of all jobs of whose tasks a node can tell, those of processes that are gone too; the newest last."""
+        told = self._mesh.request_all(wire.RememberedJobs(), list[str]).values()
+        return list(dict.fromkeys(job for jobs in told for job in jobs))
+
     def own_jobs(self) -> list[JobSummary]:
         """The jobs of this process; nobody is asked."""
         return [msgspec.structs.replace(job, user=self.peer.name) for job in self._mesh.summaries()]
@@ -321,10 +330,22 @@ class Cluster:
         return merged(self._mesh.request_all(wire.Stories(id), list[Story]).values())
 
     def why(self, id: str) -> list[Why]:
-        """Where a job's tasks, or one task, are and why; empty when nobody knows the id."""
-        job = id.partition(".")[0]
-        summary = next((known for known in self.jobs() if known.job == job), None)
-        return explain(id, summary, self.stories(id), self.nodes(), self._mesh.standing(job), time.time())
+        """Where a job's tasks, or one task, are and why; empty when nobody knows the id.
+
+        A job of this process is told of as it is known here when no node answers.
+        """
+        job, _, index = id.partition(".")
+        standing = self._mesh.standing(job)
+        try:
+            jobs, stories, nodes = self.jobs(), self.stories(id), self.nodes()
+        except UnreachableError:
+            if standing is None:
+                raise
+            jobs, nodes = self.own_jobs(), node_rows(self.heard(), {})
+            wanted = [int(index)] if index.isascii() and index.isdigit() else range(len(self.states(job)))
+            stories = self.own_stories(job, wanted)
+        summary = next((known for known in jobs if known.job == job), None)
+        return explain(id, summary, stories, nodes, standing, time.time())
 
     def would_go(self, *, modules: tuple[str, ...] = (), **keywords: Any) -> WouldGo:
         """Where a task of these options (see `submit`) would go now, and why; nothing is run.

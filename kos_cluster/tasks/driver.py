@@ -69,7 +69,7 @@ class Link:
         if text:
             self.send(driven.Wrote(), f"{text}\n".encode())
 
-    def progress(self, summary: JobSummary) -> None:
+    def progress(self, summary: JobSummary, waits: str) -> None:
         """`kos ps` shows it."""
 
     def finished(self, summary: JobSummary) -> None:

@@ -592,9 +592,16 @@ class Mesh:
             self._loads[id_] = load, at
             self._feed(ownership.NodeLoad(id_, load))
 
+    def _waits_on(self, job_id: str) -> str:
+        """On what a job waits of which nothing is at a node."""
+        if self._attachment.by_node:
+            return f"No node can take a task of it now. Type 'kos why {job_id}'."
+        return f"No node of cluster {self.home.name!r} answers. {self._attachment.unreachable().hint}"
+
     def _show_progress(self, now: float) -> None:
         for job_id in self._active:
             job = self._jobs[job_id]
             if now - job.since_s >= PROGRESS_AFTER_S:
                 job.progress_shown = True
-                self._call_sink(job.sink.progress, self._core.summary(job_id))
+                summary = self._core.summary(job_id)
+                self._call_sink(job.sink.progress, summary, "" if summary.running else self._waits_on(job_id))

@@ -26,8 +26,11 @@ class Sink(Protocol):
     def display(self, task: str, content: dict[str, Any]) -> None:
         """What the task passed to `context.display`."""
 
-    def progress(self, summary: JobSummary) -> None:
-        """Called every `PROGRESS_EVERY_S` once the job has lasted `PROGRESS_AFTER_S`."""
+    def progress(self, summary: JobSummary, waits: str) -> None:
+        """Called every `PROGRESS_EVERY_S` once the job has lasted `PROGRESS_AFTER_S`.
+
+        `waits`: on what all of its tasks that are left wait, as a sentence; empty while one is at a node.
+        """
 
     def finished(self, summary: JobSummary) -> None:
         """All tasks so far are final. Only after a `progress`; again when more tasks were added since."""
@@ -46,7 +49,7 @@ class StandardSink:
         if text:
             sys.stdout.write(f"{text}\n")
 
-    def progress(self, summary: JobSummary) -> None:
+    def progress(self, summary: JobSummary, waits: str) -> None:
         """A program that uses the library shows its own progress."""
 
     def finished(self, summary: JobSummary) -> None:

@@ -50,7 +50,7 @@ def explain(
     job, _, only = id_.partition(".")
     sent: dict[tuple[TaskState, str, str], list[int]] = {}
     for story in stories:
-        if story.state is not TaskState.WAITING:
+        if story.state is not TaskState.WAITING and story.attempts:  # what was cancelled unsent has been nowhere
             node, why = _of_story(story, nodes, now)
             sent.setdefault((story.state, node, why), []).append(int(story.task.partition(".")[2]))
     rows = [

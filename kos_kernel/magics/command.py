@@ -18,6 +18,7 @@ from kos_kernel.rendering import CommandError, as_sentence, rendered
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from kos_kernel.dashboard.widget import Monitor
     from kos_kernel.listings import Facts, Table
 
 EXIT_INTERRUPTED = 130
@@ -31,7 +32,7 @@ def register(shell: InteractiveShell) -> None:
     def kos(line: str, cell: str | None = None) -> Any:
         try:
             if cell is None and line.split()[:1] == ["monitor"]:
-                return show_monitor(line)
+                return monitor(line)
             if cell is None:
                 return command(line)
             first, _, rest = line.strip().partition(" ")
@@ -94,19 +95,17 @@ def _attach(argv: list[str]) -> None:
         attaching.decided_by(parsed.action)
 
 
-def show_monitor(line: str) -> None:
-    """`%kos monitor`: the widget, below the cell."""
-    from IPython.display import display
-
+def monitor(line: str) -> Monitor | None:
+    """`%kos monitor`: the widget, which as a listing is shown where the line stands alone."""
+    import kos_kernel
     from kos_cluster.cli.grammar import Shown, parse
-    from kos_kernel import monitor
 
     try:
         parsed = parse(words(line))
     except Shown as shown:
         print(shown.text)
-        return
-    display(monitor(parsed.cluster))
+        return None
+    return kos_kernel.monitor(parsed.cluster)
 
 
 def words(line: str) -> list[str]:

@@ -57,7 +57,7 @@ def test_one_line_at_the_end_of_what_lasted(took_s: float, summary: JobSummary, 
     err, clock = io.StringIO(), Clock()
     sink = TerminalSink(Console(io.StringIO(), err), clock)
     clock.now = took_s
-    sink.progress(summary)
+    sink.progress(summary, "")
     sink.finished(summary)
     sink.close()
     assert err.getvalue() == said
@@ -67,11 +67,20 @@ def test_the_bar_is_on_stderr_and_gone_before_output(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TERM", "xterm-256color")
     out, err = Terminal(), Terminal()
     sink = TerminalSink(Console(out, err), Clock())
-    sink.progress(job(10, 4))
+    sink.progress(job(10, 4), "")
     assert "4/10" in err.getvalue()
     sink.write("ab12.0", "stdout", b"hello\n")
     assert err.getvalue().endswith("\x1b[2K"), "the bar's line is erased"
     assert out.getvalue() == "hello\n"
+    sink.close()
+
+
+def test_a_job_that_waits_says_on_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    err = Terminal()
+    sink = TerminalSink(Console(Terminal(), err), Clock())
+    sink.progress(job(10, 4), "No node answers.")
+    assert "sweep waits 4/10" in err.getvalue() and "No node answers." in err.getvalue()
     sink.close()
 
 
@@ -80,7 +89,7 @@ def test_no_bar_within_an_open_line(monkeypatch: pytest.MonkeyPatch) -> None:
     err = Terminal()
     sink = TerminalSink(Console(Terminal(), err), Clock())
     sink.write("ab12.0", "stdout", b"50 % so far")
-    sink.progress(job(10, 5))
+    sink.progress(job(10, 5), "")
     assert err.getvalue() == ""
     sink.close()
 

@@ -82,12 +82,15 @@ def test_progress_is_one_display_that_ends_as_a_line(sinks: Any) -> None:
     cell = sinks.run(
         "from kos_cluster.core.records import JobSummary\nsink = output.default_sink()\n"
         "s = JobSummary('j', 'n', 'u', total=8, done=2, failed=0, running=2, since_s=0, nodes=('n1', 'n2'))\n"
+        "w = JobSummary('j', 'n', 'u', total=8, done=2, failed=0, running=0, since_s=0)\n"
         "e = JobSummary('j', 'n', 'u', total=8, done=8, failed=0, running=0, since_s=0, nodes=('n1', 'n2'))\n"
-        "in_thread(('progress', s), ('progress', s), ('finished', e))"
+        "in_thread(('progress', s, ''), ('progress', w, 'No node <answers>.'), ('finished', e))"
     )
     assert [kind for kind, _ in cell.progress()] == ["display_data", "update_display_data", "update_display_data"]
     texts = [content["data"]["text/plain"] for _, content in cell.progress()]
     assert "2/8 done, 2 running on n1, n2" in texts[0]
+    assert "2/8 done, waiting: No node <answers>." in texts[1]
+    assert "2/8 done, waiting: No node &lt;answers&gt;." in cell.progress()[1][1]["data"]["text/html"]
     assert "kos: 8 tasks on n1, n2 in 2.0 s" in texts[-1]
     assert len({content["transient"]["display_id"] for _, content in cell.progress()}) == 1
 
@@ -128,6 +131,20 @@ def test_a_file_gets_only_the_last_line_of_a_bar() -> None:
     stream = io.StringIO()
     bar = LineBar(stream)
     summary = JobSummary("j", "n", "u", total=2, done=1, failed=1, running=0, since_s=0, nodes=("n1",), reruns=1)
-    bar.show(summary)
+    bar.show(summary, "")
     bar.finish(summary)
     assert stream.getvalue() == "kos: 2 tasks on n1 in 2.0 s, 1 failed, 1 run again\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["file", "terminal"])
+def test_on_what_a_task_waits_is_told_once_in_a_line(stream: io.StringIO) -> None:
+    bar = LineBar(stream)
+    for waits in ("", "No node answers. Type 'kos up'.", "No node answers. Type 'kos up'."):
+        bar.show(JobSummary("j", "n", "u", total=1, done=0, failed=0, running=int(not waits), since_s=0), waits)
+    assert stream.getvalue().count("kos: waiting: No node answers. Type 'kos up'.\n") == 1
+    assert stream.getvalue().count("waiting: see above") == 2 * stream.isatty()

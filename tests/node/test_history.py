@@ -26,6 +26,13 @@ def test_a_story_tells_what_happened_on_other_nodes_before() -> None:
     assert memory.stories("job.6") == memory.stories("jo") == []
 
 
+def test_jobs_are_told_the_newest_last() -> None:
+    memory = History("ada")
+    for job in ("old", "new", "old", "other"):
+        memory.arrived(BatchRecord(job, "work", [(0, 1)], 1, 1.0))
+    assert memory.jobs() == ["new", "old", "other"]
+
+
 def test_attempts_of_one_task_stand_in_the_order_of_their_coming() -> None:
     memory = History("ada")
     first = BatchRecord("job", "work", [(0, 1)], 1, 1.0, ends={0: AttemptEnd.WORKER_LOST}, cause="SIGKILL")

@@ -93,6 +93,17 @@ def test_bars_of_a_node_cover_each_other_in_no_lane() -> None:
     assert len(laid) == 3 and all(a.end_s <= b.begin_s for lane in laid for a, b in itertools.pairwise(lane))
 
 
+def test_a_job_whose_submitter_is_gone_is_told_by_its_tasks() -> None:
+    assert report.job_of("j", STORIES["j"]) == JobSummary(
+        "j", "fit", "gone", 3, 2, 1, 0, since_s=100, nodes=(EVIL, "one"), reruns=1
+    )
+
+
+def test_jobs_that_are_left_out_are_counted() -> None:
+    text = Seen(report.page("lab", NODES, JOBS, STORIES, 110.0, left_out=7)).text
+    assert "Only the newest 2 of 9 jobs are told." in text
+
+
 def test_without_any_task_it_says_so() -> None:
     assert "No node remembers a task." in report.page("lab", [], [], {}, 0.0)
 

@@ -265,7 +265,8 @@ class VirtualList {
 function dialog(root, title, body, buttons = []) {
   const heading = el("h3", { id: newId("dialog") }, title);
   const made = el("dialog", { class: "kos-dialog", "aria-labelledby": heading.id });
-  const close = button("Close", "Close", () => made.close());
+  const away = buttons.length ? "Back" : "Close";
+  const close = button(away, away, () => made.close());
   const actions = buttons.map(([text, kind, act]) => {
     const each = button(text, text, () => {
       made.close();
@@ -274,7 +275,6 @@ function dialog(root, title, body, buttons = []) {
     each.classList.add(kind);
     return each;
   });
-  if (actions.length) say(close, "Back");
   made.append(el("div", { class: "kos-dialog-in" }, heading, body, el("footer", {}, close, ...actions)));
   made.addEventListener("click", (event) => event.target === made && made.close());
   made.addEventListener("close", () => made.remove());

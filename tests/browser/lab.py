@@ -6,17 +6,23 @@ import json
 import re
 import socket
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-from tests.e2e.conftest import Machine
+from tests.e2e.conftest import Machine, _until
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 TOKEN = "look"
 
 expect.set_options(timeout=PATIENCE_MS)
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait for what no locator shows; its value."""
+    return _until(condition, what, PATIENCE_MS / 1000)
 
 
 def free_port() -> int:
@@ -25,17 +31,25 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-class Lab:
-    """A browser at a JupyterLab server."""
+class Server(NamedTuple):
+    """A JupyterLab server, which writes its log into a file."""
 
-    def __init__(self, browser: Browser, address: str, machine: Machine, pictures: Path) -> None:
+    address: str
+    pid: int
+    log: Path
+
+
+class Lab:
+    """A browser at a JupyterLab server, which keeps what it has loaded once."""
+
+    def __init__(self, browser: BrowserContext, server: Server, machine: Machine, pictures: Path) -> None:
         self.browser = browser
-        self.address = address
+        self.server = server
         self.machine = machine
         self.pictures = pictures
 
-    def write(self, name: str, *cells: str) -> None:
-        """A notebook file with these cells, for the kernel of KOS."""
+    def write(self, name: str, *cells: str, kernel: str = "kos") -> None:
+        """A notebook file with these cells, for a kernel of KOS."""
         document = {
             "cells": [
                 {
@@ -48,7 +62,7 @@ class Lab:
                 }
                 for n, cell in enumerate(cells)
             ],
-            "metadata": {"kernelspec": {"name": "kos", "display_name": "Python 3 (KOS)", "language": "python"}},
+            "metadata": {"kernelspec": {"name": kernel, "display_name": "Python 3 (KOS)", "language": "python"}},
             "nbformat": 4,
             "nbformat_minor": 5,
         }
@@ -56,8 +70,7 @@ class Lab:
 
     def open(self, name: str, width: int = 1280, height: int = 900) -> Notebook:
         """The notebook, alone in Lab's simple interface, with its kernel started."""
-        page = self.browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(PATIENCE_MS)
+        page = self._new_page(width, height)
         with page.expect_websocket(lambda socket: "/kernels/" in socket.url) as kernel:
             page.goto(self.url(f"doc/tree/{name}?reset"))
         kernel.value.wait_for_event("framereceived", lambda frame: b"kernel_info_reply" in _bytes(frame))
@@ -66,22 +79,29 @@ class Lab:
 
     def page(self, path: str, width: int = 1280, height: int = 900) -> Page:
         """Any other page of the server."""
-        page = self.browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(PATIENCE_MS)
+        page = self._new_page(width, height)
         page.goto(self.url(path))
+        return page
+
+    def _new_page(self, width: int, height: int) -> Page:
+        page = self.browser.new_page()
+        page.set_viewport_size({"width": width, "height": height})
+        page.set_default_timeout(PATIENCE_MS)
         return page
 
     def stop_kernels(self) -> None:
         """As when the server was stopped: no notebook has a kernel any more."""
         asking = {"Authorization": f"token {TOKEN}"}
-        with urllib.request.urlopen(urllib.request.Request(f"{self.address}/api/sessions", headers=asking)) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{self.server.address}/api/sessions", headers=asking)
+        ) as answer:
             sessions = json.load(answer)
         for session in sessions:
-            address = f"{self.address}/api/sessions/{session['id']}"
+            address = f"{self.server.address}/api/sessions/{session['id']}"
             urllib.request.urlopen(urllib.request.Request(address, method="DELETE", headers=asking)).close()
 
     def url(self, path: str) -> str:
-        return f"{self.address}/{path}{'&' if '?' in path else '?'}token={TOKEN}"
+        return f"{self.server.address}/{path}{'&' if '?' in path else '?'}token={TOKEN}"
 
 
 def _bytes(frame: bytes | str) -> bytes:
@@ -116,16 +136,37 @@ class Notebook:
             expect(cell.locator(".jp-InputPrompt")).to_have_text(_NUMBERED)
         return cell
 
-    def restart(self) -> None:
-        """Restart the kernel by the button, and wait until it is ready again."""
-        self.page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="restart"] jp-button').click()
+    def empty(self, index: int) -> None:
+        """Leave nothing of what a cell has shown."""
+        self.write(index, "None")
+        self.run(index)
+        expect(self.cell(index).locator(".jp-OutputArea-output")).to_have_count(0)
+
+    def press(self, name: str) -> None:
+        """A button of the toolbar."""
+        self.page.locator(f'.jp-NotebookPanel-toolbar [data-jp-item-name="{name}"] jp-button').click()
+
+    def accept(self) -> None:
+        """Say yes to what JupyterLab asks or tells."""
         self.page.locator(".jp-Dialog .jp-mod-accept").click()
         self.page.locator(".jp-Dialog").wait_for(state="detached")
+
+    def until_idle(self) -> None:
         self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(state="attached")
+
+    def restart(self) -> None:
+        """Restart the kernel by the button, and wait until it is ready again."""
+        self.press("restart")
+        self.accept()
+        self.until_idle()
 
     @property
     def monitor(self) -> Locator:
         return self.page.locator(".kos-monitor").first
+
+    def look(self) -> None:
+        """Have the monitor in sight; it is told nothing while it is not."""
+        self.monitor.locator(".kos-live").scroll_into_view_if_needed()
 
     def picture(self, name: str, of: Locator | None = None) -> Path:
         path = self._pictures / f"{name}.png"

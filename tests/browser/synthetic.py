@@ -1,14 +1,19 @@
-"""A cluster that is only imagined: 100 nodes whose figures move, and jobs, for monitors in a real browser."""
+"""Monitors in a real browser, of a cluster that is only imagined (100 nodes whose figures move, and jobs), and of the
+real one as another user sees it."""
 
 from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from kos_cluster.core.records import Load, MemberState
 from kos_cluster.services.monitor.sampler import Sampler
 from kos_cluster.services.monitor.snapshot import DONE, RUNNING, JobSight, NodeSight, Snapshot
+from kos_cluster.tasks.cluster import Cluster, connect
+from kos_kernel.dashboard import watch as watches
+from kos_kernel.dashboard.widget import Monitor
 
 
 class ImaginedSampler(Sampler):
@@ -78,16 +83,33 @@ def _job(number: int, now: float, passed_s: float) -> JobSight:
 
 
 def show(count: int = 100, jobs: int = 40) -> Any:
-    """A monitor of it, displayed."""
-    from kos_kernel.dashboard import watch as watches
-    from kos_kernel.dashboard.widget import Monitor
-
+    """A monitor of it."""
     watch = watches.Watch(ImaginedSampler(count, jobs))
     for second in range(90, 0, -1):  # a past
         watch.model.handle(snapshot(time.time() - second, 90.0 - second, count, jobs))
+    return _monitor(watch)
+
+
+class OthersSampler(Sampler):
+    """Snapshots as another user of the cluster has them, whose KOS_HOME this is."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__()
+        self._others = Path(home)
+
+    def cluster(self) -> Cluster:
+        return connect(home=self._others)
+
+
+def show_to(home: str) -> Any:
+    """A monitor of the real cluster, as another user sees it."""
+    return _monitor(watches.Watch(OthersSampler(home)))
+
+
+def _monitor(watch: watches.Watch) -> Any:
+    """A monitor by this watch, in place of the one that this process has of the cluster."""
     before = dict(watches._watches)
-    name = watch.sampler.cluster().name
-    watches._watches[name] = watch
+    watches._watches[watch.sampler.cluster().name] = watch
     try:
         return Monitor()
     finally:

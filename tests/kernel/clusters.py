@@ -9,6 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+
+from kos_cluster.core.roles import Role
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home, private_folder
+from tests.mesh.speaker import authority_of, identity
 
 COMMAND_TIMEOUT_S = 60
 
@@ -35,3 +40,12 @@ def cluster_of(count: int) -> Iterator[str]:
     finally:
         kos("down", home=folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_user(home: Path, role: Role, folder: Path) -> None:
+    """Make `folder` the KOS_HOME of another user of an embedded cluster, with a role of their own."""
+    ours, theirs = ClusterHome(Home(home), EMBEDDED_NAME), ClusterHome(Home(folder), EMBEDDED_NAME)
+    theirs.write(ours.read())
+    identity(authority_of(ours.home), role).save(private_folder(theirs.client))
+    for node in ours.read().nodes:
+        shutil.copy(ours.run(node) / "ready.json", private_folder(theirs.run(node)))

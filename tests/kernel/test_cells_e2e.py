@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.clusters import cluster_of, kos
-from tests.kernel.kernels import Kernel
+from tests.kernel.kernels import Cell, Kernel
 
 COMPLETED_WITHIN_S = 0.05
 STOPPED_WITHIN_S = 3.0  # the promise is 1 s; a loaded machine gets more before a test fails
@@ -266,6 +268,13 @@ def test_remote_output_lands_in_the_cell_that_submitted_it(notebook: Kernel, tmp
     assert (first.text(), second.text(), third.text()) == ("first\n", "second\n", "")
 
 
+def test_what_a_command_prints_lands_in_the_cell_that_typed_it(notebook: Kernel) -> None:
+    """The thread that takes it was started by another cell."""
+    first = ok(notebook.run("import kos_cluster\nkos_cluster.connect().close()\nkos_cluster.connect()"))
+    assert ok(notebook.run("%kos cluster exec node2 echo 7")).text() == "7\n"
+    assert first.text() == ""
+
+
 def test_a_listing_is_shown_where_it_stands_alone(notebook: Kernel) -> None:
     cell = ok(notebook.run("%kos nodes\nfor _ in range(2):\n    %kos status\nx = 1"))
     kinds = [kind for kind, _ in cell.messages if kind != "execute_input"]
@@ -322,6 +331,17 @@ def test_a_report_is_written_beside_the_notebook(notebook: Kernel, tmp_path: Any
     assert "cannot be written" in notebook.run(f"%kos report {tmp_path}/no/out.html").error["traceback"][0]
 
 
+def test_a_report_tells_of_jobs_whose_submitter_is_gone(notebook: Kernel, tmp_path: Any, home: str) -> None:
+    code = "import kos_cluster; print(kos_cluster.connect().submit(pow, 2, 3, name='from before').result())"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, env={**os.environ, "KOS_HOME": home}, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"8\n"
+    wait_for(lambda: "from before" not in ok(notebook.run("%kos ps")).shown()[0])
+    ok(notebook.run(f"%kos report {tmp_path}/out.html"))
+    page = (tmp_path / "out.html").read_text()
+    assert ">from before<" in page and ">gone<" in page and "(from before): done" in page
+
+
 SPIN = "import time\ndef spin(n):\n  end = time.perf_counter() + 0.2\n  while time.perf_counter() < end: pass\n"
 
 
@@ -331,6 +351,7 @@ SPIN = "import time\ndef spin(n):\n  end = time.perf_counter() + 0.2\n  while ti
         "%%kos profile\nlist(kos_cluster.connect().map(spin, range(2)))",
         "%%kos profile\nkos_cluster.connect().gather([kos_cluster.connect().submit(spin, n) for n in range(2)])",
         "%%kos profile run --distribute --over two\nspin(item)",
+        "%%kos profile\nfutures = [kos_cluster.connect().submit(spin, n) for n in two]\nfor f in futures:\n  await f",
     ],
 )
 def test_a_profile_shows_where_the_cells_tasks_spent_their_time(notebook: Kernel, cell: str) -> None:
@@ -344,6 +365,7 @@ def test_a_profile_shows_where_the_cells_tasks_spent_their_time(notebook: Kernel
     ("cell", "sentence"),
     [
         ("%%kos profile\n1 + 1", "there is nothing to profile"),
+        ("%%kos profile\nimport asyncio\nawait asyncio.sleep(0)", "there is nothing to profile"),
         ("%%kos profile\nlist(kos_cluster.connect().map(abs, []))", "there is nothing to profile"),
         ("%%kos profile\nkos_cluster.connect().submit(pow, 2, 3).result()", "less than the 1 ms"),
         ("%%kos profile run\n1", "A cell can only be run"),
@@ -354,6 +376,18 @@ def test_a_profile_of_nothing_is_a_sentence(notebook: Kernel, cell: str, sentenc
     ok(notebook.run("import kos_cluster"))
     (line,) = notebook.run(cell).error["traceback"]
     assert sentence in line
+
+
+def test_a_profile_of_a_cell_that_awaits_shows_its_error_and_is_interrupted(notebook: Kernel) -> None:
+    ok(notebook.run("import asyncio"))
+    cell = notebook.run("%%kos profile\nawait asyncio.sleep(0)\n1 / 0")
+    errors = [content for kind, content in cell.messages if kind == "error"]
+    assert [error["ename"] for error in errors if error["traceback"]] == ["ZeroDivisionError"]
+    cell = notebook.start("%%kos profile\nprint('begun', flush=True)\nawait asyncio.sleep(600)")
+    notebook.wait(lambda: "begun" in cell.text())
+    notebook.interrupt()
+    notebook.wait(lambda: cell.idle)
+    assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError")
 
 
 def test_locks_that_are_held_are_listed(notebook: Kernel) -> None:
@@ -452,12 +486,25 @@ def test_the_first_run_on_a_machine_without_a_cluster_starts_one(short_folder: A
         kos("down", home=str(short_folder))
 
 
+def told(cell: Cell) -> str:
+    """What the progress of a cell's work shows."""
+    return "\n".join(content["data"]["text/plain"] for _, content in cell.progress())
+
+
 def test_a_cluster_that_died_is_told_in_a_sentence(short_folder: Any) -> None:
     kernel = Kernel({"KOS_HOME": str(short_folder)})
     try:
         ok(kernel.run("%load_ext kos_kernel"))
-        ok(kernel.run("%kos up -n 1\nnodes = %kos nodes\nimport os, signal"))
-        ok(kernel.run("os.kill(nodes[0]['pid'], signal.SIGKILL)"))
+        ok(kernel.run("%kos up -n 1\nnodes = %kos nodes\nimport kos_cluster, os, signal"))
+        ok(kernel.run("cluster = kos_cluster.connect()\nos.kill(nodes[0]['pid'], signal.SIGKILL)"))
+        wait_for(lambda: "No node of cluster" in str(kernel.run("cluster.check_reachable()").error))
+        waiting = kernel.start("future = cluster.submit(pow, 2, 5)\nprint(future.result())")
+        kernel.wait(lambda: "waiting: No node of cluster 'local' answers. Type 'kos up'" in told(waiting))
+        kernel.interrupt()
+        kernel.wait(lambda: waiting.idle)
+        ok(kernel.run("future = cluster.submit(pow, 2, 5)"))
+        why = ok(kernel.run("%kos why {future.task}")).shown()
+        assert "waiting" in why[0] and "no node that is alive; node1: it is lost" in why[0]
         for line in ("%kos nodes", "%%kos run --distribute\n1"):
             end = time.monotonic() + 20
             while "'kos up'" not in (sentence := kernel.run(line).error["traceback"])[0]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -23,17 +21,16 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 import kos_cluster as kos_package
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError, KosError, NoSuchTaskError, UnreachableError
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home, private_folder
+from kos_cluster.home import Home
 from kos_cluster.net import kernels as asks
-from kos_cluster.net import tunnel
 from kos_cluster.tasks import kernels as remote_kernels
 from kos_cluster.tasks.kernels import KernelSpec
 from kos_cluster.tasks.options import Options
 from kos_kernel import provisioner
 from tests.kernel import conformance
-from tests.kernel.clusters import cluster_of, kos
+from tests.kernel.clusters import add_user, cluster_of, kos
 from tests.kernel.kernels import Kernel
-from tests.mesh.speaker import authority_of, identity
+from tests.kernel.laptop import Laptop
 
 WAIT_S = 30.0
 NAME = "kos-remote"
@@ -59,30 +56,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert done.returncode == 0, done.stderr
         yield found
         kos_package.connect(home=Path(found)).close()
-
-
-class Laptop:
-    """The links of all tunnels that this process has opened, and whether it may open more."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.links: list[Any] = []
-        self.asleep = False
-        dial = tunnel.dial
-
-        def dialled(*args: Any) -> Any:
-            if self.asleep:
-                raise UnreachableError("The laptop sleeps.")
-            link, received = dial(*args)
-            self.links.append(link)
-            return link, received
-
-        patch.setattr(tunnel, "dial", dialled)
-
-    def cut(self) -> None:
-        """Every link breaks, as both ends see it."""
-        for link in self.links:
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(link.fileno())) as handle:
-                handle.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +85,13 @@ def there(kernel: Kernel) -> remote_kernels.RemoteKernel:
     return found
 
 
-def test_the_kernelspec_says_what_it_needs(home: str, tmp_path: Path) -> None:
+def test_the_kernelspec_says_what_it_needs(tmp_path: Path) -> None:
+    """Without a cluster nobody can say whether a node can run it."""
     words = ("--prefix", str(tmp_path), "--remote", "--cpus", "4", "--memory", "8G", "--on", "node2")
-    assert "4 cores, 8 GiB on node2" in kos("kernel", "install", *words, home=home).stdout
+    done = kos("kernel", "install", *words, home=str(tmp_path / "none"))
+    assert "4 cores, 8 GiB on node2" in done.stdout
+    assert done.stderr.startswith("kos: whether a node can run it is seen when it starts: ")
+    assert done.stderr.count("\n") == 1
     spec = json.loads((tmp_path / "share" / "jupyter" / "kernels" / NAME / "kernel.json").read_text())
     assert spec["metadata"]["kernel_provisioner"] == {
         "provisioner_name": "kos-provisioner",
@@ -257,14 +234,9 @@ def hosts_now() -> set[int]:
 @pytest.fixture(scope="module")
 def others(home: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Role, Path]]:
     """Two more users of the cluster, by their role: the KOS_HOME of each."""
-    ours = ClusterHome(Home(Path(home)), EMBEDDED_NAME)
     homes = {role: tmp_path_factory.mktemp(role) for role in (Role.CLIENT, Role.OBSERVER)}
     for role, folder in homes.items():
-        theirs = ClusterHome(Home(folder), EMBEDDED_NAME)
-        theirs.write(ours.read())
-        identity(authority_of(ours.home), role).save(private_folder(theirs.client))
-        for node in ours.read().nodes:
-            shutil.copy(ours.run(node) / "ready.json", private_folder(theirs.run(node)))
+        add_user(Path(home), role, folder)
     yield homes
     for folder in homes.values():
         kos_package.connect(home=folder).close()
@@ -292,6 +264,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no amount": ({"memory": "much"}, "'much' is not an amount of memory"),
     "no such cluster": ({"cluster": "elsewhere"}, "not in a cluster named 'elsewhere'"),
 }
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--cpus", "999"), "needs 999 slots, it has 1"),
+        (("--memory", "900T"), "needs 921600 GiB, the largest is"),
+        (("--on", "attic"), "No node is named 'attic'. The cluster has node1, node2, node3."),
+    ],
+)
+def test_what_the_cluster_can_never_run_is_not_installed(
+    home: str, tmp_path: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    done = kos("kernel", "install", "--prefix", str(tmp_path), "--remote", *words, home=home)
+    assert done.returncode != 0 and sentence in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -554,7 +554,7 @@ def _pairs(mapping: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(mapping.items())) if mapping else ()
 
 
-def _folder() -> str:
+def current_folder() -> str:
     """The current folder, for the tasks to work in where it exists; empty when it was deleted."""
     try:
         return os.getcwd()
@@ -576,7 +576,7 @@ def _spec(
         modules=shipped.local_modules,
         environ=dict(options.env or {}),
         threads=options.cpus,
-        cwd=_folder(),
+        cwd=current_folder(),
         fresh=options.fresh,
     )
     name = options.name or getattr(fn, "__qualname__", type(fn).__name__)

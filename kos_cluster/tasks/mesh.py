@@ -121,8 +121,8 @@ class Mesh:
         """As `added`, of a job that an earlier owner has driven."""
         self._post(self._resume, ownership.Added(job.id, count, size_bytes, settled))
 
-    def cancel(self, job: Job, index: int | None) -> None:
-        self._post(self._feed, ownership.Cancelled(job.id, index))
+    def cancel(self, job: Job, index: int | None, *, waiting: bool = False) -> None:
+        self._post(self._feed, ownership.Cancelled(job.id, index, waiting))
 
     def close_job(self, job: Job) -> None:
         self._post(self._close_job, job)
@@ -472,9 +472,10 @@ class Mesh:
             name=job.spec.name,
             needs=job.needs,
             retries=options.retries,
-            single=options.fresh or options.timeout is not None or job.spec.yields,
+            single=job.spec.alone or job.spec.yields or options.fresh or options.timeout is not None,
             gang=job.spec.in_place is not None,
             max_parallel=options.max_parallel,
+            group=job.spec.group,
             parent=job.parent,
             inputs=job.spec.reads,
         )

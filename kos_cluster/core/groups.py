@@ -1,0 +1,29 @@
+"""How many batches of each group of jobs are at nodes: jobs of one group share a cap.
+
+Rules. A job without a group is one of its own, and is not counted here. Only groups with batches out are kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from kos_cluster.core.jobrows import JobRow
+
+
+class Groups:
+    """Told of every batch that is sent, and that ends."""
+
+    def __init__(self) -> None:
+        self._out: Counter[str] = Counter()
+
+    def sent(self, job: JobRow) -> None:
+        self._out[job.spec.group] += 1
+
+    def ended(self, job: JobRow) -> None:
+        self._out[job.spec.group] -= 1
+        if not self._out[job.spec.group]:
+            del self._out[job.spec.group]
+
+    def out(self, job: JobRow) -> int:
+        """How many batches count against the job's cap."""
+        return self._out[job.spec.group] if job.spec.group else len(job.batches)

@@ -165,6 +165,12 @@ class Attachment:
             else "Type 'kos up' on one of its machines; if it is no more, 'kos cluster leave' here.",
         )
 
+    def waits_on(self, job_id: str) -> str:
+        """On what a job waits of which nothing is at a node."""
+        if self.by_node:
+            return f"No node can take a task of it now. Type 'kos why {job_id}'."
+        return f"No node of cluster {self._home.name!r} answers. {self.unreachable().hint}"
+
     # ---- nodelink.Listener
 
     def link_gone(self, link: NodeLink, why: str) -> None:

@@ -16,7 +16,6 @@ import concurrent.futures
 import os
 import random
 import secrets
-import sys
 import threading
 import time
 import traceback
@@ -50,7 +49,7 @@ from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.lending import Lending
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
-from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S
+from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S, tell
 from kos_cluster.tasks.renewal import Renewal
 from kos_cluster.tasks.returns import Payloads, Returns
 from kos_cluster.tasks.streaming import Streams
@@ -356,7 +355,7 @@ class Mesh:
             case Item():
                 self.streams.item(link, message, payload)
             case wire.Output(_, job, index, _, stream) if job in self._jobs:
-                self._call_sink(self._jobs[job].sink.write, f"{job}.{index}", stream, bytes(payload))
+                tell(self._jobs[job].sink.write, f"{job}.{index}", stream, bytes(payload))
             case wire.NodeBeat():
                 self._node_beat(link, message)
             case wire.Started(batches):
@@ -370,7 +369,7 @@ class Mesh:
                 self._outgoing.missing(link, hashes)
             case wire.Displays(_, job, index, _) if job in self._jobs:
                 content = msgspec.json.decode(bytes(payload))
-                self._call_sink(self._jobs[job].sink.display, f"{job}.{index}", content)
+                tell(self._jobs[job].sink.display, f"{job}.{index}", content)
             case wire.SyncData():
                 for id_, (load, age_s) in message.loads.items():
                     self._node_load(id_, load, age_s)
@@ -510,7 +509,7 @@ class Mesh:
         job = self._jobs[job_id]
         if job.progress_shown:
             job.progress_shown = False
-            self._call_sink(job.sink.finished, self._core.summary(job_id))
+            tell(job.sink.finished, self._core.summary(job_id))
         if job.parent and not any(self._jobs[other].parent == job.parent for other in self._active):
             self._lending.lend(job.parent, False)
         if job.closed:
@@ -531,13 +530,6 @@ class Mesh:
         for old in over[: max(0, len(over) - JOBS_KEPT)]:
             del self._jobs[old.id]
             self._core.forget(old.id)
-
-    def _call_sink(self, call: Callable[..., None], *args: Any) -> None:
-        try:
-            call(*args)
-        except Exception:
-            sys.stderr.write("kos: showing a task's output failed:\n")
-            traceback.print_exc()
 
     def _renewed(self, credentials: Credentials) -> None:
         """Show another certificate, of the same keys, from now on."""
@@ -593,16 +585,10 @@ class Mesh:
             self._loads[id_] = load, at
             self._feed(ownership.NodeLoad(id_, load))
 
-    def _waits_on(self, job_id: str) -> str:
-        """On what a job waits of which nothing is at a node."""
-        if self._attachment.by_node:
-            return f"No node can take a task of it now. Type 'kos why {job_id}'."
-        return f"No node of cluster {self.home.name!r} answers. {self._attachment.unreachable().hint}"
-
     def _show_progress(self, now: float) -> None:
         for job_id in self._active:
             job = self._jobs[job_id]
             if now - job.since_s >= PROGRESS_AFTER_S:
                 job.progress_shown = True
                 summary = self._core.summary(job_id)
-                self._call_sink(job.sink.progress, summary, "" if summary.running else self._waits_on(job_id))
+                tell(job.sink.progress, summary, "" if summary.running else self._attachment.waits_on(job_id))

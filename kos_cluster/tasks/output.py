@@ -8,6 +8,7 @@ called in the mesh thread and must not block for long; what they raise is report
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -34,6 +35,15 @@ class Sink(Protocol):
 
     def finished(self, summary: JobSummary) -> None:
         """All tasks so far are final. Only after a `progress`; again when more tasks were added since."""
+
+
+def tell(call: Callable[..., None], *args: Any) -> None:
+    """Call a sink's method."""
+    try:
+        call(*args)
+    except Exception:
+        sys.stderr.write("kos: showing a task's output failed:\n")
+        traceback.print_exc()
 
 
 class StandardSink:

@@ -591,4 +591,4 @@ class Mesh:
             if now - job.since_s >= PROGRESS_AFTER_S:
                 job.progress_shown = True
                 summary = self._core.summary(job_id)
-                tell(job.sink.progress, summary, "" if summary.running else self._attachment.waits_on(job_id))
+                tell(job.sink.progress, summary, self._attachment.waits_on(summary))

@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster, connect
     from kos_cluster.tasks.comm.communicator import Communicator
     from kos_cluster.tasks.comm.ranks import comm
-    from kos_cluster.tasks.daskgraph import dask_get
     from kos_cluster.tasks.executor import Executor
     from kos_cluster.tasks.futures import Future
     from kos_cluster.tasks.gangs import Gang
     from kos_cluster.tasks.locking import Lock
     from kos_cluster.tasks.mapresult import MapResult
-    from kos_cluster.tasks.pool import Pool
     from kos_cluster.tasks.registers import Register
     from kos_cluster.tasks.streaming import Stream
 
@@ -39,13 +37,11 @@ __all__ = [
     "Gang",
     "Lock",
     "MapResult",
-    "Pool",
     "Register",
     "Stream",
     "__version__",
     "comm",
     "connect",
-    "dask_get",
     "stay",
 ]
 
@@ -63,8 +59,6 @@ _HOMES = {
     "Gang": "kos_cluster.tasks.gangs",
     "Communicator": "kos_cluster.tasks.comm.communicator",
     "comm": "kos_cluster.tasks.comm.ranks",
-    "Pool": "kos_cluster.tasks.pool",
-    "dask_get": "kos_cluster.tasks.daskgraph",
 }
 
 

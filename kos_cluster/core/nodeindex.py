@@ -162,10 +162,9 @@ class NodeIndex:
         return pool
 
     def _take_in(self, pool: _Pool, now: float) -> None:
-        notes = self._notes[pool.seen - self._first :]
-        fresh = dict(notes)
-        for id_, changed in notes if len(fresh) < len(notes) else ():
-            fresh[id_] = fresh[id_] or changed
+        fresh: dict[str, bool] = {}
+        for id_, changed in self._notes[pool.seen - self._first :]:
+            fresh[id_] = changed or fresh.get(id_, False)
         for id_, changed in fresh.items():
             self._file(pool, id_, now, changed=changed)
 

@@ -22,10 +22,9 @@ class JobSpec(msgspec.Struct, frozen=True):
     name: str
     needs: Needs = Needs()
     retries: int = 3
-    single: bool = False  # one task a batch, sent when a slot is free (a time limit, or a fresh worker each)
+    single: bool = False  # one task a batch (a time limit or a fresh worker each)
     max_parallel: int = 0  # batches at nodes at once, so tasks running at once; 0: no cap
     gang: bool = False  # its tasks are ranks: they go where `RanksPlaced` says, and never run a second time
-    group: str = ""  # jobs of one group share the cap
     parent: str = ""
     inputs: Inputs | None = None  # what its tasks read
 
@@ -153,11 +152,10 @@ class RanksPlaced(msgspec.Struct, frozen=True):
 
 
 class Cancelled(msgspec.Struct, frozen=True):
-    """The user cancels a job, or one task of it; with `waiting` only what no node has yet."""
+    """The user cancels a job, or one task of it."""
 
     job: str
     index: int | None = None
-    waiting: bool = False
 
 
 # ---- effects

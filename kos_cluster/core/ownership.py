@@ -30,7 +30,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kos_cluster.core import reasons
-from kos_cluster.core.groups import Groups
 from kos_cluster.core.jobrows import DONE, FAILED, SENT, STATES, WAITING, BatchRow, JobRow, holds
 from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.ownerevents import (
@@ -143,7 +142,6 @@ class Ownership:
         self._relations = Relations()
         self._batches: dict[int, BatchRow] = {}
         self._next_batch = 1
-        self._groups = Groups()
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event. Unknown jobs, nodes and batches are not errors: messages arrive late and twice."""
@@ -194,8 +192,8 @@ class Ownership:
                 self._relations.elsewhere(nodes)
             case NodeDown(id_, cause):
                 self._node_down(id_, cause, now, effects)
-            case Cancelled():
-                self._cancel(event, now, effects)
+            case Cancelled(id_, index):
+                self._cancel(id_, index, now, effects)
         if self._ready:
             self._dispatch(now, effects)
         return effects
@@ -431,7 +429,6 @@ class Ownership:
         self._batches.pop(batch.number, None)
         if batch.job.batches.pop(batch.number, None) is not None:
             batch.job.history.append(batch)
-            self._groups.ended(batch.job)
         node = self._nodes[batch.node]
         if batch.number in node.batches:
             node.batches.discard(batch.number)
@@ -484,17 +481,16 @@ class Ownership:
 
     # ---- cancelling
 
-    def _cancel(self, event: Cancelled, now: float, effects: list[Effect]) -> None:
-        job, index = self._jobs.get(event.job), event.index
+    def _cancel(self, job_id: str, index: int | None, now: float, effects: list[Effect]) -> None:
+        job = self._jobs.get(job_id)
         if job is None:
             return
         wanted = range(len(job.state)) if index is None else range(index, index + 1)
         by_node: dict[str, list[int]] = {}
-        for batch in [b for b in job.batches.values() if not event.waiting and not b.left.isdisjoint(wanted)]:
+        for batch in [b for b in job.batches.values() if not b.left.isdisjoint(wanted)]:
             by_node.setdefault(batch.node, []).append(batch.number)
             self._cancel_batch(batch, wanted, now, effects)
-        states = (WAITING,) if event.waiting else (WAITING, SENT)
-        self._drop(job, runs_of(i for i in wanted if i < len(job.state) and job.state[i] in states), effects)
+        self._drop(job, runs_of(i for i in wanted if i < len(job.state) and job.state[i] in (WAITING, SENT)), effects)
         effects.extend(CancelAt(node, batches) for node, batches in by_node.items())
         self._idle_check(job, effects)
 
@@ -547,7 +543,7 @@ class Ownership:
         placed = self._index.place(
             job.spec.needs,
             now,
-            prefetch=job.durations.short and not job.spec.single,
+            prefetch=job.durations.short,
             leaning=self._relations.leaning(job, now),
             told=False,
         )
@@ -558,7 +554,7 @@ class Ownership:
         return self._send(job, self._nodes[placed.node], now)
 
     def _capped(self, job: JobRow) -> bool:
-        return 0 < job.spec.max_parallel <= self._groups.out(job)
+        return 0 < job.spec.max_parallel <= len(job.batches)
 
     def _place_ranks(self, job: JobRow, nodes: tuple[str, ...], now: float, effects: list[Effect]) -> None:
         """Send each rank to its slots; all at once, as the whole gang has them."""
@@ -582,7 +578,6 @@ class Ownership:
         number, self._next_batch = self._next_batch, self._next_batch + 1
         batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now)
         self._batches[number] = job.batches[number] = batch
-        self._groups.sent(job)
         node.batches.add(number)
         view.hold(spec.needs)
         self._index.changed(view.id)

@@ -204,8 +204,6 @@ def lacks(needs: Needs, node: Candidate) -> str:
 
 def choose(group: Group[Candidate], leaning: Leaning, rng: random.Random) -> Candidate | None:
     """The best node of one group; None when it is empty, or the task is to be apart from all of them."""
-    if not group:
-        return None
     plain = leaning.layout is Layout.ANY and not leaning.near
     found = group.sample(2 if plain else WIDE_LIMIT, rng)
     for id_ in (leaning.last, *islice(leaning.near, WIDE_LIMIT)):
@@ -215,8 +213,6 @@ def choose(group: Group[Candidate], leaning: Leaning, rng: random.Random) -> Can
     if leaning.apart:
         apart = leaning.apart
         found = [n for n in found if n.id not in apart] or [n for n in group if n.id not in apart]
-    if len(found) == 1:
-        return found[0]
     return min(found, key=lambda node: _score(node, leaning, rng), default=None)
 
 

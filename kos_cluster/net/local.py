@@ -189,5 +189,4 @@ class Environment(msgspec.Struct, frozen=True):
     cwd: str = ""  # used when there is no workspace and the folder exists on the node
     sys_path: list[str] = []  # put in front of sys.path
     fresh: bool = False  # the worker serves one batch and retires
-    serves: int = 0  # tasks that a worker serves before it retires; 0: no limit
     token: str = ""  # makes two otherwise equal environments distinct (one executor's workers from another's)

@@ -54,7 +54,5 @@ def _proportional_bytes(process: Path) -> int:
         lines = (process / "smaps_rollup").read_text().splitlines()
     except _GONE:
         return 0
-    except PermissionError:  # it runs as another user
-        return _resident_bytes(process)
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])}
     return kib.get("Pss_Anon", kib.get("Pss", 0)) * 1024

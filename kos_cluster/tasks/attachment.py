@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 import zmq
 
-from kos_cluster.core.records import Member, MemberState
+from kos_cluster.core.records import JobSummary, Member, MemberState
 from kos_cluster.errors import AuthError, NoSuchNodeError, UnreachableError
 from kos_cluster.home import ClusterFile, ClusterHome
 from kos_cluster.net import wire
@@ -164,6 +164,14 @@ class Attachment:
             if self._file.nodes
             else "Type 'kos up' on one of its machines; if it is no more, 'kos cluster leave' here.",
         )
+
+    def waits_on(self, job: JobSummary) -> str:
+        """On what a job waits of which nothing is at a node; else an empty string."""
+        if job.running:
+            return ""
+        if self.by_node:
+            return f"No node can take a task of it now. Type 'kos why {job.job}'."
+        return f"No node of cluster {self._home.name!r} answers. {self.unreachable().hint}"
 
     # ---- nodelink.Listener
 

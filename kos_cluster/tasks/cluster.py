@@ -508,7 +508,7 @@ class Cluster:
             )
         job = Job(id_ or new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
         if job.needs.near or job.needs.apart:
-            find_related(self, self._mesh, job.needs, driven=bool(id_))
+            find_related(self, self._mesh, job.needs)
         never = self._mesh.why_never(job)
         if never:
             raise _impossible(job, never)
@@ -554,7 +554,7 @@ def _pairs(mapping: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(mapping.items())) if mapping else ()
 
 
-def current_folder() -> str:
+def _folder() -> str:
     """The current folder, for the tasks to work in where it exists; empty when it was deleted."""
     try:
         return os.getcwd()
@@ -576,7 +576,7 @@ def _spec(
         modules=shipped.local_modules,
         environ=dict(options.env or {}),
         threads=options.cpus,
-        cwd=current_folder(),
+        cwd=_folder(),
         fresh=options.fresh,
     )
     name = options.name or getattr(fn, "__qualname__", type(fn).__name__)

@@ -184,8 +184,6 @@ def _pickled(exc: BaseException) -> bytes:
         data = dumps_result(exc)
         if isinstance(data, bytes) and not _unpickles(data):
             data = dumps_result(_Bare(type(exc), exc.args, vars(exc)))
-        if not isinstance(data, bytes) or len(data) > PICKLE_LIMIT_BYTES:  # then its type, with the ends of its text
-            data = dumps_result(_Bare(type(exc), (_clipped(_text_of(exc)),), {}))
     except KosError:  # its type and text travel instead
         return b""
     return data if isinstance(data, bytes) and len(data) <= PICKLE_LIMIT_BYTES else b""
@@ -225,10 +223,10 @@ def _rebuilt(failure: Failure) -> BaseException:
     if failure.pickled:
         try:
             exc = pickle.loads(failure.pickled)
-            if isinstance(exc, _Bare):
-                exc = exc.exception()
         except Exception as error:  # its own constructor may raise anything
             return _substitute(failure, f" (it cannot be rebuilt here: {type(error).__name__}: {error})")
+        if isinstance(exc, _Bare):
+            exc = exc.exception()
         if isinstance(exc, BaseException):
             return exc
     return _substitute(failure, "")

@@ -10,14 +10,13 @@ import functools
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kos_cluster.tasks import modules, references, serialise
 from kos_cluster.tasks.job import part_hash
 
-_GLOBAL = b"\x93"  # the opcode by which a pickle refers to a class or function; other bytes may look like it
 _ATOMS = (int, float, complex, str, bytes, bool, type(None))
 
 
@@ -56,35 +55,13 @@ class Functions:
 
 def ship(payload: bytes) -> Shipped:
     """A pickled callable with all that has to travel beside it."""
-    local, installed = _sorted_out(references.modules_in(payload))
+    referred = references.modules_in(payload)
+    local = modules.local_modules(referred)
     parts = {part_hash(data): data for data in local.values()}
     names = {name: part_hash(data) for name, data in local.items()}
+    local_tops = {name.partition(".")[0] for name in local}
+    installed = modules.third_party(top for name in referred if (top := name.partition(".")[0]) not in local_tops)
     return Shipped(payload, part_hash(payload), names, parts, installed)
-
-
-def with_arguments(shipped: Shipped, payloads: Iterable[bytes]) -> Shipped:
-    """The function with what the arguments of its calls refer to: their local modules, and the packages they name."""
-    referred: set[str] = set()
-    for payload in payloads:
-        if _GLOBAL in payload:
-            referred |= references.modules_in(payload)
-    if not referred:
-        return shipped
-    local, installed = _sorted_out(referred)
-    names = {name: part_hash(data) for name, data in local.items()}
-    return replace(
-        shipped,
-        local_modules={**shipped.local_modules, **names},
-        parts={**shipped.parts, **{names[name]: data for name, data in local.items()}},
-        modules=tuple(sorted({*shipped.modules, *installed})),
-    )
-
-
-def _sorted_out(referred: set[str]) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """The local modules among these and what they need, with their sources; and the installed packages."""
-    local = modules.local_modules(referred)
-    tops = {name.partition(".")[0] for name in local}
-    return local, modules.third_party(top for name in referred if (top := name.partition(".")[0]) not in tops)
 
 
 def _self_contained(fn: object) -> bool:

@@ -43,14 +43,6 @@ class Outcome:
 Settled = Outcome | BaseException | None  # how a task ended; None: cancelled
 
 
-class _Undecoded(Exception):
-    """In the place of a failed task's exception until somebody asks for it; waiters are told of a failure at once."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__()
-        self.outcome = outcome
-
-
 class Future(concurrent.futures.Future[Any]):
     """What `submit` returns. `task` is its id, "JOB.INDEX"; `owner` the connection that it belongs to."""
 
@@ -121,9 +113,6 @@ class Future(concurrent.futures.Future[Any]):
             self._end_as_cancelled()
         elif isinstance(outcome, BaseException):
             self.set_exception(outcome)
-        elif outcome.failed:
-            self._result = outcome  # where it is looked for as an input
-            self.set_exception(_Undecoded(outcome))
         else:
             self.set_result(outcome)
 
@@ -183,8 +172,6 @@ class Future(concurrent.futures.Future[Any]):
     def _await(self, timeout: float | None) -> Any:
         try:
             return super().result(timeout)
-        except _Undecoded as held:
-            return held.outcome
         except KeyboardInterrupt:
             self._cancel_remote()  # the future itself ends when that is known to be done
             raise

@@ -51,8 +51,6 @@ class JobSpec:
     yields: bool = False  # its tasks are generators, and their items are taken one by one
     in_place: Callable[[int, bytes], None] | None = None  # of a gang: called in the mesh thread for a rank that is
     reads: placement.Inputs | None = None  # the blocks that its tasks read, as far as it is known where they are
-    group: str = ""  # jobs of one group share the cap `options.max_parallel`
-    alone: bool = False  # each task travels alone, whatever it takes
 
 
 class Job:
@@ -80,7 +78,6 @@ class Job:
         self._inflows: dict[int, Inflow] = {}  # of tasks that yield, while their streams are held
         self._futures: dict[int, Future] = {}
         self._outcomes: dict[int, Settled] = {}
-        self._when_over: list[Callable[[], None]] = []
 
     # ---- for users
 
@@ -185,22 +182,9 @@ class Job:
         """Cancel every task that is not final, also those that run."""
         self._mesh.cancel(self, None)
 
-    def cancel_waiting(self) -> None:
-        """Cancel the tasks that no node has yet."""
-        self._mesh.cancel(self, None, waiting=True)
-
     def close(self) -> None:
         """No more tasks will be added."""
         self._mesh.close_job(self)
-
-    def when_over(self, call: Callable[[], None]) -> None:
-        """Call this once all tasks have outcomes: now, or in the mesh thread. No task may be added after it."""
-        with self._changed:
-            over = not self._payloads
-            if not over:
-                self._when_over.append(call)
-        if over:
-            call()
 
     def abandon(self, error: BaseException) -> None:
         """The connection is over: everything that is not final ends with this error."""
@@ -300,14 +284,9 @@ class Job:
                     self._outcomes[index] = outcome
                 else:
                     asked.append((future, outcome))
-            over: list[Callable[[], None]] = []
-            if not self._payloads:
-                over, self._when_over = self._when_over, over
             self._changed.notify_all()
         for future, outcome in asked:  # without the lock: callbacks may add tasks
             future.settle(outcome)
-        for call in over:
-            call()
 
     def _new_future(self, index: int) -> Future:
         return Future(

@@ -64,7 +64,7 @@ def _how_it_ended(future: Future, story: Story | None) -> str:
     last = story.attempts[-1] if story is not None and story.attempts else None
     if last is None or last.end is AttemptEnd.FAILED:  # it could not even begin
         return str(future.exception())
-    if last.end in (AttemptEnd.OUT_OF_MEMORY, AttemptEnd.MEMORY_LIMIT):
+    if last.end is AttemptEnd.OUT_OF_MEMORY:
         return f"it ran out of memory ({last.cause})"
     return f"its process ended ({last.cause})"
 

@@ -121,8 +121,8 @@ class Mesh:
         """As `added`, of a job that an earlier owner has driven."""
         self._post(self._resume, ownership.Added(job.id, count, size_bytes, settled))
 
-    def cancel(self, job: Job, index: int | None, *, waiting: bool = False) -> None:
-        self._post(self._feed, ownership.Cancelled(job.id, index, waiting))
+    def cancel(self, job: Job, index: int | None) -> None:
+        self._post(self._feed, ownership.Cancelled(job.id, index))
 
     def close_job(self, job: Job) -> None:
         self._post(self._close_job, job)
@@ -472,10 +472,9 @@ class Mesh:
             name=job.spec.name,
             needs=job.needs,
             retries=options.retries,
-            single=job.spec.alone or job.spec.yields or options.fresh or options.timeout is not None,
+            single=options.fresh or options.timeout is not None or job.spec.yields,
             gang=job.spec.in_place is not None,
             max_parallel=options.max_parallel,
-            group=job.spec.group,
             parent=job.parent,
             inputs=job.spec.reads,
         )
@@ -593,16 +592,9 @@ class Mesh:
             self._loads[id_] = load, at
             self._feed(ownership.NodeLoad(id_, load))
 
-    def _waits_on(self, job_id: str) -> str:
-        """On what a job waits of which nothing is at a node."""
-        if self._attachment.by_node:
-            return f"No node can take a task of it now. Type 'kos why {job_id}'."
-        return f"No node of cluster {self.home.name!r} answers. {self._attachment.unreachable().hint}"
-
     def _show_progress(self, now: float) -> None:
-        for job_id in self._active:
-            job = self._jobs[job_id]
+        for job in map(self._jobs.__getitem__, self._active):
             if now - job.since_s >= PROGRESS_AFTER_S:
                 job.progress_shown = True
-                summary = self._core.summary(job_id)
-                self._call_sink(job.sink.progress, summary, "" if summary.running else self._waits_on(job_id))
+                summary = self._core.summary(job.id)
+                self._call_sink(job.sink.progress, summary, self._attachment.waits_on(summary))

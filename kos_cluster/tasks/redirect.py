@@ -10,7 +10,7 @@ Rules it keeps:
 - what users rely on is as with the original: signatures, errors, the order of results, waiting at the script's end;
 - files of a task are there when its result is; two tasks that write the same file both keep their version;
 - what a worker writes while it is being set up stays with it: otherwise all of them would bring the same files;
-- `mp_context` is accepted and changes nothing.
+- `max_tasks_per_child` above 1 and `mp_context` are accepted and change nothing.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ClusterPool(concurrent.futures.Executor):
             raise ValueError("max_tasks_per_child must be >= 1")
         self._max_workers = max_workers
         self._initializer = (initializer, initargs) if initializer is not None else None
-        self._serves = max_tasks_per_child or 0
+        self._fresh = max_tasks_per_child == 1
         self._lock = threading.Lock()
         self._job: Job | None = None
         self._pending: set[PoolFuture] = set()
@@ -212,17 +212,16 @@ class ClusterPool(concurrent.futures.Executor):
             workspace=_hash(archive),
             environ=_variables(script),
             initializer=initializer,
-            serves=self._serves,
+            fresh=self._fresh,
             token=os.urandom(8).hex(),  # each pool has processes of its own, as the original
         )
         return JobSpec(
             fn=pickle.dumps(run_item, serialise.PROTOCOL),
             environment=environment,
             parts=parts,
-            options=Options(max_parallel=self._max_workers or 0),
+            options=Options(max_parallel=self._max_workers or 0, fresh=self._fresh),
             name=f"{os.path.basename(script.path)} pool",
             modules=installed_imports(script.path, taken.manifest),
-            alone=self._serves > 0,
         )
 
     def _settle_all(self, merger: Merger) -> None:

@@ -1,8 +1,8 @@
 """What a submit finds out of the jobs that its tasks are to be near to or apart from.
 
 Rules: a job of this process is known exactly, and followed. Of the jobs of others the nodes are asked at each submit:
-what is known of them is as old as that. There must be a job to be near to, when a user asks for it; a driver goes on
-when that has ended meanwhile. To be apart from one that is not there is no mistake, for it may come later.
+what is known of them is as old as that. There must be a job to be near to; to be apart from one that is not there is
+no mistake, for it may come later.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.mesh import Mesh
 
 
-def find_related(cluster: Cluster, mesh: Mesh, needs: Needs, *, driven: bool) -> None:
+def find_related(cluster: Cluster, mesh: Mesh, needs: Needs) -> None:
     """Learn where the jobs are that such tasks are to be near to or apart from. Raises PlacementError."""
     own = {job.job for job in mesh.summaries()}
     ids = {member.name: member.id for member in mesh.members}
     mesh.jobs_elsewhere(places((job for job in cluster.jobs() if job.job not in own), ids))
     unknown = mesh.unknown_jobs(needs.near)
-    if unknown and not driven:
+    if unknown:
         raise PlacementError(
             f"No job is called {unknown[0]!r}, so nothing can be near to it.", "Type 'kos ps' for the jobs that run."
         )

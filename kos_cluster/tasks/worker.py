@@ -7,8 +7,7 @@ has one lock.
 
 Rules: user code runs in the main thread. SIGINT means "cancel": it interrupts user code, and only that; the batch's
 remaining tasks then end as cancelled and the worker lives on. Results of `wire.BULK_BYTES` and more go to files in
-the spool. A worker that cannot be set up, has taken more parts than `PARTS_LIMIT_BYTES`, or was interrupted while it
-imported something, asks to be retired.
+the spool. A worker that cannot be set up, or has taken more parts than `PARTS_LIMIT_BYTES`, asks to be retired.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ class Worker:
         self._parts_bytes = 0
         self._functions: dict[str, Callable[..., Any]] = {}
         self._environment: str | None = None  # hash of the one that is applied
-        self._serves = 0  # tasks before it retires; 0: no limit
-        self._served = 0
+        self._serves_once = False
         self._interrupts = Interrupts()
         self._pid = os.getpid()
         self._streams = (sys.stdout, sys.stderr)
@@ -230,7 +228,7 @@ class Worker:
         wanted = local.Environment()
         if run.env:
             wanted = msgspec.msgpack.decode(self._part(run.env), type=local.Environment)
-        self._serves = 1 if wanted.fresh else wanted.serves
+        self._serves_once = wanted.fresh
         environment.apply(wanted, self._part, node=run.node, key=run.env, workspaces=self._spool.parent / "workspaces")
 
     def _run_tasks(self, run: local.Run, indices: list[int], payloads: list[bytes]) -> None:
@@ -289,9 +287,7 @@ class Worker:
                 now = out.started
             before = now
         here.leave()
-        self._served += len(indices)
-        used_up = 0 < self._serves <= self._served or self._parts_bytes > PARTS_LIMIT_BYTES
-        self._flush(batch, out, last=True, retire=used_up or interrupts.broke_import)
+        self._flush(batch, out, last=True, retire=self._serves_once or self._parts_bytes > PARTS_LIMIT_BYTES)
 
     def _run_on(self, run: local.Run, value: Any, out: _Outcomes) -> Any:
         """Run what a call has only made: a coroutine, or, where the owner takes items, a generator."""

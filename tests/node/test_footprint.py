@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,24 +45,6 @@ def test_what_is_shared_with_a_child_counts_once_and_what_the_child_has_counts_t
 
 def test_a_process_that_is_gone_holds_nothing(tmp_path: Path) -> None:
     assert held_bytes(4711, 0, tmp_path) == 0
-
-
-def test_a_child_of_another_user_counts_by_what_may_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that a task has started with sudo: its shared pages cannot be told apart."""
-    process = tmp_path / "4711"
-    (process / "task" / "4711").mkdir(parents=True)
-    (process / "task" / "4711" / "children").write_text("")
-    (process / "statm").write_text("900 300 100 1 0 400 0\n")
-    (process / "smaps_rollup").write_text("")
-    read = Path.read_text
-
-    def denied(path: Path, *args: Any, **kwargs: Any) -> str:
-        if path.name == "smaps_rollup":
-            raise PermissionError(13, "Permission denied")
-        return read(path, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "read_text", denied)
-    assert held_bytes(4711, 0, tmp_path) == 200 * os.sysconf("SC_PAGESIZE")
 
 
 def test_the_high_water_mark_is_left_well_below_it() -> None:

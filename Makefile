@@ -7,7 +7,6 @@ BIN    := $(VENV)/bin
 
 DEV    := $(VENV)/.installed-dev
 BENCH  := $(VENV)/.installed-bench
-OTHERS := $(VENV)/.installed-foreign
 INPUTS := pyproject.toml constraints.txt
 FAULTS := $(addprefix tests/e2e/test_,faults.py partitions.py flagship.py lost_founder.py)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -33,9 +32,8 @@ lint: $(DEV)  ## ruff, mypy, import-linter
 check: $(DEV)  ## the test suite alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# CPython's are in the `test` package of any Python on this machine; cases are read from $$KOS_CASES or ../shared/cases.
-foreign: $(OTHERS)  ## the suites that others wrote, whole: CPython's, joblib's, Dask's collections, recorded cases
-	$(BIN)/python -m pytest tests/foreign -m ""
+foreign: $(DEV)  ## the tests that read cases of others, from $$KOS_CASES or ../shared/cases
+	$(BIN)/python -m pytest tests/foreign
 
 docs: $(DEV)  ## write the parts of the documentation that are made from the code
 	$(BIN)/python -m docs.tables
@@ -65,10 +63,6 @@ $(DEV): $(INPUTS) | $(VENV)/bin/python
 
 $(BENCH): $(INPUTS) | $(DEV)
 	$(PIP) --no-build-isolation --editable '.[dev,bench]'
-	@touch $@
-
-$(OTHERS): $(INPUTS) | $(DEV)
-	$(PIP) --no-build-isolation --editable '.[dev,foreign]'
 	@touch $@
 
 $(VENV)/bin/python:

@@ -203,36 +203,6 @@ def test_a_cap_bounds_what_runs_at_once():
     assert len(dispatches(opened(core, 100, max_parallel=3))) == 3
 
 
-def test_jobs_of_a_group_share_their_cap():
-    core = machine(nodes=4, slots=4)
-    sent = []
-    for job in ("a", "b"):
-        core.handle(own.Opened(own.JobSpec(job, "f", max_parallel=3, group="g")), 1.0)
-        sent += dispatches(core.handle(own.Added(job, 2), 1.0))
-    assert [d.job for d in sent] == ["a", "a", "b"]
-    assert [d.job for d in dispatches(done(core, sent[0]))] == ["b"]
-    core.handle(own.Opened(own.JobSpec("c", "f", max_parallel=3, group="other")), 3.0)
-    assert len(dispatches(core.handle(own.Added("c", 3), 3.0))) == 3
-
-
-def test_a_task_that_travels_alone_waits_for_no_other():
-    core = machine(nodes=1, slots=1)
-    waiting = dispatches(opened(core, 50, single=True))
-    for _ in range(49):  # quick as they are, none is sent before the one that is out has ended
-        assert [count_of(d.runs) for d in waiting] == [1]
-        waiting = dispatches(done(core, waiting.pop()))
-
-
-def test_what_waits_can_be_cancelled_and_the_rest_left_alone():
-    core = machine(nodes=1, slots=1)
-    sent = dispatches(opened(core, 10, max_parallel=1))
-    effects = core.handle(own.Cancelled("j", waiting=True), 1.5)
-    assert own.Dropped("j", [(1, 9)]) in effects and not [e for e in effects if isinstance(e, own.CancelAt)]
-    assert own.JobIdle("j") in done(core, sent[0])
-    assert (core.summary("j").done, core.summary("j").cancelled) == (1, 9)
-    assert core.handle(own.Cancelled("nobody's", waiting=True), 4.0) == []
-
-
 def test_impossible_needs_are_told_with_each_nodes_reason():
     core = machine(nodes=2, slots=2)
     assert core.impossible(Needs(cpus=3)) == (

@@ -241,21 +241,6 @@ class TestCancelling:
         assert worker.out == "started\n"
         assert worker.value(lambda: "alive") == "alive"
 
-    def test_an_interrupted_import_retires_the_worker(self, worker: TestedWorker, tmp_path: Path) -> None:
-        (tmp_path / "slow_module.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
-
-        def load(folder: str) -> None:
-            import sys
-
-            sys.path.insert(0, folder)
-            import slow_module  # noqa: F401
-
-        worker.start(load, [(str(tmp_path),)])
-        started(worker)
-        interrupt(worker)
-        batch = worker.finish()
-        assert batch.failures[0].cancelled and batch.retire
-
     def test_an_interrupt_while_idle_is_ignored(self, worker: TestedWorker) -> None:
         worker.value(lambda: 1)
         interrupt(worker)
@@ -539,10 +524,6 @@ class TestEnvironment:
         worker.value(lambda: 1, env=worker.environment(token="one"))
         batch = worker.run(lambda: 1, [()], env=worker.environment(token="two"))
         assert "second environment" in batch.failures[0].message and batch.retire
-
-    def test_a_worker_retires_after_the_tasks_that_it_serves(self, worker: TestedWorker) -> None:
-        environment = worker.environment(serves=3)
-        assert [worker.run(lambda: 1, [()], env=environment).retire for _ in range(3)] == [False, False, True]
 
     def test_a_fresh_worker_retires_after_one_batch(self, worker: TestedWorker) -> None:
         assert worker.run(lambda: 1, [()], env=worker.environment(fresh=True)).retire

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -69,9 +70,12 @@ def anew(lossy: Mesh) -> Iterator[None]:
     lossy.cluster = kos.connect()
 
 
-def hashed(lines: Lines, wait_s: float = 0.02) -> Callable[[str], str]:
-    """Real work: the digest of a file; a line tells that it was run, and by which attempt, where."""
-    log = str(lines.path)
+def hashed(lines: Lines, wait_s: float = 0.02, go: Path | None = None) -> Callable[[str], str]:
+    """Real work: the digest of a file; a line tells that it was run, and by which attempt, where.
+
+    It takes so long, or until the file `go` is there.
+    """
+    log, awaited = str(lines.path), str(go or lines.path)
 
     def run(path: str) -> str:
         said = " ".join([*(os.environ[name] for name in ("KOS_TASK", "KOS_ATTEMPT", "KOS_NODE")), str(os.getpid())])
@@ -79,15 +83,17 @@ def hashed(lines: Lines, wait_s: float = 0.02) -> Callable[[str], str]:
         os.write(descriptor, said.encode() + b"\n")
         os.close(descriptor)
         time.sleep(wait_s)
+        while not os.path.exists(awaited):
+            time.sleep(wait_s)
         with open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
 
     return run
 
 
-def started(mesh: Mesh, lines: Lines, count: int = 15, **options: Any) -> list[Future]:
-    """A map over the files that is on its way: every node has run something of it."""
-    futures = mesh.cluster.map(hashed(lines), map(str, FILES), **options).futures
+def started(mesh: Mesh, lines: Lines, count: int = 15, go: Path | None = None, **options: Any) -> list[Future]:
+    """A map over the files that is on its way: every node has run something of it, or does so until `go` is there."""
+    futures = mesh.cluster.map(hashed(lines, go=go), map(str, FILES), **options).futures
     until(lambda: len(rows := lines.read()) >= count and len({row[2] for row in rows}) == 3, "all nodes work")
     assert not all(future.done() for future in futures)
     return futures
@@ -119,8 +125,12 @@ def audit(futures: Sequence[Future], lines: Lines) -> set[AttemptEnd]:
 
 
 def fork_servers(mesh: Mesh, node: str) -> list[int]:
-    children = psutil.Process(mesh.pid(node)).children()
-    return [child.pid for child in children if "kos_cluster.tasks.forkserver" in child.cmdline()]
+    found = []
+    for child in psutil.Process(mesh.pid(node)).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "kos_cluster.tasks.forkserver" in child.cmdline():
+                found.append(child.pid)
+    return found
 
 
 def submitted(mesh: Mesh, node: str, fn: Callable[..., Any], *args: Any, **options: Any) -> Future:
@@ -187,22 +197,24 @@ def test_a_node_is_killed_under_a_stream_and_each_item_comes_once(lossy: Mesh):
     assert [attempt.end for attempt in stream.future.story().attempts] == [AttemptEnd.NODE_LOST, AttemptEnd.DONE]
 
 
-def test_a_worker_is_killed_in_the_middle_of_a_map(lossy: Mesh, lines: Lines):
-    futures = started(lossy, lines)
+def test_a_worker_is_killed_in_the_middle_of_a_map(lossy: Mesh, lines: Lines, tmp_path: Path):
+    futures = started(lossy, lines, 3, tmp_path / "go")
     *_, pid = lines.read()[-1]
     os.kill(pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
     assert AttemptEnd.WORKER_LOST in audit(futures, lines)
     (lost,) = [a for f in futures for a in f.story().attempts if a.end is AttemptEnd.WORKER_LOST]
     assert lost.cause.startswith("SIGKILL")
     assert lossy.alive() == 3
 
 
-def test_a_fork_server_is_killed_in_the_middle_of_a_map(lossy: Mesh, lines: Lines):
+def test_a_fork_server_is_killed_in_the_middle_of_a_map(lossy: Mesh, lines: Lines, tmp_path: Path):
     (before,) = fork_servers(lossy, "node2")
-    futures = started(lossy, lines)
+    futures = started(lossy, lines, 3, tmp_path / "go")
     os.kill(before, signal.SIGKILL)
-    assert AttemptEnd.WORKER_LOST in audit(futures, lines)
     until(lambda: fork_servers(lossy, "node2") not in ([], [before]), "there is a new fork server")
+    (tmp_path / "go").touch()  # its workers are ended by now
+    assert AttemptEnd.WORKER_LOST in audit(futures, lines)
     assert submitted(lossy, "node2", os.getenv, "KOS_NODE").result(FINAL_S) == "node2"
     (story,) = [s for f in futures if (s := f.story()) and s.attempts[0].end is AttemptEnd.WORKER_LOST]
     assert story.attempts[0].node == "node2"

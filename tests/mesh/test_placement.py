@@ -89,7 +89,7 @@ def test_a_job_of_another_process_is_known_to_those_that_are_to_be_near_or_apart
         """
         import time
         import kos_cluster as kos
-        print(kos.connect().submit(time.sleep, 60, on="node2", name="web", retries=0).result(), flush=True)
+        print(kos.connect().submit(time.sleep, 600, on="node2", name="web", retries=0).result(), flush=True)
         """
     )
 
@@ -99,7 +99,7 @@ def test_a_job_of_another_process_is_known_to_those_that_are_to_be_near_or_apart
         busy = {m.name for m in heard.members or () if m.id in heard.loads and heard.loads[m.id][0].running}
         return busy == {"node2"} and any(job.name == "web" and job.nodes for job in mesh.cluster.jobs())
 
-    until(runs, "the other process's job is known")
+    until(runs, "the other process's job is known", 90)
     assert mesh.cluster.would_go(apart="web").node == "node1"
     assert "the two are to be apart" in mesh.cluster.would_go(apart="web").nodes["node2"]
     assert mesh.cluster.submit(where, near="web", apart="nobody").result(60) == "node1"  # it has room

@@ -73,7 +73,7 @@ class _Batch:
     in_place: bytes = b""  # of a rank: where it listens, until it has its gang's table
     failed: list[int] = field(default_factory=list)
     waits_for_tasks: bool = False  # that it has submitted itself
-    yielded: int = 0  # items of its one task, if that yields
+    yielded: int = 0  # items of its one task, if that yields; those of earlier attempts included
     wanted: int = 1  # up to which it may yield
 
     @property
@@ -157,8 +157,8 @@ class Batches:
         record.received_bytes = len(payload)
         order = list(indices_of(message.runs))
         batch = self._batches[key] = _Batch(owner, message, payload, record, order, set(order), missing)
-        if message.stream is not None:
-            batch.wanted = message.stream[1]
+        if message.stream is not None:  # what its owner has already need not be yielded to anybody
+            batch.yielded, batch.wanted = message.stream
         self._parts.pin(message.parts)
         for hash_ in missing:
             self._by_part.setdefault(hash_, set()).add(key)
@@ -292,6 +292,9 @@ class Batches:
     def tick(self, now: float) -> None:
         """Report what has started, stop what is late."""
         self._carry_out(self._queue.tick(now))
+        for key, batch in list(self._batches.items()):
+            if batch.message.stream is not None and batch.record.started_s is not None:
+                self._told_to_wait(key, batch)  # a second attempt may have nothing to yield before it must wait
         started: dict[int, tuple[OwnerState, list[int]]] = {}
         wall = time.time()
         for batch in self._batches.values():
@@ -455,7 +458,7 @@ class Batches:
         """Pass an item on. When its task has to wait then, its slots can serve others: a taker may wait for those."""
         owner = batch.owner
         batch.record.returned_bytes += len(payload) + (message.large[1] if message.large else 0)
-        batch.yielded = message.position + 1
+        batch.yielded = max(batch.yielded, message.position + 1)
         item = Item(batch.message.batch, owner.next_serial, message.position, message.large)
         self._deliver(owner, item, payload)
         self._told_to_wait(key, batch)

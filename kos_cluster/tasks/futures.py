@@ -65,6 +65,7 @@ class Future(concurrent.futures.Future[Any]):
         self._ask_story = story
         self._keeps = False
         self._kept: Outcome | None = None  # as it came, when it is kept
+        self._viewed = False  # what it was unpickled to may be views of its payload
         self._hash = ""
 
     @property
@@ -136,8 +137,10 @@ class Future(concurrent.futures.Future[Any]):
         """
         with self._condition:
             if isinstance(self._result, Outcome) and self._kept is None:
-                # Who unpickles it at this moment may get views of the payload, and change it through them later.
-                self._kept = self._result = replace(self._result, payload=bytes(self._result.payload))
+                # Who unpickles it at this moment may get views of the payload, and change it through them later. Else
+                # it must be the same object: blocks that it refers to live as long.
+                outcome = self._result
+                self._kept = replace(outcome, payload=bytes(outcome.payload)) if self._viewed else outcome
             if self._kept is not None or not self.done() or self.cancelled() or self._exception is not None:
                 self._keeps = True
                 return
@@ -191,9 +194,11 @@ class Future(concurrent.futures.Future[Any]):
 
     def _decoded(self, outcome: Outcome) -> Any:
         """Unpickle once; what comes out stays."""
-        kept = replace(outcome, payload=memoryview(outcome.payload).toreadonly()) if self._keeps else outcome
+        with self._condition:
+            self._viewed = not self._keeps
         try:
-            value = kept.value()
+            readable = outcome if self._viewed else replace(outcome, payload=memoryview(outcome.payload).toreadonly())
+            value = readable.value()
         except BaseException as error:
             with self._condition:
                 self._keep(outcome)  # it tells the node, for tasks that are passed this future

@@ -124,6 +124,16 @@ def test_references_to_blocks_are_passed_on_and_resolved_where_the_task_is(mesh:
     assert inside.result(WAIT_S) == 7, "a task that waits keeps it"
 
 
+def test_a_result_that_stayed_where_it_was_made_is_read_there(mesh: Mesh):
+    stayed = mesh.cluster.submit(lambda: kos.stay(np.arange(300_000)), on="node1")
+    concurrent.futures.wait([stayed], WAIT_S)
+    for number in range(3):  # the future keeps what it refers to, whoever has read it before
+        gc.collect()
+        assert mesh.cluster.submit(lambda a, n: int(a[n]), stayed, number).result(WAIT_S) == number
+    late = mesh.cluster.submit(lambda a: len(a), mesh.cluster.submit(lambda: kos.stay(np.arange(200_000))))
+    assert late.result(WAIT_S) == 200_000
+
+
 def test_a_failed_input_is_named_with_its_node_and_the_chain(mesh: Mesh):
     broken = mesh.cluster.submit(int, "ten", on="node2")
     second = mesh.cluster.submit(add, broken, 1)

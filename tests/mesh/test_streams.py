@@ -144,6 +144,26 @@ def test_after_a_lost_worker_the_stream_goes_on_where_it_was(mesh: Mesh, tmp_pat
     assert [attempt.end for attempt in story.attempts] == [AttemptEnd.WORKER_LOST, AttemptEnd.DONE]
 
 
+def test_a_stream_that_waits_is_lost_and_waits_again_with_its_slot_lent(mesh: Mesh):
+    def numbered(stop: int) -> Iterator[tuple[int, int]]:
+        for number in range(stop):
+            yield number, os.getpid()
+
+    def waits() -> bool:
+        return any("more of what it yields is taken" in row.why for row in mesh.cluster.why(stream.task))
+
+    stream = mesh.cluster.submit(numbered, 1_000)
+    _, first = next(stream)
+    until(waits, "it waits", WAIT_S)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: len(stream.future.story().attempts) == 2, "it runs again", WAIT_S)
+    until(waits, "it waits again", WAIT_S)
+    assert mesh.cluster.status()["running"] == 0
+    rest = list(stream)
+    assert [number for number, _ in rest] == list(range(1, 1_000))
+    assert {pid for _, pid in rest} - {first}, "the second attempt brought the others"
+
+
 def test_close_stops_the_generator_where_it_waits_and_where_it_runs(mesh: Mesh, tmp_path: Path):
     waiting, running = tmp_path / "waiting", tmp_path / "running"
 

@@ -251,6 +251,12 @@ def _add_run(commands: _Commands) -> None:
     run.add_argument(
         "--detach", action="store_true", help="print its id and return: it goes on without this machine ('kos attach')"
     )
+    run.add_argument(
+        "--gang", type=count, metavar="N", help="run it (or a cell) as N ranks that start all together or not at all"
+    )
+    run.add_argument(
+        "--restarts", type=count_or_zero, default=0, metavar="N", help="of a gang: start all anew after a lost rank"
+    )
     _add_needs(run)
     _add_affinities(run)
     run.add_argument("--timeout", type=duration, metavar="TIME", help="stop it after this time, for example 15m")

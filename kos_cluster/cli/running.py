@@ -53,6 +53,8 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
     options = placing(parsed) | {"timeout": parsed.timeout, "retries": parsed.retries or 0, "env": env}
     if parsed.detach:
         return _detached(cluster, parsed, console, options)
+    if parsed.gang:
+        return _gang(cluster, parsed, console, options)
 
     def work(sink: TerminalSink) -> int:
         if not parsed.distribute:
@@ -80,6 +82,25 @@ def _detached(cluster: Cluster, parsed: argparse.Namespace, console: Console, op
     console.answer(job.id)
     console.note(f"kos: it goes on without this machine; 'kos attach {job.id}' shows it from any.")
     return 0
+
+
+def _gang(cluster: Cluster, parsed: argparse.Namespace, console: Console, options: dict[str, Any]) -> int:
+    """Run the command as each rank of a gang; a Python script with a copy of the folder."""
+    from kos_cluster.tasks import launching
+
+    def report(sentence: str) -> None:
+        console.note(f"kos: {sentence}")
+
+    def work(sink: TerminalSink) -> int:
+        if launching.is_script(parsed.argv):
+            program = launching.script_program(
+                parsed.argv, folder(), redirect=False, report=report, sink=sink, **options
+            )
+        else:
+            program = launching.command_program(parsed.argv, sink=sink, **options)
+        return launching.run_gang(cluster, program, parsed.gang, parsed.restarts, report)
+
+    return _streamed(console, work)
 
 
 def needs_of(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -116,10 +137,23 @@ def _check(parsed: argparse.Namespace) -> None:
                 f"--{option} belongs to a notebook's cell, '%%kos run --distribute --{option} ...'.",
                 "Leave it out on the command line.",
             )
+    check_gang(parsed)
     if not parsed.argv:
         raise UsageError("Nothing to run was given.", "Type for example: kos run --distribute script.py")
     if parsed.no_redirect and not parsed.distribute:
         raise UsageError("--no-redirect only means something with --distribute.", "Leave it out, or add --distribute.")
+
+
+def check_gang(parsed: argparse.Namespace) -> None:
+    """Raises UsageError for what does not go with --gang, or not without it."""
+    if not parsed.gang and parsed.restarts:
+        raise UsageError("--restarts only means something with --gang.", "Leave it out, or add --gang N.")
+    for option in ("detach", "distribute", "retries"):
+        if parsed.gang and getattr(parsed, option):
+            raise UsageError(
+                f"--{option} does not go with --gang.",
+                "A gang starts anew as a whole: --restarts N." if option == "retries" else "Leave out one of the two.",
+            )
 
 
 def _check_node(cluster: Cluster, name: str) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ from kos_cluster.tasks import (
     kernels,
     output,
     profiling,
+    script,
     serialise,
     showing,
     streaming,
 )
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.blocks import BlockRef, Read, named_in
+from kos_cluster.tasks.comm.ranks import ProgramCall
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.gangs import Gang, prepared
@@ -179,6 +182,11 @@ class Cluster:
         read = self._mesh.blocks.read_by((payload,))
         spec = _spec(call, shipped, options, compat.needed(shipped.modules, (payload,)), read)
         return Gang(self._mesh, self._launch, spec, payload, n, restarts)
+
+    def gang_program(self, program: Program, n: int, restarts: int) -> Gang:
+        """A script or command as the program of each rank, which may call `kos.comm()` itself."""
+        spec = replace(program.spec, fn=serialise.dumps_callable(ProgramCall(script.run_command)))
+        return Gang(self._mesh, self._launch, spec, program.payload, n, restarts)
 
     def detach(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> DetachedJob:
         """As `map`, as a detached job: it goes on without this process and this machine.

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kos_cluster.errors import UsageError
+from kos_cluster.errors import GangError, UsageError
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import script, serialise
 from kos_cluster.tasks.changes import Merger, MergeReport, describe, left_out_error
+from kos_cluster.tasks.failures import TaskExitedError
 from kos_cluster.tasks.job import JobSpec
 from kos_cluster.tasks.modules import installed_imports
 from kos_cluster.tasks.options import Options
@@ -75,6 +76,30 @@ def run_script(
 def run_command(cluster: Cluster, command: str | Sequence[str], **options: Any) -> int:
     """Run a command on a node, without any file of the user's; see `command_program`. Returns its exit code."""
     return _run(cluster, command_program(command, **options))[1].exit_code
+
+
+def run_gang(cluster: Cluster, program: Program, ranks: int, restarts: int, report: Report = to_stderr) -> int:
+    """Run a program as each rank of a gang. Returns 0, or the exit code of the first rank that failed.
+
+    Files come back from rank 0 alone. Raises GangError when a rank was lost.
+    """
+    gang = cluster.gang_program(program, ranks, restarts)
+    try:
+        results: list[CommandResult] = gang.result()
+    except GangError as error:
+        if not isinstance(error.__cause__, TaskExitedError):
+            raise
+        report(error.message)
+        return error.__cause__.exit_code
+    if program.taken is not None:
+        merge_files(Merger(program.taken.folder, program.taken.manifest), f"{gang.id}.0", results[0], report)
+    return 0
+
+
+def is_script(argv: Sequence[str]) -> bool:
+    """Whether a command is a Python script, perhaps with a "python" in front."""
+    words = argv[1:] if argv and os.path.basename(argv[0]) in PYTHONS else argv
+    return bool(words) and words[0].endswith(".py")
 
 
 def script_program(

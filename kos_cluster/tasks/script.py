@@ -46,6 +46,7 @@ def run_command(
     environ: Mapping[str, str] | None = None,
     redirect: bool = False,
     script: str | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> CommandResult:
     """Run a command in this worker's folder and wait for it.
 
@@ -56,7 +57,7 @@ def run_command(
     folder = workspace_around(Path.cwd())
     words = _command(argv, shell=shell, script=script if redirect else None)
     try:
-        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=_environment(given))
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=_environment(given), pass_fds=pass_fds)
     except OSError as error:
         return _not_started(words[0], error)
     code = _wait(child)

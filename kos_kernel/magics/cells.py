@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kos_cluster.errors import KosError, UsageError
+from kos_cluster.errors import GangError, KosError, UsageError
 from kos_cluster.tasks.failures import fold
 from kos_kernel.attaching import ensure_cluster
 from kos_kernel.magics.command import words
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import argparse
 
     from IPython.core.interactiveshell import InteractiveShell
+
+    from kos_cluster import Cluster
 
 LOST_RETRIES = 3  # of an element of --over; a single cell is not rerun, since its output would repeat
 
@@ -39,7 +41,9 @@ def run(shell: InteractiveShell, line: str, cell: str) -> None:
         refuse_syntax(shell, error)
     travel = _Travel(shell.user_ns, cell, names, imported_modules(source))
     options = submit_options(parsed, f"cell {shell.displayhook.prompt_count}")
-    if parsed.over is None:
+    if parsed.gang:
+        travel.gang(options, parsed.gang, parsed.restarts)
+    elif parsed.over is None:
         travel.single(options, parsed.retries or 0)
     else:
         retries = LOST_RETRIES if parsed.retries is None else parsed.retries
@@ -50,18 +54,22 @@ def parse(line: str) -> argparse.Namespace:
     """The options of the line, by the grammar of the `kos` command. Raises UsageError."""
     from kos_cluster.cli.grammar import Shown
     from kos_cluster.cli.grammar import parse as parse_command
+    from kos_cluster.cli.running import check_gang
 
     try:
         parsed = parse_command(words(line))
     except Shown as shown:
         raise UsageError(shown.text) from None
-    if parsed.action != "run" or not parsed.distribute:
-        raise UsageError("A cell can only be run.", "Start it with '%%kos run --distribute'.")
+    if parsed.action != "run" or not (parsed.distribute or parsed.gang):
+        raise UsageError("A cell can only be run.", "Start it with '%%kos run --distribute', or '%%kos run --gang N'.")
     if parsed.detach:
         raise UsageError(
             "A cell cannot be detached, for its variables would have nowhere to come back to.",
             "Detach a script with '%kos run --detach', or a function with cluster.detach(fn, elements).",
         )
+    check_gang(parsed)
+    if parsed.gang and parsed.over is not None:
+        raise UsageError("--over does not go with --gang.", "Share the elements out by kos.comm().rank.")
     if parsed.over is not None and not parsed.over.isidentifier():
         raise UsageError(
             f"--over takes the name of a variable, not {parsed.over!r}.",
@@ -118,10 +126,26 @@ class _Travel:
     def single(self, options: dict[str, Any], retries: int) -> None:
         remote = self._pack(self._names, value_back=False)
         (answer,) = self._run(remote, [None], [None], {**options, "retries": retries, "fresh": True})
+        self._assign(answer)
+
+    def _assign(self, answer: Answer) -> None:
         unpacking = self._open(answer)
         self._namespace.update(dict(unpacking))
         for name, reason in {**answer.left_out, **unpacking.missing}.items():
             _warn(f"{name!r} does not come back: {reason}")
+
+    def gang(self, options: dict[str, Any], ranks: int, restarts: int) -> None:
+        """The cell on each rank; what it assigns on rank 0 comes back."""
+        remote = self._pack(self._names, value_back=False)
+        gang = self._cluster(options.pop("cluster")).gang(remote, ranks, restarts=restarts, **options)
+        try:
+            answer = gang.result()[0]
+        except GangError as error:
+            self._raise(error.__cause__ if isinstance(error.__cause__, CellError) else error, [])
+        except BaseException as error:
+            gang.cancel()
+            self._raise(error, [])
+        self._assign(answer)
 
     def over(self, items: list[Any], out: str | None, options: dict[str, Any]) -> None:
         packed, wanted = self._pack_items(items)
@@ -172,12 +196,7 @@ class _Travel:
         self, remote: RemoteCell, indices: Sequence[int | None], items: Sequence[Parcel | None], options: dict[str, Any]
     ) -> list[Answer]:
         """The answers for all items, in order. Raises what the cell raised, shown as it was raised there."""
-        import kos_cluster as kos
-
-        name = options.pop("cluster")
-        ensure_cluster(name)
-        cluster = kos.connect(name)
-        cluster.check_reachable()
+        cluster = self._cluster(options.pop("cluster"))
         # A job of its own, which is forgotten with its variables when it is done.
         results = cluster.map(remote, indices, items, **options)
         try:
@@ -186,6 +205,15 @@ class _Travel:
             others = results.failures()
             results.cancel()
             self._raise(error, others)
+
+    def _cluster(self, name: str | None) -> Cluster:
+        """The cluster of that name, started if need be, once one of its nodes answers."""
+        import kos_cluster as kos
+
+        ensure_cluster(name)
+        cluster = kos.connect(name)
+        cluster.check_reachable()
+        return cluster
 
     def _raise(self, failed: BaseException, others: Sequence[BaseException]) -> NoReturn:
         if isinstance(failed, CellError):

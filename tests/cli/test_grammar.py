@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from kos_cluster.cli.grammar import Shown, build_parser, parse
+from kos_cluster.cli.running import check_gang
 from kos_cluster.errors import UsageError
 
 
@@ -144,3 +145,11 @@ def test_every_action_has_its_function() -> None:
     names = {name for names in MODULES.values() for name in names}
     assert {"up", "exec", "bench", "story"} <= names
     assert all(callable(_action(name)) for name in names - {"exec", "run"})
+
+
+@pytest.mark.parametrize(
+    "words", ["--gang 2 --detach", "--gang 2 --distribute", "--gang 2 --retries 1", "--restarts 2", "--gang 0"]
+)
+def test_what_does_not_go_with_a_gang_is_refused(words: str) -> None:
+    with pytest.raises(UsageError, match="--gang"):
+        check_gang(parse(["run", *words.split(), "hostname"]))

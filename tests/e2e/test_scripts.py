@@ -267,3 +267,26 @@ def test_a_script_whose_worker_dies_is_not_run_again_unless_asked(local: Any, fo
     assert "SIGKILL, cause unknown" in once.stderr
     again = local.kos("run", "--distribute", "--retries", "1", "die.py")
     assert (again.returncode, marks.read_text()) == (13, "xxx")
+
+
+def test_a_script_runs_as_the_ranks_of_a_gang(local: Any, folder: Path) -> None:
+    (folder / "ranks.py").write_text(
+        "import os, sys, pathlib, kos_cluster as kos\n"
+        "comm = kos.comm()\n"
+        "os.write(1, f'sum {comm.allreduce(comm.rank + 1)}\\n'.encode())  # in one piece\n"
+        "pathlib.Path(f'rank{comm.rank}.txt').write_text('here')\n"
+        "if comm.rank == 1 and sys.argv[1:]:\n"
+        "    sys.exit(int(sys.argv[1]))\n"
+        "comm.barrier()\n"
+    )
+    done = local.kos("run", "--gang", "2", "--spread", "python", "ranks.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["sum", "3", "sum", "3"]
+    assert (folder / "rank0.txt").read_text() == "here" and not (folder / "rank1.txt").exists()
+    failed = local.kos("run", "--gang", "2", "ranks.py", "7")
+    assert failed.returncode == 7, failed.stderr
+    assert "Rank 1 on node" in failed.stderr
+    told = local.ok("run", "--gang", "2", "sh", "-c", "echo $RANK of $WORLD_SIZE at $MASTER_PORT")
+    assert sorted(line.partition(" at ")[0] for line in told.splitlines()) == ["0 of 2", "1 of 2"]
+    refused = local.kos("run", "--gang", "9", "hostname")
+    assert refused.returncode == 12 and "9 ranks of 1 slot each do not fit" in refused.stderr

@@ -516,3 +516,15 @@ def test_a_cluster_that_died_is_told_in_a_sentence(short_folder: Any) -> None:
     finally:
         kernel.stop()
         kos("down", home=str(short_folder))
+
+
+def test_a_cell_runs_as_the_ranks_of_a_gang_and_rank_0_assigns(notebook: Kernel) -> None:
+    ok(
+        notebook.run(
+            "%%kos run --gang 2\nimport kos_cluster as kos\ntotal = kos.comm().allreduce(kos.comm().rank + 1)\n"
+            "rank = kos.comm().rank"
+        )
+    )
+    assert ok(notebook.run("(total, rank)")).shown() == ["[execute_result] (3, 0)"]
+    failed = notebook.run("%%kos run --gang 2\nimport kos_cluster as kos\nif kos.comm().rank == 1: {}['no such']")
+    assert failed.error["ename"] == "KeyError" and ".1 on node" in failed.error["traceback"][0]

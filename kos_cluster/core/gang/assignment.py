@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kos_cluster.core.capacity import slots_told
 from kos_cluster.core.records import Layout
 
 RANKS_LIMIT = 1024  # of one gang
@@ -40,15 +41,24 @@ def never(ranks: int, slots: int, rooms: Sequence[Room]) -> str:
     total = sum(room.at_most for room in rooms)
     if total >= ranks:
         return ""
-    each = f"{ranks} rank{'s' * (ranks != 1)} of {slots} slot{'s' * (slots != 1)} each"
-    return f"{each} do not fit: the cluster holds {total} of them at most ({_listed(rooms, at_most=True)})"
+    each = f"{_told(ranks)} of {slots_told(slots)}{' each' * (ranks != 1)}"
+    return f"{each} {_fits_not(ranks)}: the cluster holds {total} of them at most ({_listed(rooms, at_most=True)})"
 
 
 def waits(ranks: int, rooms: Sequence[Room], layout: Layout) -> str:
     """Why the ranks do not fit now."""
     free = sum(room.now for room in rooms)
     shape = "" if layout is Layout.ANY or free < ranks else f" in the shape asked for ({layout.value})"
-    return f"{ranks} ranks do not fit now{shape}; there is room for {free} ({_listed(rooms, at_most=False)})"
+    told = f"{_told(ranks)} {_fits_not(ranks)} now{shape}"
+    return f"{told}; there is room for {free} ({_listed(rooms, at_most=False)})"
+
+
+def _told(ranks: int) -> str:
+    return f"{ranks} rank{'s' * (ranks != 1)}"
+
+
+def _fits_not(ranks: int) -> str:
+    return "does not fit" if ranks == 1 else "do not fit"
 
 
 def _listed(rooms: Sequence[Room], *, at_most: bool) -> str:

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from kos_cluster.errors import StateError, UsageError
+from kos_cluster.errors import RankGoneError, StateError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.local import HOST_VARIABLE
@@ -28,6 +30,7 @@ from kos_cluster.tasks.comm.endpoint import Endpoint, Listeners
 from kos_cluster.tasks.comm.table import Table
 from kos_cluster.tasks.context import here
 
+RANK_GONE_CODE = 75  # of a program that ended because another rank had (EX_TEMPFAIL)
 DESCRIPTORS = "KOS_RANK_FDS"  # in a program's environment: its listeners and its table
 
 _current: Communicator | None = None
@@ -69,7 +72,10 @@ class RankCall:
 
 
 class ProgramCall:
-    """A function that starts a program, as the task of each rank: it is called with `pass_fds` beside its own."""
+    """A function that starts a program, as the task of each rank: it is called with `pass_fds` beside its own.
+
+    A program that ends with another exit code than 0 ends its rank with that, so that the others do not wait for it.
+    """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
@@ -84,9 +90,14 @@ class ProgramCall:
             os.environ.update(variables(table, here.index))
             os.environ[DESCRIPTORS] = ",".join(map(str, descriptors))
             try:
-                return self.fn(*args, **kwargs, pass_fds=descriptors)
+                result = self.fn(*args, **kwargs, pass_fds=descriptors)
             finally:
                 listeners.close()
+        if result.exit_code == RANK_GONE_CODE:
+            raise RankGoneError(f"The program of rank {here.index} waited for a rank that has ended.")
+        if result.exit_code:
+            raise SystemExit(result.exit_code)
+        return result
 
 
 def variables(table: Table, rank: int) -> Mapping[str, str]:
@@ -129,12 +140,28 @@ def _inherited(descriptors: str) -> Communicator:
         remote, local, held, file = map(int, descriptors.split(","))
         table = msgspec.msgpack.decode(os.pread(file, os.fstat(file).st_size, 0), type=Table)
         listeners = Listeners(*(socket.socket(fileno=fd) for fd in (remote, local, held)))
-        return Communicator(Endpoint(int(os.environ["RANK"]), table, listeners, _own_credentials))
+        made = Communicator(Endpoint(int(os.environ["RANK"]), table, listeners, _own_credentials))
     except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
         raise StateError(
             f"This process cannot be a rank of its gang: {error}.",
             "Call kos.comm() in the program that 'kos run --gang' started itself, not in one that it starts.",
         ) from None
+    _tell_when_gone()
+    return made
+
+
+def _tell_when_gone() -> None:
+    """Let the end of another rank be told from an error of this one, by the exit code."""
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+        shown(kind, error, frames)
+        if isinstance(error, RankGoneError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(RANK_GONE_CODE)
+
+    sys.excepthook = hook
 
 
 def _own_credentials() -> Credentials:

@@ -50,7 +50,7 @@ def test_the_next_gang_is_planned_around_what_the_first_was_promised():
     assert both == [4, 4]
     assert machine.handle(wanted("c", 1), nodes(0, 0), {}, 0.0) == []
     standing = machine.standing("me/c")
-    assert standing is not None and standing.waits.startswith("1 ranks do not fit now; there is room for 0")
+    assert standing is not None and standing.waits.startswith("1 rank does not fit now; there is room for 0")
 
 
 def refused_tries(machine: s.GangScheduler, count: int) -> list[tuple[float, s.Reserve]]:

@@ -70,7 +70,7 @@ class Attached:
         self._stream.close()
 
     def write(self, block: str, pieces: list[bytes | memoryview]) -> str:
-        """Make a block, which is held until `release`; the id of the node that has it now. Raises ArenaFullError."""
+        """Make a block, held until it is passed on; the id of the node that has it now. Raises ArenaFullError."""
         size_bytes = sum(memoryview(piece).nbytes for piece in pieces)
         segment = self._given(block, lambda serial: protocol.Create(serial, block, size_bytes))
         try:
@@ -104,9 +104,16 @@ class Attached:
 
     def release(self, block: str) -> None:
         """Tell the arena that a block is not needed here any more."""
+        self._tell(protocol.Release(block))
+
+    def passed_on(self, block: str) -> None:
+        """Tell the arena that somebody else keeps what was written here. It is no release of what was read since."""
+        self._tell(protocol.PassedOn(block))
+
+    def _tell(self, message: protocol.Release | protocol.PassedOn) -> None:
         if not self.usable:
             return  # a fork holds nothing; a broken connection neither
-        self._unsent.append(_encode(protocol.Release(block)))
+        self._unsent.append(_encode(message))
         self._send_releases()
 
     # ---- inside

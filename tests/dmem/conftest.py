@@ -84,7 +84,7 @@ class Served:
         here = self.attach()
         here.write(block, [content])
         self.keep(block, pin=pin)
-        here.release(block)
+        here.passed_on(block)
 
     def stop(self) -> None:
         if self._thread.is_alive():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import socket
 import threading
 import weakref
@@ -41,7 +42,7 @@ def attached(folder: Path) -> Attached:
     """This process's connection to the arena in that folder. Raises UnreachableError."""
     with _attaching:
         known = _attached.get(folder)
-        if known is None or not known.usable:
+        if known is None or not known.usable or known.left:
             if known is not None:
                 known.close()
             known = _attached[folder] = Attached(folder)
@@ -63,6 +64,13 @@ class Attached:
     @property
     def usable(self) -> bool:
         return not self._broken and self._pid == os.getpid()
+
+    @property
+    def left(self) -> bool:
+        """Whether the arena has closed the connection, as one does that was started anew."""
+        poll = select.poll()
+        poll.register(self._stream, 0)  # a hang-up is told unasked
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Give back everything that is held; what is mapped can still be read."""

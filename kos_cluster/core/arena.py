@@ -83,7 +83,7 @@ class AllocationFailed(msgspec.Struct, frozen=True):
 
 
 class Seal(msgspec.Struct, frozen=True):
-    """Its writer has written it. The writer goes on to hold it."""
+    """Its writer has written it. The writer goes on to hold it until it is passed on."""
 
     block: str
     holder: int
@@ -101,6 +101,12 @@ class Release(msgspec.Struct, frozen=True):
 
     block: str
     holder: int
+
+
+class PassedOn(msgspec.Struct, frozen=True):
+    """The writer need not hold what it has written any more: somebody else keeps it. Told twice it changes nothing."""
+
+    block: str
 
 
 class HolderGone(msgspec.Struct, frozen=True):
@@ -195,6 +201,7 @@ Event = (
     | Seal
     | Hold
     | Release
+    | PassedOn
     | HolderGone
     | Keep
     | Drop
@@ -237,6 +244,7 @@ class _Block:
     asking: list[int] = field(default_factory=list)  # holders that wait to be granted it
     keepers: set[Owner] = field(default_factory=set)
     pinned: bool = False
+    written: bool = False  # and not passed on yet, so that its writer holds it
     refused_by_disk: bool = False
 
     @property
@@ -280,11 +288,6 @@ class Arena:
         """The names of all blocks."""
         return iter(self._blocks)
 
-    def writer(self, block: str) -> int | None:
-        """The holder that wrote a block; None: there is no such block."""
-        found = self._blocks.get(block)
-        return found.writer if found is not None else None
-
     def keepers(self, block: str) -> list[Owner]:
         """The owners that keep a block."""
         found = self._blocks.get(block)
@@ -323,6 +326,8 @@ class Arena:
                 self._hold(name, holder, effects)
             case Release(name, holder):
                 self._release(name, holder, effects)
+            case PassedOn(name):
+                self._passed_on(name, effects)
             case HolderGone(holder):
                 self._holder_gone(holder, effects)
             case Keep(name, owner, pin):
@@ -382,6 +387,13 @@ class Arena:
         block = self._blocks.get(name)
         if block is not None and block.state is BlockState.WRITING and block.writer == holder:
             block.state = BlockState.SEALED
+            block.written = True
+
+    def _passed_on(self, name: str, effects: list[Effect]) -> None:
+        block = self._blocks.get(name)
+        if block is not None and block.written:
+            block.written = False
+            self._release(name, block.writer, effects)
 
     # ---- holding
 

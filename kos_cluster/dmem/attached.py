@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import socket
 import threading
 import weakref
@@ -41,7 +42,7 @@ def attached(folder: Path) -> Attached:
     """This process's connection to the arena in that folder. Raises UnreachableError."""
     with _attaching:
         known = _attached.get(folder)
-        if known is None or not known.usable:
+        if known is None or not known.usable or known.left:
             if known is not None:
                 known.close()
             known = _attached[folder] = Attached(folder)
@@ -64,13 +65,20 @@ class Attached:
     def usable(self) -> bool:
         return not self._broken and self._pid == os.getpid()
 
+    @property
+    def left(self) -> bool:
+        """Whether the arena has closed the connection, as one does that was started anew."""
+        poll = select.poll()
+        poll.register(self._stream, 0)  # a hang-up is told unasked
+        return bool(poll.poll(0))
+
     def close(self) -> None:
         """Give back everything that is held; what is mapped can still be read."""
         self._broken = True
         self._stream.close()
 
     def write(self, block: str, pieces: list[bytes | memoryview]) -> str:
-        """Make a block, which is held until `release`; the id of the node that has it now. Raises ArenaFullError."""
+        """Make a block, held until it is passed on; the id of the node that has it now. Raises ArenaFullError."""
         size_bytes = sum(memoryview(piece).nbytes for piece in pieces)
         segment = self._given(block, lambda serial: protocol.Create(serial, block, size_bytes))
         try:
@@ -104,9 +112,16 @@ class Attached:
 
     def release(self, block: str) -> None:
         """Tell the arena that a block is not needed here any more."""
+        self._tell(protocol.Release(block))
+
+    def passed_on(self, block: str) -> None:
+        """Tell the arena that somebody else keeps what was written here. It is no release of what was read since."""
+        self._tell(protocol.PassedOn(block))
+
+    def _tell(self, message: protocol.Release | protocol.PassedOn) -> None:
         if not self.usable:
             return  # a fork holds nothing; a broken connection neither
-        self._unsent.append(_encode(protocol.Release(block)))
+        self._unsent.append(_encode(message))
         self._send_releases()
 
     # ---- inside

@@ -42,6 +42,12 @@ class Release(msgspec.Struct, frozen=True, tag=True):
     block: str
 
 
+class PassedOn(msgspec.Struct, frozen=True, tag=True):
+    """Somebody else keeps what I have written, and I need not hold it for that any more. No answer."""
+
+    block: str
+
+
 class Given(msgspec.Struct, frozen=True, tag=True):
     """The descriptor with this packet is the block."""
 
@@ -65,5 +71,5 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     hint: str
 
 
-ToArena = Create | Seal | Hold | Release
+ToArena = Create | Seal | Hold | Release | PassedOn
 FromArena = Given | Sealed | Refused

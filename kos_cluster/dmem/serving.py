@@ -134,6 +134,9 @@ class _Connection:
         if isinstance(message, protocol.Release):
             self._store.release(message.block, self._holder)
             return
+        if isinstance(message, protocol.PassedOn):
+            self._store.passed_on(message.block)
+            return
         request = self._loop.create_task(self._answer(message), name="arena-request")
         self._requests.add(request)
         request.add_done_callback(self._requests.discard)

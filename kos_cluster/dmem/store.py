@@ -94,11 +94,9 @@ class BlockStore:
             raise self._absent(block)
         self._feed(arena.Keep(block, owner, pin))
 
-    def written(self, block: str) -> None:
-        """Whoever wrote it has passed it on, and need not hold it any more."""
-        writer = self._books.writer(block)
-        if writer is not None:
-            self._feed(arena.Release(block, writer))
+    def passed_on(self, block: str) -> None:
+        """Whoever wrote it need not hold it any more."""
+        self._feed(arena.PassedOn(block))
 
     def drop(self, blocks: Sequence[str], owner: Owner) -> None:
         self._feed(arena.Drop(tuple(blocks), owner))

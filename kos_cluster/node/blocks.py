@@ -90,7 +90,7 @@ class Blocks:
         for block in blocks:
             if self._store.has(block):
                 self._store.keep(block, owner)
-                self._store.written(block)
+                self._store.passed_on(block)
 
     def owner_ended(self, owner: Owner) -> None:
         self._store.owner_ended(owner)

@@ -134,7 +134,7 @@ def let_go() -> None:
     while _staying:
         assert here.arena is not None
         with suppress(UnreachableError):  # its arena is gone, and all holds with it
-            attached(here.arena).release(_staying.pop())
+            attached(here.arena).passed_on(_staying.pop())
 
 
 def resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -193,7 +193,7 @@ class OwnBlocks:
         try:
             self._mesh.request(KeepBlock(self._mesh.instance, block, pin), bool, node=member.id)
         finally:
-            arena.release(block)
+            arena.passed_on(block)
         ref = BlockRef(block, size_bytes, member.id, member.name)
         self._places[block] = {member.id}
         self._follow(ref)

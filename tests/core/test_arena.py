@@ -44,7 +44,7 @@ class Node:
         self.do(arena.Create(block, pages * PAGE_BYTES, 1))
         self.do(arena.Seal(block, 1))
         self.do(arena.Keep(block, ALICE, pin))
-        self.do(arena.Release(block, 1))
+        self.do(arena.PassedOn(block))
 
     def spilled(self) -> None:
         """The disk has taken what it was given."""
@@ -72,6 +72,16 @@ def test_a_block_is_written_sealed_kept_held_and_goes_with_the_last_who_needs_it
     node.do(arena.Release("a", 2))
     node.do(arena.HolderGone(3))
     assert node.arena.state("a") is None and node.freed == ["a"] and node.used_pages == 0
+
+
+def test_to_pass_a_block_on_releases_what_its_writer_held_and_not_what_it_reads() -> None:
+    node = Node()
+    node.put("a")
+    node.do(arena.Hold("a", 1))
+    node.do(arena.PassedOn("a"))
+    assert node.arena.usage().held_bytes == PAGE_BYTES, "the writer reads it"
+    node.do(arena.Release("a", 1))
+    assert node.arena.usage().held_bytes == 0
 
 
 def test_only_its_writer_seals_a_block_and_one_that_ends_or_gives_up_leaves_nothing() -> None:

@@ -84,12 +84,14 @@ class Served:
         here = self.attach()
         here.write(block, [content])
         self.keep(block, pin=pin)
-        here.release(block)
+        here.passed_on(block)
 
-    def stop(self) -> None:
+    def stop(self, *, keep_connections: bool = False) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(WAIT_S)
+        if keep_connections:
+            return
         known = attached_module._attached.pop(self.folder, None)
         for each in [*self._others, *([known] if known is not None else [])]:
             each.close()

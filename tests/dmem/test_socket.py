@@ -209,5 +209,18 @@ def test_an_arena_that_is_gone_is_an_error_and_mapped_blocks_stay(served: Served
     gc.collect()
 
 
+def test_an_arena_that_was_started_anew_is_met_by_a_new_connection(served: Served) -> None:
+    served.put(name(), b"x")
+    known = served.attach()
+    served.stop(keep_connections=True)
+    anew = Served(served.folder, 4, 8)
+    try:
+        block = name()
+        anew.put(block, b"y")
+        assert anew.attach() is not known and anew.attach().read(block)[:] == b"y"
+    finally:
+        anew.stop()
+
+
 def test_the_socket_lies_where_nobody_else_can_go(served: Served) -> None:
     assert Path(served.folder).stat().st_mode & 0o777 == 0o700

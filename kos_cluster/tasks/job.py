@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from kos_cluster.core import placement
+from kos_cluster.core import ownerevents, placement
 from kos_cluster.core.records import JobSummary, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
@@ -223,6 +223,22 @@ class Job:
         return self._mesh.story(self, index)
 
     # ---- for the mesh thread
+
+    def row(self) -> ownerevents.JobSpec:
+        """What the owner's table is told of it."""
+        spec, options = self.spec, self.spec.options
+        return ownerevents.JobSpec(
+            job=self.id,
+            name=spec.name,
+            needs=self.needs,
+            retries=options.retries,
+            single=spec.alone or spec.yields or options.fresh or options.timeout is not None,
+            gang=spec.in_place is not None,
+            max_parallel=options.max_parallel,
+            group=spec.group,
+            parent=self.parent,
+            inputs=spec.reads,
+        )
 
     def told(self, stories: list[Story]) -> list[Story]:
         """Stories of this job's tasks, with the tasks whose results these take."""

@@ -465,22 +465,9 @@ class Mesh:
     # ---- jobs
 
     def _open(self, job: Job) -> None:
-        options = job.spec.options
-        spec = ownership.JobSpec(
-            job=job.id,
-            name=job.spec.name,
-            needs=job.needs,
-            retries=options.retries,
-            single=job.spec.alone or job.spec.yields or options.fresh or options.timeout is not None,
-            gang=job.spec.in_place is not None,
-            max_parallel=options.max_parallel,
-            group=job.spec.group,
-            parent=job.parent,
-            inputs=job.spec.reads,
-        )
         self._jobs[job.id] = job
         self.blocks.used(job.spec.fn)
-        self._feed(ownership.Opened(spec))
+        self._feed(ownership.Opened(job.row()))
         if not self._announcing:
             self._announcing = True
             self._loop.call_later(ANNOUNCE_AFTER_S, self._announce)

@@ -128,6 +128,18 @@ class Future(concurrent.futures.Future[Any]):
         else:
             self.set_result(outcome)
 
+    def settled(self) -> Settled:
+        """How the task ended, once it is done: its outcome as it came, an error of the mesh, or None if cancelled."""
+        if self.cancelled():
+            return None
+        try:
+            outcome: Outcome = super().result(0)
+        except _Undecoded as held:
+            return held.outcome
+        except Exception as error:
+            return error
+        return outcome
+
     # ---- as an input of other tasks
 
     def keep(self) -> None:

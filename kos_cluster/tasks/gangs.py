@@ -229,11 +229,10 @@ class Gang(Future):
         """Called in the mesh thread, so it unpickles nothing."""
 
         def ended(future: concurrent.futures.Future[Any]) -> None:
-            outcome, error = None, None
-            if not future.cancelled():
-                error = concurrent.futures.Future.exception(future)
-                outcome = concurrent.futures.Future.result(future) if error is None else None
-            self._events.put(_RankEnd(epoch, rank, outcome, error))
+            assert isinstance(future, Future)
+            settled = future.settled()
+            outcome = settled if isinstance(settled, Outcome) else None
+            self._events.put(_RankEnd(epoch, rank, outcome, settled if isinstance(settled, BaseException) else None))
 
         return ended
 

@@ -473,9 +473,9 @@ class Mesh:
             self._loop.call_later(ANNOUNCE_AFTER_S, self._announce)
 
     def _announce(self) -> None:
-        """Let the nodes list new jobs before the next beat."""
+        """Let the nodes list new jobs before the next beat, which alone knows whether silence means something."""
         self._announcing = False
-        self._beat_nodes(time.monotonic())
+        self._tell_nodes()
 
     def _add(self, job_id: str, count: int, size_bytes: int) -> None:
         self._resume(ownership.Added(job_id, count, size_bytes))
@@ -548,13 +548,15 @@ class Mesh:
         self._attachment.give_up_dead()
         self.blocks.tell()
         self.streams.beat()
-        jobs = self._summaries()
         for id_, link in list(self._attachment.by_node.items()):
-            outstanding = self._core.outstanding(id_)
-            if outstanding and now - link.heard_s > NODE_SILENT_S:
+            if now - link.heard_s > NODE_SILENT_S and self._core.outstanding(id_):
                 self._attachment.down(id_, f"it has been silent for {now - link.heard_s:.0f} s")
-            else:
-                link.send(wire.OwnerBeat(self._attachment.view_of(id_), outstanding, jobs))
+        self._tell_nodes()
+
+    def _tell_nodes(self) -> None:
+        jobs = self._summaries()
+        for id_, link in self._attachment.by_node.items():
+            link.send(wire.OwnerBeat(self._attachment.view_of(id_), self._core.outstanding(id_), jobs))
 
     def _node_beat(self, link: NodeLink, message: wire.NodeBeat) -> None:
         if link.peer is None:

@@ -334,12 +334,13 @@ def test_jobs_logs_and_cancel_by_id_from_elsewhere(mesh: Mesh, tmp_path: Path):
 def test_a_silent_submitter_catches_up(mesh: Mesh):
     program = mesh.program(
         """
-        import sys, time, kos_cluster as kos
+        import ctypes, sys, time, kos_cluster as kos
         cluster = kos.connect()
         futures = [cluster.submit(lambda n: n, n) for n in range(50)]
-        deadline = time.monotonic() + 7
-        while time.monotonic() < deadline:
-            sum(range(30_000_000))  # holds the GIL
+        time.sleep(0.03)  # they are sent, and the new job is about to be told to the nodes
+        ctypes.PyDLL(None).sleep(6)  # holds the GIL, for longer than a node may be silent
+        for _ in range(3):
+            ctypes.PyDLL(None).sleep(1)
         print(sorted(cluster.gather(futures)) == list(range(50)))
         attempts = [a for f in futures for a in f.story().attempts]
         print({a.end.value for a in attempts})

@@ -493,13 +493,18 @@ class Cluster:
             key += _told(options)
         with self._streaming:
             job = self._streams.get(key)
-            if job is None:
-                job = self._streams[key] = self._launch(_spec(fn, shipped, options, modules, read, sink, yields=yields))
-                if len(self._streams) > STREAMS_LIMIT:
-                    self._streams.popitem(last=False)[1].close()
-            else:
+            if job is not None:
                 self._streams.move_to_end(key)
-            return job
+                return job
+        # Not under the lock: it asks the mesh thread, where a future's callback may submit, too.
+        made = self._launch(_spec(fn, shipped, options, modules, read, sink, yields=yields))
+        with self._streaming:
+            job = self._streams.setdefault(key, made)
+            over = self._streams.popitem(last=False)[1] if len(self._streams) > STREAMS_LIMIT else None
+        for spare in (over, made if made is not job else None):
+            if spare is not None:
+                spare.close()
+        return job
 
     def _launch(self, spec: JobSpec, id_: str = "") -> Job:
         job = self.possible(spec, id_)

@@ -331,6 +331,32 @@ def test_jobs_logs_and_cancel_by_id_from_elsewhere(mesh: Mesh, tmp_path: Path):
     assert not mesh.cluster.cancel("nosuchid")
 
 
+def test_a_callback_may_submit_while_another_thread_does(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A submit of a new function asks the mesh thread, in which the callback runs."""
+    go, again, called = tmp_path / "go", [], threading.Event()
+    possible = mesh.cluster.possible
+
+    def when_called(*args):
+        if threading.current_thread() is threading.main_thread():
+            go.touch()
+            assert called.wait(30)
+        return possible(*args)
+
+    def then(_: kos.Future) -> None:
+        called.set()
+        again.append(mesh.cluster.submit(lambda: "again"))
+
+    def waits() -> None:
+        while not go.exists():
+            time.sleep(0.01)
+
+    mesh.cluster.submit(waits).add_done_callback(then)
+    monkeypatch.setattr(mesh.cluster, "possible", when_called)
+    assert mesh.cluster.submit(lambda: "first").result(30) == "first"
+    until(lambda: again, "the callback has submitted")
+    assert again[0].result(30) == "again"
+
+
 def test_a_silent_submitter_catches_up(mesh: Mesh):
     program = mesh.program(
         """

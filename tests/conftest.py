@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections import defaultdict
 from collections.abc import Generator, Iterator
@@ -33,6 +34,16 @@ def _own_home() -> Iterator[None]:
             patch.delenv(name)
         patch.setenv("KOS_HOME", folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A test that leaves SIGINT ignored spoils those after it: what they start inherits that."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    after = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+    assert after == before, f"the test has left {after} for SIGINT"
 
 
 @pytest.fixture

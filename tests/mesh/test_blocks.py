@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ import pytest
 
 import kos_cluster as kos
 from kos_cluster import errors
-from kos_cluster.cli.main import main
+from kos_cluster.cli.main import run
 from kos_cluster.core.arena import Usage
 from tests.mesh.conftest import Mesh, until
 
@@ -237,12 +238,12 @@ def test_a_client_on_a_machine_without_a_node_reads_over_the_network(
 def test_status_tells_of_each_node(mesh: Mesh, capsys: pytest.CaptureFixture[str]) -> None:
     wait_until_empty(mesh)
     ref = mesh.cluster.put(np.zeros(MIB), pin=True)
-    assert main(["mem", "status", "--json"]) == 0
+    assert run(["mem", "status", "--json"], sys.stdout, sys.stderr) == 0
     told = {record.pop("node"): Usage(**record) for record in json.loads(capsys.readouterr().out)}
     assert set(told) == {"node1", "node2"}
     usage = told[ref.node_name]
     assert usage.used_bytes == usage.pinned_bytes > 8 * MIB and usage.blocks == 1 and usage.spilled_bytes == 0
-    assert main(["mem", "status"]) == 0
+    assert run(["mem", "status"], sys.stdout, sys.stderr) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["NODE", "USED", "LIMIT", "HELD", "PINNED", "SPILLED", "SPILL", "LIMIT", "BLOCKS"]
     assert [line.split()[:3] for line in lines[1:] if line.startswith(ref.node_name)] == [[ref.node_name, "8.0", "MiB"]]

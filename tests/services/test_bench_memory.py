@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from kos_cluster.cli.main import main
+from kos_cluster.cli.main import run
 from kos_cluster.services.bench import memory
 from kos_cluster.services.bench.memory import Figure, Report, rendered
 
@@ -46,7 +47,10 @@ def test_it_measures_a_cluster(
     for name in ("PUT_BYTES", "RESULT_BYTES", "BROADCAST_BYTES"):
         monkeypatch.setattr(memory, name, 4 << 20)
     monkeypatch.setattr(memory, "DASK", ("a_package_that_nobody_has",))
-    assert main(["bench", "memory", "--repeats", "1", "--json", str(tmp_path / "figures.json")]) == 0
+    assert (
+        run(["bench", "memory", "--repeats", "1", "--json", str(tmp_path / "figures.json")], sys.stdout, sys.stderr)
+        == 0
+    )
     figures = json.loads((tmp_path / "figures.json").read_bytes())["figures"]
     assert [figure["name"] for figure in figures] == ["copy", "put", "result", "broadcast"]
     assert all(figure["repeats"][0] > 0 for figure in figures)

@@ -167,6 +167,10 @@ class GangError(KosError):
 class RankGoneError(GangError):
     """A rank waited for another one that has ended. Says which; why that one ended is told by the gang."""
 
+    def __init__(self, message: str, hint: str = "", rank: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.rank = rank  # the one that has ended
+
 
 class CollectiveTimeoutError(GangError, TimeoutError):
     """Some ranks waited too long in a collective for others, which the message names."""

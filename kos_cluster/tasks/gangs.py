@@ -165,7 +165,8 @@ class Gang(Future):
             return epochs.Cancelled(concurrent.futures.CancelledError(f"Gang {self.id} was cancelled."))
         if isinstance(error, TaskLostError) and outcome is None:
             return epochs.RankLost(epoch, rank, error)
-        return epochs.RankFailed(epoch, rank, error, follows=_follows(error))
+        gone = _gone(error)
+        return epochs.RankFailed(epoch, rank, error, gone is not None, gone.rank if gone is not None else None)
 
     def _ask(self) -> epochs.Event | None:
         """Ask for slots once more."""
@@ -258,13 +259,13 @@ class Gang(Future):
         return failed
 
 
-def _follows(error: BaseException | None) -> bool:
-    """Whether it was raised because another rank has gone, be it in so many words or while that was handled."""
+def _gone(error: BaseException | None) -> RankGoneError | None:
+    """That another rank has gone, if it was raised for that, be it in so many words or while that was handled."""
     for _ in range(CHAIN_LIMIT):
         if error is None or isinstance(error, RankGoneError):
-            break
+            return error
         error = error.__cause__ or error.__context__
-    return isinstance(error, RankGoneError)
+    return None
 
 
 def prepared(fn: Callable[..., Any], keywords: dict[str, Any]) -> tuple[RankCall, Options, dict[str, Any]]:

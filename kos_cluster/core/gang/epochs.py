@@ -84,12 +84,13 @@ class RankDone(msgspec.Struct, frozen=True):
 
 
 class RankFailed(msgspec.Struct, frozen=True):
-    """A rank has raised. `follows`: the error says no more than that another rank has gone."""
+    """A rank has raised. `follows`: the error says no more than that another rank has gone, `of` which one."""
 
     epoch: int
     rank: int
     error: BaseException
     follows: bool
+    of: int | None = None
 
 
 class RankLost(msgspec.Struct, frozen=True):
@@ -166,6 +167,7 @@ class Epochs:
         self._addresses: dict[int, bytes] = {}
         self._done: set[int] = set()
         self._cause: RankFailed | RankLost | None = None  # the best known of this epoch's end
+        self._consequences: dict[int, RankFailed] = {}  # by rank: what ended for another one's sake
         self._ended = False  # this epoch was ended
         self._until_s = float("inf")
 
@@ -234,6 +236,8 @@ class Epochs:
 
     def _rank_ended(self, event: RankFailed | RankLost, now: float) -> list[Effect]:
         self._done.add(event.rank)
+        if isinstance(event, RankFailed) and event.follows:
+            self._consequences[event.rank] = event
         if self.state is State.STARTING and isinstance(event, RankLost):
             self._cause = event
             return self._next_epoch(counts=False)
@@ -252,11 +256,20 @@ class Epochs:
         return len(self._done) == self._ranks
 
     def _settled(self) -> list[Effect]:
-        cause = self._cause
-        assert cause is not None
+        cause = self._origin()
         if isinstance(cause, RankLost) and self.restarts_left > 0:
             return self._next_epoch(counts=True)
         return self._fail(cause.rank, cause.error)
+
+    def _origin(self) -> RankFailed | RankLost:
+        """The cause; where there are only consequences, one of a rank's end that is not itself a consequence."""
+        cause = self._cause
+        assert cause is not None
+        passed: set[int] = set()
+        while isinstance(cause, RankFailed) and cause.of in self._consequences and cause.rank not in passed:
+            passed.add(cause.rank)
+            cause = self._consequences[cause.of]
+        return cause
 
     def _next_epoch(self, *, counts: bool) -> list[Effect]:
         ended: list[Effect] = [] if self._ended else [End(self.epoch)]
@@ -268,7 +281,7 @@ class Epochs:
             return self._fail(self._cause.rank if self._cause else None, self._never_started())
         self.epoch += 1
         self.state, self._until_s = State.ASKING, float("inf")
-        self._addresses, self._done, self._cause, self._ended = {}, set(), None, False
+        self._addresses, self._done, self._cause, self._consequences, self._ended = {}, set(), None, {}, False
         return [*ended, Ask(self.epoch)]
 
     def _never_started(self) -> BaseException:

@@ -194,6 +194,7 @@ class Endpoint:
             raise RankGoneError(
                 f"Rank {self.rank} cannot reach {self.named(rank)} {where}: {error.strerror or error}.",
                 "That rank has ended; or no connection between these nodes is possible on such a port.",
+                rank,
             ) from None
 
     def _plain(self, rank: int, timeout_s: float) -> socket.socket:
@@ -223,11 +224,12 @@ class Endpoint:
             answer = _receive(stream)
         except OSError as error:
             stream.close()
-            raise RankGoneError(f"The link to {self.named(rank)} broke: {error.strerror or error}.") from None
+            broke = f"The link to {self.named(rank)} broke: {error.strerror or error}."
+            raise RankGoneError(broke, rank=rank) from None
         if answer != TAKEN:
             stream.close()
             why = answer.decode(errors="replace")
-            raise RankGoneError(f"A link of rank {self.rank} to {self.named(rank)} was refused: {why}.")
+            raise RankGoneError(f"A link of rank {self.rank} to {self.named(rank)} was refused: {why}.", rank=rank)
 
     def _own(self) -> Credentials:
         if self._credentials is None:

@@ -160,6 +160,7 @@ class Exchange:
         return RankGoneError(
             f"{self._doing_word()}, rank {self.endpoint.rank} waited for {self.endpoint.named(rank)}, which has ended.",
             "What ended it is told by the gang's own error.",
+            rank,
         )
 
     def _late(self, rank: int, what: str) -> CollectiveTimeoutError:

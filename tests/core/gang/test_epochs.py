@@ -64,6 +64,18 @@ def test_a_consequence_of_a_rank_that_returned_early_is_the_end_once_nothing_mor
     assert gang.handle(e.RankFailed(1, 0, GONE, follows=True), 1.0) == [e.End(1), e.Fail(1, 0, GONE)]
 
 
+def test_of_consequences_the_one_is_told_that_names_who_went_first():
+    gang = e.Epochs(3, restarts=0)
+    gang.handle(e.Reserved(1, ("a", "b", "c")), 0.0)
+    for rank in range(3):
+        gang.handle(e.Ready(1, rank, b"x"), 0.0)
+    of_a_consequence, of_the_first = GangError("0 has gone"), GangError("1 has gone")
+    gang.handle(e.RankDone(1, 1), 1.0)
+    gang.handle(e.RankFailed(1, 2, of_a_consequence, follows=True, of=0), 1.0)
+    told = gang.handle(e.RankFailed(1, 0, of_the_first, follows=True, of=1), 1.0)
+    assert told == [e.End(1), e.Fail(1, 0, of_the_first)]
+
+
 def test_what_is_lost_before_it_began_costs_no_restart_and_ends_after_some_tries():
     gang = e.Epochs(2, restarts=0)
     for epoch in range(1, e.STARTS_LIMIT):

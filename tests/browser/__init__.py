@@ -1,0 +1,1 @@
+"""A browser, which these files share."""

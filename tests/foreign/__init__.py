@@ -1,0 +1,1 @@
+"""Suites and cases of others, on a cluster that these files share."""

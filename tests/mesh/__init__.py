@@ -1,0 +1,1 @@
+"""A mesh of real daemons, which these files share."""

@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("JUPYTER_DATA_DIR", str(folder))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
         patch.setenv("IPYTHONDIR", str(folder / "ipython"))
-        done = kos("kernel", "install", "--user", "--remote", "--cpus", "1", "--memory", "64M", home=found)
+        done = kos("kernel", "install", "--user", "--remote", "--cpus", "1", "--memory", "1G", home=found)
         assert done.returncode == 0, done.stderr
         yield found
         kos_package.connect(home=Path(found)).close()

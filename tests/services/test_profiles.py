@@ -61,4 +61,4 @@ def test_up_cannot_choose_one_for_a_cluster_that_was_joined(home: Home) -> None:
     cluster = ClusterHome(home, "lab")
     cluster.write(ClusterFile("lab", "", False, [], ["desk"]))
     with pytest.raises(UsageError, match="--profile is for a new cluster"):
-        _joined_up(cluster, None, "fast")
+        _joined_up(cluster, None, "fast", None)

@@ -178,8 +178,9 @@ class Ownership:
             case BatchRefused():
                 self._refused(event, now, effects)
             case RanksPlaced(job, nodes, waits_for):
-                self._jobs[job].waits_for = waits_for
-                self._place_ranks(self._jobs[job], nodes, now, effects)
+                if job in self._jobs:
+                    self._jobs[job].waits_for = waits_for
+                    self._place_ranks(self._jobs[job], nodes, now, effects)
             case NodeUp():
                 self._node_up(event)
             case NodeLoad(id_, load):

@@ -196,8 +196,8 @@ class Gang(Future):
                     if epoch > 1:
                         self._job = self._open(epoch)
                 case epochs.Launch(_, nodes):
-                    members = [self._mesh.member(node) for node in nodes]
-                    self._nodes = [(m.id, m.name, m.host) for m in members if m is not None]
+                    members = [(node, self._mesh.member(node)) for node in nodes]
+                    self._nodes = [(m.id, m.name, m.host) if m else (node, node, "") for node, m in members]
                     self._mesh.feed(ownership.RanksPlaced(self._job.id, nodes))
                 case epochs.Tell(epoch, ranks, addresses):
                     self._table = self._table or make_table(self.id, epoch, self._nodes, addresses)
@@ -242,8 +242,8 @@ class Gang(Future):
         if not self._nodes:
             try:
                 self._mesh.request(GangWithdrawn(self._job.id), bool, timeout_s=WANTED_AGAIN_S)
-            except UnreachableError:
-                return  # it is forgotten when it is not asked for
+            except KosError:  # the gang has an outcome of its own, and is forgotten when it is not asked for
+                return
 
     def _error(self, rank: int | None, error: BaseException) -> BaseException:
         if rank is None or isinstance(error, GangError | concurrent.futures.CancelledError):

@@ -46,7 +46,7 @@ from kos_cluster.tasks.blocks import OwnBlocks
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.holding import Holding
 from kos_cluster.tasks.job import Job
-from kos_cluster.tasks.lending import Lending
+from kos_cluster.tasks.slotlending import SlotLending
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S, tell
@@ -278,7 +278,7 @@ class Mesh:
         greeting = hello(self.instance, self.pid)
         self._attachment = Attachment(self.home, self.file, self.credentials, greeting, self)
         self._asking = Asking(self._attachment)
-        self._lending = Lending(self._attachment)
+        self._lending = SlotLending(self._attachment)
         self._renewal = Renewal(self.credentials, self.home.client, self._asking, self._renewed)
         try:
             await self._attachment.attach()

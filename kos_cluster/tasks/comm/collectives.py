@@ -153,7 +153,7 @@ class Collectives:
     def _rings(self, value: Any, operation: Operation) -> bool:
         return (
             self._size > 1
-            and isinstance(value, np.ndarray)
+            and frames.is_plain(value)
             and isinstance(operation, Elementwise)
             and value.nbytes >= RING_FROM_BYTES
             and value.dtype.kind in "biufc"

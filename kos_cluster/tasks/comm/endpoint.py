@@ -10,8 +10,8 @@ the secret, gets nothing. At most `GREETING_LIMIT` connections are greeted at on
 
 from __future__ import annotations
 
-import contextlib
 import hmac
+import logging
 import os
 import secrets
 import selectors
@@ -19,6 +19,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,11 +32,14 @@ from kos_cluster.net.identity import Credentials, verify_peer
 from kos_cluster.tasks.comm import links
 from kos_cluster.tasks.comm.table import Address, Table
 
-GREETING_LIMIT = 64  # connections that have not said yet who they are
+log = logging.getLogger(__name__)
+
+GREETING_LIMIT = 64  # connections that have not said yet who they are; further ones wait
 GREETING_TIMEOUT_S = 5.0
 HELLO_LIMIT_BYTES = 1 << 10
 CONNECT_TIMEOUT_S = 10.0
 BACKLOG = 1024  # every rank may connect at once
+ACCEPT_PAUSE_S = 0.2  # when the system has no descriptor left
 LINK_WAIT_S = 0.5  # between two looks at whether a rank still lives that has not connected
 STATUS_TIMEOUT_S = 2.0
 CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: pid, uid, gid
@@ -249,28 +253,35 @@ class Endpoint:
                     if key.fileobj is self._woken:
                         return
                     assert isinstance(key.fileobj, socket.socket)
-                    with contextlib.suppress(OSError):  # it has gone again
-                        self._accept(key.fileobj.accept()[0], key.fileobj is self._listeners.local)
+                    self._accept(key.fileobj, key.fileobj is self._listeners.local)
 
-    def _accept(self, stream: socket.socket, is_local: bool) -> None:
-        if not self._greeting.acquire(blocking=False):
-            stream.close()
+    def _accept(self, listener: socket.socket, is_local: bool) -> None:
+        """Take one that has come. Those beyond `GREETING_LIMIT` wait in the backlog, as all ranks may come at once."""
+        if not self._greeting.acquire(timeout=GREETING_TIMEOUT_S):
+            return
+        try:
+            stream, _ = listener.accept()
+        except OSError as error:
+            self._greeting.release()
+            if not isinstance(error, BlockingIOError | ConnectionAbortedError):  # it has not just gone again
+                log.warning("A rank could not accept a connection: %s", error)
+                time.sleep(ACCEPT_PAUSE_S)
             return
         stream.settimeout(GREETING_TIMEOUT_S)
         threading.Thread(target=self._welcome, args=(stream, is_local), name="kos-hello", daemon=True).start()
 
     def _welcome(self, plain: socket.socket, is_local: bool) -> None:
         stream: links.Socket = plain
+        ring: int | None = None
         try:
             stream, refusal = self._authenticated(plain, is_local)
             hello, ring = _receive_hello(stream)
             refusal = refusal or self._refused(hello)
             if not refusal and not hello.asks:
                 stream.sendall(tls.framed(TAKEN))
-                self._take(hello.rank, stream, ring)  # from here on another thread reads it
+                taken, ring = ring, None
+                self._take(hello.rank, stream, taken)  # from here on another thread reads it
                 return
-            if ring is not None:
-                os.close(ring)
             with stream:
                 stream.sendall(tls.framed(refusal.encode() or TAKEN))
                 if not refusal:
@@ -278,6 +289,8 @@ class Endpoint:
         except (OSError, KosError, msgspec.MsgspecError):  # nobody that this rank waits for
             stream.close()
         finally:
+            if ring is not None:
+                os.close(ring)
             self._greeting.release()
 
     def _take(self, rank: int, stream: links.Socket, ring: int | None) -> None:

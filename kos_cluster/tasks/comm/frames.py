@@ -22,7 +22,7 @@ from kos_cluster.tasks import serialise
 
 HEADER = struct.Struct("<BBHIQ")  # kind, call, bytes of meta, serial, bytes of body
 META_LIMIT_BYTES = 1 << 10
-BODY_LIMIT_BYTES = 1 << 40
+BODY_LIMIT_BYTES = 1 << 40  # of one message
 
 _PICKLE, _ARRAY = 0, 1
 _PLAIN = "biufcmMSU"  # kinds of dtypes whose elements are plain values
@@ -40,7 +40,6 @@ class Call(enum.IntEnum):
     REDUCE = 6
     ALLREDUCE = 7
     ALLTOALL = 8
-    CHECKPOINT = 9
 
     @property
     def word(self) -> str:
@@ -66,11 +65,16 @@ class Message(NamedTuple):
 
 def encode(value: Any, call: Call, serial: int) -> Message:
     """Raises NotPicklableError."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in _PLAIN and value.dtype.fields is None:
+    if is_plain(value):
         return encode_array(np.ascontiguousarray(value).reshape(value.shape), call, serial)
     data = serialise.dumps_result(value)
     body = memoryview(data if isinstance(data, bytes) else b"".join(data))
     return Message(HEADER.pack(_PICKLE, call, 0, serial, len(body)), body)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is an array whose bytes are all there is to it; a subclass, such as a masked array, has more."""
+    return type(value) is np.ndarray and value.dtype.kind in _PLAIN and value.dtype.fields is None
 
 
 def encode_array(array: np.ndarray[Any, Any], call: Call, serial: int) -> Message:
@@ -83,7 +87,7 @@ def encode_array(array: np.ndarray[Any, Any], call: Call, serial: int) -> Messag
 def decode_head(fixed: bytes) -> tuple[Header, int]:
     """The header without its meta, and how many bytes of meta follow. Raises GangError."""
     kind, call, meta_bytes, serial, size_bytes = HEADER.unpack(fixed)
-    if kind not in (_PICKLE, _ARRAY) or call > max(Call) or meta_bytes > META_LIMIT_BYTES:
+    if kind not in (_PICKLE, _ARRAY) or call > max(Call) or meta_bytes > META_LIMIT_BYTES or size_bytes > BODY_LIMIT_BYTES:
         raise GangError("A rank sent what is no message.", "Do all nodes run the same version of kos-cluster?")
     return Header(kind == _ARRAY, Call(call), serial, size_bytes, b""), meta_bytes
 

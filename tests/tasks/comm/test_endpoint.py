@@ -14,7 +14,7 @@ from kos_cluster.core.roles import Role
 from kos_cluster.errors import CollectiveTimeoutError, GangError, LimitError, RankGoneError
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.identity import Credentials
-from kos_cluster.tasks.comm import exchange, frames, links
+from kos_cluster.tasks.comm import endpoint, exchange, frames, links
 from kos_cluster.tasks.comm.communicator import Communicator
 from kos_cluster.tasks.comm.endpoint import Endpoint, Listeners
 from kos_cluster.tasks.comm.table import Table, make_table
@@ -90,6 +90,27 @@ def test_a_value_of_any_size_arrives_as_it_was_sent(gang: Gang, size_bytes: int)
         return same
 
     assert gang.together(around) == [True] * len(gang.comms)
+
+
+@pytest.mark.parametrize("size", [3, links.SHARED_FROM_BYTES])
+def test_a_masked_array_keeps_its_mask(gang: Gang, size: int):
+    value = np.ma.array(np.arange(size), mask=np.arange(size) == 2)
+
+    def call(comm: Communicator) -> object:
+        return comm.broadcast(value if comm.rank == 0 else None), comm.allreduce(value)
+
+    for got, reduced in gang.together(call):
+        assert got.mask.tolist() == reduced.mask.tolist() == value.mask.tolist()
+        assert got.sum() == value.sum() and reduced.sum() == len(gang.comms) * value.sum()
+
+
+def test_ranks_beyond_those_that_are_greeted_at_once_wait(credentials: Credentials, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(endpoint, "GREETING_LIMIT", 1)
+    gang = Gang("aaaabbbb", credentials)
+    try:
+        assert gang.together(lambda comm: comm.gather(comm.rank))[0] == list(range(8))
+    finally:
+        gang.close()
 
 
 def test_who_has_the_secret_of_another_epoch_is_refused(credentials: Credentials):

@@ -11,7 +11,7 @@ from kos_cluster.net import wire
 from kos_cluster.tasks.attachment import Attachment
 
 
-class Lending:
+class SlotLending:
     """Used in the mesh thread. A parent is an attempt as OWNER/JOB.INDEX#ATTEMPT; empty: this code runs in no task."""
 
     def __init__(self, attachment: Attachment) -> None:

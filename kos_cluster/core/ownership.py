@@ -63,6 +63,7 @@ from kos_cluster.core.ownerevents import (
 )
 from kos_cluster.core.placement import Candidate, Leaning, Placement
 from kos_cluster.core.records import (
+    END_OF_CAUSE,
     Attempt,
     AttemptEnd,
     Cause,
@@ -110,16 +111,6 @@ __all__ = [
 REFUSED_PAUSE_S = 0.05  # first pause after a refusal; doubles up to
 REFUSED_PAUSE_MOST_S = 1.0
 MEMORY_RETRIES = 1  # times a task is tried again after it was ended for memory
-
-_END_OF_CAUSE = {
-    Cause.WORKER_DIED: AttemptEnd.WORKER_LOST,
-    Cause.OUT_OF_MEMORY: AttemptEnd.OUT_OF_MEMORY,
-    Cause.MEMORY_LIMIT: AttemptEnd.MEMORY_LIMIT,
-    Cause.CANCELLED: AttemptEnd.CANCELLED,
-    Cause.TIMEOUT: AttemptEnd.TIMEOUT,
-    Cause.STOPPING: AttemptEnd.NODE_LOST,
-    Cause.SET_UP: AttemptEnd.FAILED,
-}
 
 
 @dataclass(slots=True)
@@ -362,7 +353,7 @@ class Ownership:
         ran, untouched = batch.owes(event.ran), batch.owes(event.untouched)
         if batch.job.spec.gang:  # it is lost to its gang, be it begun or not
             ran, untouched = _join(ran, untouched), []
-        end = _END_OF_CAUSE[event.cause]
+        end = END_OF_CAUSE[event.cause]
         if event.cause is Cause.STOPPING:
             self._close(self._nodes[batch.node])  # what it gives back must not go there again
         batch.ended_as(untouched, AttemptEnd.RETURNED)

@@ -178,6 +178,18 @@ class Cause(enum.StrEnum):
     SET_UP = "set-up"  # the worker could not be set up for it; not retried
 
 
+# How an attempt ended that the node lost or stopped for this cause.
+END_OF_CAUSE = {
+    Cause.WORKER_DIED: AttemptEnd.WORKER_LOST,
+    Cause.OUT_OF_MEMORY: AttemptEnd.OUT_OF_MEMORY,
+    Cause.MEMORY_LIMIT: AttemptEnd.MEMORY_LIMIT,
+    Cause.CANCELLED: AttemptEnd.CANCELLED,
+    Cause.TIMEOUT: AttemptEnd.TIMEOUT,
+    Cause.STOPPING: AttemptEnd.NODE_LOST,
+    Cause.SET_UP: AttemptEnd.FAILED,
+}
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """One try at one task. `started_s` is None when it is not known to have started. Times are Unix seconds.
 

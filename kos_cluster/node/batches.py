@@ -28,7 +28,7 @@ from kos_cluster.core.gang.slots import (
     reservation_key,
 )
 from kos_cluster.core.queue import BatchSpec, Key, NodeQueue, Owner
-from kos_cluster.core.records import AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
+from kos_cluster.core.records import END_OF_CAUSE, AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
 from kos_cluster.net import local, wire
 from kos_cluster.net.gangs import RankReady
 from kos_cluster.net.streams import Item, ItemsWanted
@@ -452,7 +452,7 @@ class Batches:
         stopped = runs_of(sorted(set(indices_of(message.runs)) | batch.left))
         self._tell_lost(batch, stopped, [], cause, "")
         batch.left.clear()
-        batch.record.ends.update(dict.fromkeys(indices_of(stopped), _END[cause]))
+        batch.record.ends.update(dict.fromkeys(indices_of(stopped), END_OF_CAUSE[cause]))
 
     def _yielded(self, key: Key, batch: _Batch, message: local.Item, payload: bytes) -> None:
         """Pass an item on. When its task has to wait then, its slots can serve others: a taker may wait for those."""
@@ -486,7 +486,7 @@ class Batches:
         untouched = runs_of(i for i in batch.order if i in left and i not in touched)
         record = batch.record
         record.ended_s, record.cause, record.done = time.time(), effect.detail, True
-        record.ends.update(dict.fromkeys(touched, _END[effect.cause]))
+        record.ends.update(dict.fromkeys(touched, END_OF_CAUSE[effect.cause]))
         record.ends.update(dict.fromkeys(indices_of(untouched), AttemptEnd.RETURNED))
         self._tell_lost(batch, ran, untouched, effect.cause, effect.detail)
 
@@ -570,14 +570,3 @@ def _files_of(message: wire.Result | wire.Lost | Item) -> list[str]:
     if isinstance(message, wire.Result):
         return [name for name, _ in message.large.values()]
     return [message.large[0]] if isinstance(message, Item) and message.large else []
-
-
-_END: dict[Cause, AttemptEnd] = {
-    Cause.WORKER_DIED: AttemptEnd.WORKER_LOST,
-    Cause.OUT_OF_MEMORY: AttemptEnd.OUT_OF_MEMORY,
-    Cause.MEMORY_LIMIT: AttemptEnd.MEMORY_LIMIT,
-    Cause.CANCELLED: AttemptEnd.CANCELLED,
-    Cause.TIMEOUT: AttemptEnd.TIMEOUT,
-    Cause.STOPPING: AttemptEnd.NODE_LOST,
-    Cause.SET_UP: AttemptEnd.FAILED,
-}

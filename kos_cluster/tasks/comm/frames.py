@@ -87,7 +87,12 @@ def encode_array(array: np.ndarray[Any, Any], call: Call, serial: int) -> Messag
 def decode_head(fixed: bytes) -> tuple[Header, int]:
     """The header without its meta, and how many bytes of meta follow. Raises GangError."""
     kind, call, meta_bytes, serial, size_bytes = HEADER.unpack(fixed)
-    if kind not in (_PICKLE, _ARRAY) or call > max(Call) or meta_bytes > META_LIMIT_BYTES or size_bytes > BODY_LIMIT_BYTES:
+    if (
+        kind not in (_PICKLE, _ARRAY)
+        or call > max(Call)
+        or meta_bytes > META_LIMIT_BYTES
+        or size_bytes > BODY_LIMIT_BYTES
+    ):
         raise GangError("A rank sent what is no message.", "Do all nodes run the same version of kos-cluster?")
     return Header(kind == _ARRAY, Call(call), serial, size_bytes, b""), meta_bytes
 

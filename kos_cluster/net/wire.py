@@ -14,7 +14,7 @@ Delivery. ZeroMQ may lose what is in flight when a connection breaks, so nothing
 an owner repeats what it holds to be outstanding in `OwnerBeat`; the node answers what it does not know, stops what the
 owner does not name, and sends again what was not acknowledged by `Release`. Applying any message twice changes nothing.
 
-Limits: `MESSAGE_LIMIT_BYTES` for a message with its payload; payloads of `BULK_BYTES` and more travel over TLS
+Limits: `MESSAGE_LIMIT_BYTES` for a message with its payload; payloads of `sizes.BULK_BYTES` and more travel over TLS
 streams.
 """
 
@@ -39,7 +39,6 @@ from kos_cluster.net.streams import Item, ItemsWanted
 
 WIRE_VERSION = 2
 OLDEST_WIRE_VERSION = 1  # that is understood, so that nodes can be upgraded one by one
-BULK_BYTES = 1 << 20  # payloads of this size and more go over the bulk port
 MESSAGE_LIMIT_BYTES = 16 << 20  # of one message on a control socket
 INLINE_BYTES = 64 << 10  # smaller payloads stand in the header's frame
 FRAMES_LIMIT = 2  # of one message

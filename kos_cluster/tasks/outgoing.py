@@ -1,7 +1,7 @@
 """What an owner sends: batches and the parts that a node lacks, small ones on the control link, large ones over TLS.
 
 Rules. A part is sent to a node once, as far as we know; the node asks again for what it lacks. Arguments of
-`wire.BULK_BYTES` and more travel as parts, and so do large results that tasks take, so equal ones travel once to each
+`BULK_BYTES` and more travel as parts, and so do large results that tasks take, so equal ones travel once to each
 node.
 """
 
@@ -20,6 +20,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.bulk import put_part
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks.job import Job, part_hash
 
@@ -131,9 +132,9 @@ class Outgoing:
     def _part_large(self, dispatch: Dispatch, payloads: list[bytes]) -> tuple[dict[int, str], dict[str, Payload]]:
         """Take large payloads out of the list; they travel as parts."""
         total = sum(map(len, payloads))
-        if total < wire.BULK_BYTES:
+        if total < BULK_BYTES:
             return {}, {}
-        limit = OVERSIZE_PART_BYTES if total > OVERSIZE_BYTES else wire.BULK_BYTES
+        limit = OVERSIZE_PART_BYTES if total > OVERSIZE_BYTES else BULK_BYTES
         large: dict[int, str] = {}
         parts: dict[str, Payload] = {}
         for position, index in enumerate(indices_of(dispatch.runs)):
@@ -147,7 +148,7 @@ class Outgoing:
     def _give(self, link: NodeLink, hash_: str, data: Payload) -> None:
         if hash_ in link.given or (link.address, hash_) in self._bulk:
             return
-        if len(data) < wire.BULK_BYTES:
+        if len(data) < BULK_BYTES:
             if link.send(wire.PutPart(hash_), data):
                 link.given.add(hash_)
             return

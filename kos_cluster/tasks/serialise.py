@@ -4,7 +4,7 @@ Theory of operation. Plain C pickle is several times faster than cloudpickle but
 reference, which only the submitter could resolve. So plain pickle goes first, and its output is used when it does not
 mention `__main__`; otherwise, and when plain pickle fails, cloudpickle sends such objects by value.
 
-A payload is a pickle (protocol 5), or, when it holds buffers of `wire.BULK_BYTES` and more (arrays), it is framed (see
+A payload is a pickle (protocol 5), or, when it holds buffers of `BULK_BYTES` and more (arrays), it is framed (see
 `framing`); `loads` reads both.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import cloudpickle
 
-from kos_cluster.net.wire import BULK_BYTES
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks.framing import Segments, frame, split
 from kos_cluster.tasks.references import modules_in as modules_of
 from kos_cluster.tasks.unpicklable import explain

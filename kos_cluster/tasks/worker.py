@@ -6,7 +6,7 @@ passed, after a task that was not tiny, and at the end. User threads may show th
 has one lock.
 
 Rules: user code runs in the main thread. SIGINT means "cancel": it interrupts user code, and only that; the batch's
-remaining tasks then end as cancelled and the worker lives on. Results of `wire.BULK_BYTES` and more go to files in
+remaining tasks then end as cancelled and the worker lives on. Results of `BULK_BYTES` and more go to files in
 the spool. A worker that cannot be set up, has taken more parts than `PARTS_LIMIT_BYTES`, or was interrupted while it
 imported something, asks to be retired.
 """
@@ -38,7 +38,7 @@ from kos_cluster.core.records import Runs, indices_of, runs_of
 from kos_cluster.errors import KosError
 from kos_cluster.net import local
 from kos_cluster.net.channel import Channel, Frames
-from kos_cluster.net.wire import BULK_BYTES
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks import blocks, environment, failures, places, randomness, serialise
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.framing import Segments

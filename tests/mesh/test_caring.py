@@ -19,6 +19,7 @@ from kos_cluster.home import EMBEDDED_NAME, ClusterHome
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks import renewal
 from tests.mesh.conftest import Mesh, until
 from tests.mesh.speaker import Speaker
@@ -104,12 +105,12 @@ def _known_as_drained(mesh: Mesh, node: str) -> bool:
 def test_certificates_are_renewed_while_work_goes_on_and_links_stay(three: Mesh) -> None:
     before = {node: credentials(three, node).peer.serial for node in ("node1", "node2", "node3")}
     client = three.cluster._mesh.credentials
-    large = [b"x" * (2 * wire.BULK_BYTES)] * 6
+    large = [b"x" * (2 * BULK_BYTES)] * 6
     results = three.cluster.map(_slow_size, large)
     ends = [three.cluster.renew_node(node) for node in before]
     ends.append(three.cluster.renew())
     assert all(end > time.time() + 360 * 86400 for end in ends)
-    assert list(results) == [2 * wire.BULK_BYTES] * 6
+    assert list(results) == [2 * BULK_BYTES] * 6
     assert all(credentials(three, node).peer.serial != serial for node, serial in before.items())
     home = ClusterHome(three.home, EMBEDDED_NAME)
     kept = Credentials.load(home.client)

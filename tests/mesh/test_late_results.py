@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kos_cluster.net import wire
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks import returns
 from tests.mesh.conftest import Mesh
 
@@ -29,7 +29,7 @@ def test_large_results_that_come_late_are_waited_for(
         os.write(descriptor, f"{number}\n".encode())
         os.close(descriptor)
         if number % LARGE_EVERY == 0:
-            return number, bytes(wire.BULK_BYTES)
+            return number, bytes(BULK_BYTES)
         time.sleep(0.001)
         return number, b""
 

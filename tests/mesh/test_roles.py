@@ -22,11 +22,12 @@ from kos_cluster.net import wire
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import get_result, put_part
 from kos_cluster.net.identity import Credentials
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.services import embedded
 from tests.mesh.conftest import Mesh
 from tests.mesh.speaker import Speaker, authority_of, by_value, identity, part
 
-LARGE_BYTES = 2 * wire.BULK_BYTES
+LARGE_BYTES = 2 * BULK_BYTES
 LISTED_S = 2.0  # within which a member that was let in is listed
 
 

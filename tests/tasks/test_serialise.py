@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from kos_cluster.errors import NotPicklableError
-from kos_cluster.net.wire import BULK_BYTES
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks import framing, serialise
 
 

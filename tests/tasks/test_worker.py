@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from kos_cluster.net import local
-from kos_cluster.net.wire import BULK_BYTES
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks import failures, serialise, workspace
 from kos_cluster.tasks import worker as worker_module
 from kos_cluster.tasks.failures import to_exception

@@ -3,7 +3,7 @@
 Theory of operation. A memfd has no name, so it is gone when the last process that has it open or mapped is gone,
 however that ended. Its pages are allocated when it is made: a machine without memory refuses then, where a sparse one
 would kill with SIGBUS whoever touches the missing page. The kernel keeps the seals (memfd_create(2), F_ADD_SEALS):
-after `seal` nobody can write, whoever has a descriptor, so readers need not trust the writer.
+after `seal` nobody can write, whoever has a descriptor, so what a reader has seen stays as it is.
 
 Rules: content leaves through the buffer protocol only. A mapping that is closed under a live view raises BufferError.
 """

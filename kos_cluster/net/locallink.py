@@ -1,8 +1,8 @@
 """Control links within one machine: a UNIX socket in the node's private folder, `LocalServer` at the node, `LocalLink`
 at the client.
 
-They carry the messages of `net.wire` as `net.transport` does over the network, with the same limits, and what either
-tells its user is the same. Four hand-overs to threads of ZeroMQ and the encryption are not needed here: what is written
+They carry the messages of `net.wire` as `net.transport` does over the network, with the same limits and one more, of
+the bytes that wait to be sent (`net.messagestream`); what either tells its user is the same. Four hand-overs to threads of ZeroMQ and the encryption are not needed here: what is written
 goes from one process to the other within the kernel, and wakes it.
 
 Rules:

@@ -17,13 +17,13 @@ user code does not count as a restart; `STARTS_LIMIT` of them in a row end the g
     asking     Refused                               over       Fail
     starting   every rank is Ready                   running    Tell
     starting   RankLost, or START_TIMEOUT_S          asking     End, Ask of the next epoch
+    starting   the same, STARTS_LIMIT times in a row over       End, Fail
     running    every rank is Done                    over       Succeed
-    running    RankFailed                            settling   End
     running    RankFailed, of another's going        settling
-    running    RankLost                              settling   End
-    settling   RankLost                              settling   End, once
-    settling   quiet or SETTLE_S, restarts left      asking     End, Ask of the next epoch
-    settling   quiet or SETTLE_S, none left          over       End, Fail
+    starting,  RankFailed                            over       End, Fail
+    running,   RankLost, restarts left               asking     End, Ask of the next epoch
+    settling   RankLost, none left                   over       End, Fail
+    settling   quiet or SETTLE_S                     over       End, Fail with what was heard of first
     any        Cancelled                             over       End, Fail
 """
 

@@ -5,7 +5,8 @@ R. Finkel, U. Manber, 1988), `allgather` a ring, `alltoall` a round of exchanges
 `RING_FROM_BYTES` and more is a reduce-scatter and an allgather around the ring, which moves the least that any
 algorithm can, 2 (n - 1) / n of the array each way (R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective
 Communication Operations in MPICH", IJHPCA 19(1), 2005); of anything smaller it is a reduce and a broadcast. Ranks of a
-node are neighbours in the ring, so all but one link of each node go through shared memory.
+node are neighbours in the ring, so on all but one link of each node segments of `links.SHARED_FROM_BYTES` and more go
+through shared memory.
 
 Rules. An operation is associative, not always commutative: trees combine ranks in their order. All ranks get the same
 bits from `allreduce`, as each element is computed once.

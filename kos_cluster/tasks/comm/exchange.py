@@ -171,11 +171,14 @@ class Exchange:
         others = [other for other in range(len(self.endpoint.table.places)) if other != self.endpoint.rank]
         told = [(other, self.endpoint.ask(other)) for other in (others if mine.inside else [rank])]
         missing = [(other, doing) for other, doing in told if doing is None or doing.serial < mine.serial]
+        differ = [(o, doing) for o, doing in told if doing and doing.serial == mine.serial and doing.call != mine.call]
         if not mine.inside:
             return CollectiveTimeoutError(f"{waited}; {_told(self.endpoint, *told[0])}.", hint)
-        if not missing:
+        if not missing and not differ:
             return CollectiveTimeoutError(f"{waited}, though every rank has called it.", hint)
-        listed = "; ".join(_told(self.endpoint, other, doing) for other, doing in missing)
+        listed = "; ".join(_told(self.endpoint, other, doing) for other, doing in missing or differ)
+        if not missing:
+            return CollectiveTimeoutError(f"{waited}. Ranks have called another one in its place: {listed}.", hint)
         return CollectiveTimeoutError(f"{waited}. It was not called by {len(missing)} of the ranks: {listed}.", hint)
 
     def _doing_word(self) -> str:

@@ -161,6 +161,19 @@ def test_a_collective_that_one_rank_does_not_call_names_it(gang: Gang):
         assert "not called by 1 of the ranks: rank 0 (node a) has ended collective 1, barrier" in str(errors[1])
 
 
+def test_ranks_that_wait_in_different_collectives_name_each_others(credentials: Credentials):
+    def call(comm: Communicator) -> object:
+        comm.patience_s = 0.5
+        return comm.gather(1, root=1) if comm.rank else comm.broadcast(None, root=1)
+
+    gang = Gang("ab", credentials)
+    try:
+        errors = [error for error in gang.together(call) if isinstance(error, CollectiveTimeoutError)]
+        assert any("called another one in its place: rank" in str(error) for error in errors), errors
+    finally:
+        gang.close()
+
+
 def test_arrays_of_different_sizes_are_refused_by_name(credentials: Credentials):
     gang = Gang("ab", credentials)
     errors = gang.together(lambda comm: comm.allreduce(np.ones(100_000 + comm.rank)))

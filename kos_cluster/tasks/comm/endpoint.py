@@ -5,7 +5,8 @@ others, are served by one thread. Whoever connects says in a `Hello` which rank 
 it wants: to send messages, or to know what this rank is doing. A refusal is answered in words.
 
 Rules. Who does not show a certificate of the cluster (between nodes) or is another user (within one), or does not know
-the secret, gets no message of the gang. At most `GREETING_LIMIT` connections are greeted at once, each for `GREETING_TIMEOUT_S`.
+the secret, gets no message of the gang. At most `GREETING_LIMIT` connections are greeted at once, each for
+`GREETING_TIMEOUT_S`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ at the client.
 
 They carry the messages of `net.wire` as `net.transport` does over the network, with the same limits and one more, of
 the bytes that wait to be sent (`net.messagestream`); what either tells its user is the same. Four hand-overs to threads
-of ZeroMQ and the encryption are not needed here: what is written goes from one process to the other within the kernel, and wakes it.
+of ZeroMQ and the encryption are not needed here: what is written goes from one process to the other within the kernel,
+and wakes it.
 
 Rules:
 - Everything here belongs to the thread of the loop.

@@ -1,8 +1,9 @@
 """A node's blocks: carries out in memory and on the disk what `core.arena` decides.
 
 Rules: used in the daemon's loop; what takes long (allocating, encrypting, the disk) runs in `THREADS` threads. What is
-refused is refused with the reason, the sum and what to do. A hold that is granted to whoever waits no more is released. Whatever
-fails in a thread is told to the books, so that nobody waits for what does not come. After `close` nothing changes.
+refused is refused with the reason, the sum and what to do. A hold that is granted to whoever waits no more is released.
+Whatever fails in a thread is told to the books, so that nobody waits for what does not come. After `close` nothing
+changes.
 """
 
 from __future__ import annotations

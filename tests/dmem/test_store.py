@@ -63,7 +63,7 @@ def test_a_disk_that_refuses_a_spill_refuses_who_waits_and_spoils_nothing(
             first, second = await put(store, b"1" * MIB), await put(store, b"2" * MIB)
             with monkeypatch.context() as full:
                 full.setattr("kos_cluster.dmem.spill.os.write", full_disk)
-                with pytest.raises(ArenaFullError, match="has no room: 1.0 MiB are wanted"):
+                with pytest.raises(ArenaFullError, match=r"has no room: 1.0 MiB are wanted"):
                     await put(store, bytes(MIB))
             usage = store.usage()
             assert (usage.used_bytes, usage.spilled_bytes, usage.blocks) == (2 * MIB, 0, 2)

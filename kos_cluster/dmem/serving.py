@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -23,13 +22,12 @@ from kos_cluster.dmem import protocol
 from kos_cluster.dmem.segments import Segment
 from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import KosError, LimitError
+from kos_cluster.net import unixsockets
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_LIMIT = 512  # processes at once
 REQUESTS_LIMIT = 64  # of one connection that wait for their answers
-BACKLOG = 64
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(protocol.ToArena).decode
 
@@ -45,7 +43,7 @@ class Serving:
         self._obtain = obtain
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
-        self._listening = _listen(str(store.folder / protocol.SOCKET))
+        self._listening = unixsockets.listen(store.folder / protocol.SOCKET, kind=socket.SOCK_SEQPACKET)
         self._loop.add_reader(self._listening, self._accept)
 
     def close(self) -> None:
@@ -60,7 +58,7 @@ class Serving:
         except OSError as error:
             log.warning("The arena could not accept a connection: %s", error)
             return
-        pid, uid, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        pid, uid = unixsockets.peer_of(stream)
         if uid != os.getuid() or len(self._connections) >= CONNECTIONS_LIMIT:
             log.warning("Process %d of user %d was sent away from the arena.", pid, uid)
             stream.close()
@@ -168,17 +166,3 @@ class _Connection:
         except OSError as error:
             log.info("A process does not take the arena's answers: %s", error)
             self.close()
-
-
-def _listen(path: str) -> socket.socket:
-    """A listening socket at a path of any length."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder, _, name = path.rpartition("/")
-    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        listening.bind(f"/proc/self/fd/{descriptor}/{name}")
-    finally:
-        os.close(descriptor)
-    listening.listen(BACKLOG)
-    listening.setblocking(False)
-    return listening

@@ -121,7 +121,7 @@ class LocalServer:
             self._loop.remove_reader(self._listening)  # it would be tried without a pause
             self._accepting = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_on)
             return
-        user = unixsockets.user_of(stream)
+        _, user = unixsockets.peer_of(stream)
         if user != os.getuid() or len(self._connections) + len(self._meeting) >= CONNECTIONS_LIMIT:
             _log.warning("A process of user %d was sent away, with %d connections here.", user, len(self._connections))
             self.dropped += 1
@@ -206,7 +206,8 @@ class LocalLink:
         """
         stream = unixsockets.connect(path)
         try:
-            if unixsockets.user_of(stream) != os.getuid():
+            _, user = unixsockets.peer_of(stream)
+            if user != os.getuid():
                 raise AuthError(f"The socket {path} is one of another user.", "See who else can write to that folder.")
             async with asyncio.timeout(INTRODUCING_TIMEOUT_S):
                 peer = await introduce(stream, credentials)

@@ -44,23 +44,35 @@ class Serving:
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
         self._listening = unixsockets.listen(store.folder / protocol.SOCKET, kind=socket.SOCK_SEQPACKET)
-        self._loop.add_reader(self._listening, self._accept)
+        self._accepting: asyncio.TimerHandle | None = None  # after a pause
+        self._accept_on()
 
     def close(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
         self._loop.remove_reader(self._listening)
         self._listening.close()
         for connection in list(self._connections):
             connection.close()
+
+    def _accept_on(self) -> None:
+        self._loop.add_reader(self._listening, self._accept)
 
     def _accept(self) -> None:
         try:
             stream, _ = self._listening.accept()
         except OSError as error:
             log.warning("The arena could not accept a connection: %s", error)
+            self._loop.remove_reader(self._listening)  # it would be tried without a pause
+            self._accepting = self._loop.call_later(unixsockets.ACCEPT_PAUSE_S, self._accept_on)
             return
         pid, uid = unixsockets.peer_of(stream)
-        if uid != os.getuid() or len(self._connections) >= CONNECTIONS_LIMIT:
-            log.warning("Process %d of user %d was sent away from the arena.", pid, uid)
+        if uid != os.getuid():
+            log.warning("Process %d was sent away from the arena, as it is of another user, %d.", pid, uid)
+            stream.close()
+            return
+        if len(self._connections) >= CONNECTIONS_LIMIT:
+            log.warning("Process %d was sent away from the arena, which has %d already.", pid, CONNECTIONS_LIMIT)
             stream.close()
             return
         stream.setblocking(False)

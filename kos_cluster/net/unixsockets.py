@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BACKLOG = 128  # connections that wait to be accepted
+ACCEPT_PAUSE_S = 1.0  # of who accepts, when the system has no descriptor left
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -164,7 +163,6 @@ class Granted(msgspec.Struct, frozen=True):
 
     block: str
     holder: int
-    sealed: bool
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -283,10 +281,6 @@ class Arena:
         """Whether there is such a block, with its content, in memory or on the disk."""
         found = self._blocks.get(block)
         return found is not None and found.state not in _UNSEALED
-
-    def __iter__(self) -> Iterator[str]:
-        """The names of all blocks."""
-        return iter(self._blocks)
 
     def keepers(self, block: str) -> list[Owner]:
         """The owners that keep a block."""
@@ -534,7 +528,7 @@ class Arena:
         asking, block.asking = block.asking, []
         for holder in asking:
             block.holders[holder] += 1
-            effects.append(Granted(block.name, holder, block.state is BlockState.SEALED))
+            effects.append(Granted(block.name, holder))
         if asking:
             block.refused_by_disk = False
         self._settle(block, effects)

@@ -26,6 +26,7 @@ from kos_cluster import errors
 from kos_cluster.dmem import protocol
 from kos_cluster.dmem.segments import Segment, write_all
 from kos_cluster.errors import KosError, UnreachableError
+from kos_cluster.net import unixsockets
 
 RELEASES_LIMIT = 1 << 16  # that wait because the arena takes none just now
 INTERRUPTED_LIMIT = 64  # requests whose late answers are known; what others gave is released when the process ends
@@ -187,17 +188,10 @@ class Attached:
 
 
 def _connected(folder: Path) -> socket.socket:
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            stream.connect(f"/proc/self/fd/{descriptor}/{protocol.SOCKET}")
-        finally:
-            os.close(descriptor)
+        return unixsockets.connect(folder / protocol.SOCKET, kind=socket.SOCK_SEQPACKET, timeout_s=None)
     except OSError as error:
-        stream.close()
         raise UnreachableError(
             f"The arena of this machine's node cannot be reached ({error.strerror}).",
             "Type 'kos up', if the node does not run.",
         ) from None
-    return stream

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -23,13 +22,12 @@ from kos_cluster.dmem import protocol
 from kos_cluster.dmem.segments import Segment
 from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import KosError, LimitError
+from kos_cluster.net import unixsockets
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_LIMIT = 512  # processes at once
 REQUESTS_LIMIT = 64  # of one connection that wait for their answers
-BACKLOG = 64
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(protocol.ToArena).decode
 
@@ -45,24 +43,36 @@ class Serving:
         self._obtain = obtain
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
-        self._listening = _listen(str(store.folder / protocol.SOCKET))
-        self._loop.add_reader(self._listening, self._accept)
+        self._listening = unixsockets.listen(store.folder / protocol.SOCKET, kind=socket.SOCK_SEQPACKET)
+        self._accepting: asyncio.TimerHandle | None = None  # after a pause
+        self._accept_on()
 
     def close(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
         self._loop.remove_reader(self._listening)
         self._listening.close()
         for connection in list(self._connections):
             connection.close()
+
+    def _accept_on(self) -> None:
+        self._loop.add_reader(self._listening, self._accept)
 
     def _accept(self) -> None:
         try:
             stream, _ = self._listening.accept()
         except OSError as error:
             log.warning("The arena could not accept a connection: %s", error)
+            self._loop.remove_reader(self._listening)  # it would be tried without a pause
+            self._accepting = self._loop.call_later(unixsockets.ACCEPT_PAUSE_S, self._accept_on)
             return
-        pid, uid, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        if uid != os.getuid() or len(self._connections) >= CONNECTIONS_LIMIT:
-            log.warning("Process %d of user %d was sent away from the arena.", pid, uid)
+        pid, uid = unixsockets.peer_of(stream)
+        if uid != os.getuid():
+            log.warning("Process %d was sent away from the arena, as it is of another user, %d.", pid, uid)
+            stream.close()
+            return
+        if len(self._connections) >= CONNECTIONS_LIMIT:
+            log.warning("Process %d was sent away from the arena, which has %d already.", pid, CONNECTIONS_LIMIT)
             stream.close()
             return
         stream.setblocking(False)
@@ -168,17 +178,3 @@ class _Connection:
         except OSError as error:
             log.info("A process does not take the arena's answers: %s", error)
             self.close()
-
-
-def _listen(path: str) -> socket.socket:
-    """A listening socket at a path of any length."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder, _, name = path.rpartition("/")
-    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        listening.bind(f"/proc/self/fd/{descriptor}/{name}")
-    finally:
-        os.close(descriptor)
-    listening.listen(BACKLOG)
-    listening.setblocking(False)
-    return listening

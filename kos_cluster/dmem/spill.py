@@ -45,10 +45,9 @@ class Spill:
         try:
             with memoryview(content) as view:
                 for chunk, start in enumerate(range(0, len(view), CHUNK_BYTES)):
-                    plain = view[start : start + CHUNK_BYTES]
-                    out = memoryview(sealed)[: len(plain) + TAG_BYTES]
-                    self._cipher.encrypt_into(_NONCE.pack(number, chunk), plain, block.encode(), out)
-                    plain.release()
+                    with view[start : start + CHUNK_BYTES] as plain:
+                        out = memoryview(sealed)[: len(plain) + TAG_BYTES]
+                        self._cipher.encrypt_into(_NONCE.pack(number, chunk), plain, block.encode(), out)
                     while out:
                         out = out[os.write(fd, out) :]
         except BaseException:
@@ -62,18 +61,19 @@ class Spill:
         sealed = memoryview(bytearray(CHUNK_BYTES + TAG_BYTES))
         try:
             for chunk, start in enumerate(range(0, len(into), CHUNK_BYTES)):
-                plain = into[start : start + CHUNK_BYTES]
-                data = sealed[: len(plain) + TAG_BYTES]
-                _fill(fd, data, chunk * len(sealed))
-                self._cipher.decrypt_into(_NONCE.pack(number, chunk), data, block.encode(), plain)
+                with into[start : start + CHUNK_BYTES] as plain:  # an error would keep it, and what it is a view of
+                    data = sealed[: len(plain) + TAG_BYTES]
+                    _fill(fd, data, chunk * len(sealed))
+                    self._cipher.decrypt_into(_NONCE.pack(number, chunk), data, block.encode(), plain)
         except (InvalidTag, OSError) as error:
             why = getattr(error, "strerror", None) or "its content has changed"
             raise StateError(f"the block {block[:12]} cannot be read back from the disk ({why})") from None
 
     def drop(self, block: str) -> None:
-        """Forget a block."""
-        fd, _ = self._files.pop(block)
-        os.close(fd)
+        """Forget a block, which the disk may have refused."""
+        fd, _ = self._files.pop(block, (-1, 0))
+        if fd >= 0:
+            os.close(fd)
 
     def close(self) -> None:
         for block in list(self._files):

@@ -2,6 +2,8 @@
 
 Rules: used in the daemon's loop; what takes long (allocating, encrypting, the disk) runs in `THREADS` threads. What is
 refused is refused with the reason, the sum and what to do. A hold that is granted to whoever waits no more is released.
+Whatever fails in a thread is told to the books, so that nobody waits for what does not come. After `close` nothing
+changes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from kos_cluster.core import arena
 from kos_cluster.core.arena import Arena, Owner, Usage
 from kos_cluster.dmem.segments import Segment
 from kos_cluster.dmem.spill import Spill
-from kos_cluster.errors import ArenaFullError, BlockLostError, KosError, UsageError
+from kos_cluster.errors import ArenaFullError, BlockLostError, KosError, StateError, UsageError
 from kos_cluster.home import private_folder
 
 log = logging.getLogger(__name__)
@@ -129,12 +131,16 @@ class BlockStore:
     # ---- the machine and its effects
 
     async def _wait(self, event: arena.Create | arena.Hold, block: str, holder: int) -> Segment:
+        if self._closed:
+            raise StateError(f"The arena of node {self._node} is closed.", "Type 'kos up' to start the node again.")
         answer: Waiting = self._loop.create_future()
         self._waiting[block, holder].append(answer)
         self._feed(event)
         return await answer
 
     def _feed(self, event: arena.Event) -> None:
+        if self._closed:  # its segments are
+            return
         for effect in self._books.handle(event):
             match effect:
                 case arena.Allocate(block, size_bytes, spilled):
@@ -194,30 +200,46 @@ class BlockStore:
         running.add_done_callback(self._thread_ended)
 
     def _thread_ended(self, running: asyncio.Future[arena.Event]) -> None:
-        if not self._closed and not running.cancelled():
+        if not running.cancelled():
             self._feed(running.result())
 
     def _allocate(self, block: str, size_bytes: int, spilled: bool) -> arena.Event:
         try:
             segment = Segment.allocate(size_bytes)
-        except (ArenaFullError, OSError) as error:
-            return arena.AllocationFailed(block, getattr(error, "message", None) or str(error))
-        try:
             if spilled:
-                with segment.map(writable=True) as mapping, memoryview(mapping) as view:
-                    self._spill.read(block, view)
-                segment.seal()
-        except KosError as error:
-            segment.close()
-            return arena.AllocationFailed(block, error.message)
+                self._read_back(block, segment)
+        except Exception as error:
+            log.warning(
+                "A block of %d bytes could not be brought into memory: %s",
+                size_bytes,
+                error,
+                exc_info=_surprising(error),
+            )
+            return arena.AllocationFailed(block, error.message if isinstance(error, KosError) else str(error))
         self._segments[block] = segment
         return arena.Allocated(block)
+
+    def _read_back(self, block: str, segment: Segment) -> None:
+        try:
+            with segment.map(writable=True) as mapping, memoryview(mapping) as view:
+                self._spill.read(block, view)
+            segment.seal()
+        except BaseException:
+            segment.close()
+            raise
 
     def _to_disk(self, block: str, segment: Segment) -> arena.Event:
         try:
             with segment.map() as mapping:
                 self._spill.write(block, mapping)
-        except OSError as error:
-            log.warning("A block of %d bytes could not be spilled: %s", segment.size_bytes, error)
+        except Exception as error:
+            log.warning(
+                "A block of %d bytes could not be spilled: %s", segment.size_bytes, error, exc_info=_surprising(error)
+            )
             return arena.SpillFailed(block)
         return arena.Spilled(block)
+
+
+def _surprising(error: Exception) -> bool:
+    """Whether it is neither the machine's nor the disk's fault, so that a developer wants to know where it arose."""
+    return not isinstance(error, KosError | OSError)

@@ -37,7 +37,6 @@ from kos_cluster.net.messagestream import MessageStream
 from kos_cluster.net.transport import LINGER_MS, LinkState, Origin, Payload, decoded, framed
 
 CONNECTIONS_LIMIT = 1024  # of one node, those that are not through yet included
-ACCEPT_PAUSE_S = 1.0  # when the system has no descriptor left
 
 _log = logging.getLogger(__name__)
 
@@ -120,9 +119,9 @@ class LocalServer:
         except OSError as error:
             _log.warning("A connection on this machine could not be accepted: %s", error)
             self._loop.remove_reader(self._listening)  # it would be tried without a pause
-            self._accepting = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_on)
+            self._accepting = self._loop.call_later(unixsockets.ACCEPT_PAUSE_S, self._accept_on)
             return
-        user = unixsockets.user_of(stream)
+        _, user = unixsockets.peer_of(stream)
         if user != os.getuid() or len(self._connections) + len(self._meeting) >= CONNECTIONS_LIMIT:
             _log.warning("A process of user %d was sent away, with %d connections here.", user, len(self._connections))
             self.dropped += 1
@@ -207,7 +206,8 @@ class LocalLink:
         """
         stream = unixsockets.connect(path)
         try:
-            if unixsockets.user_of(stream) != os.getuid():
+            _, user = unixsockets.peer_of(stream)
+            if user != os.getuid():
                 raise AuthError(f"The socket {path} is one of another user.", "See who else can write to that folder.")
             async with asyncio.timeout(INTRODUCING_TIMEOUT_S):
                 peer = await introduce(stream, credentials)

@@ -122,9 +122,9 @@ def send_message(stream: ssl.SSLSocket, data: bytes) -> None:
     stream.sendall(framed(data))
 
 
-def receive_message(stream: ssl.SSLSocket) -> bytes:
-    """One message, whole within `EXCHANGE_TIMEOUT_S`. Raises ProtocolError when too large, OSError when late."""
-    deadline = time.monotonic() + EXCHANGE_TIMEOUT_S
+def receive_message(stream: ssl.SSLSocket, timeout_s: float = EXCHANGE_TIMEOUT_S) -> bytes:
+    """One message, whole within the time. Raises ProtocolError when too large, OSError when late."""
+    deadline = time.monotonic() + timeout_s
     size = int.from_bytes(_receive_exactly(stream, LENGTH_BYTES, deadline), "big")
     if size > MESSAGE_LIMIT_BYTES:
         raise ProtocolError(f"A message of {size} bytes is over the limit of {MESSAGE_LIMIT_BYTES} bytes.")

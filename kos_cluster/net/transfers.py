@@ -30,6 +30,7 @@ from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.outcome import WireError, from_wire, to_wire
 
 CHUNK_BYTES = 1 << 20
+LEND_TIMEOUT_S = 120.0  # for a node to have a block that it gives in memory, which may mean to spill others first
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -168,7 +169,8 @@ def get_block(
     """
     with Session(host, port, credentials, tls.ALPN_BULK) as session:
         tls.send_message(session.stream, msgspec.msgpack.encode(request))
-        outcome = outcome_of(tls.receive_message(session.stream))
+        answer = tls.receive_message(session.stream, LEND_TIMEOUT_S + tls.EXCHANGE_TIMEOUT_S)
+        outcome = outcome_of(answer)
         if not outcome.elsewhere:
             view = room(outcome)
             for start in range(0, outcome.size, CHUNK_BYTES):

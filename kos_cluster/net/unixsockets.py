@@ -1,7 +1,8 @@
 """UNIX sockets in a folder, at a path of any length, and whose process is at the other end.
 
-Rules. The system limits the text of such an address to `ADDRESS_BYTES`; what counts here is the name in its folder, as
-the folder is reached by a descriptor of it. The kernel says which user the other process runs as (SO_PEERCRED).
+Rules. The system limits the text of such an address to 107 bytes; what counts here is the name in its folder, as the
+folder is reached by a descriptor of it. The kernel says which process is at the other end, and which user it runs as
+(SO_PEERCRED). `kind` is SOCK_STREAM, or SOCK_SEQPACKET where a packet is a message.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BACKLOG = 128  # connections that wait to be accepted
-ADDRESS_BYTES = 107
+ACCEPT_PAUSE_S = 1.0  # of who accepts, when the system has no descriptor left
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
-def listen(path: Path) -> socket.socket:
+def listen(path: Path, *, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """A socket that listens there; what an earlier process has left there is removed. Raises OSError."""
     path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX)
+    listening = socket.socket(socket.AF_UNIX, kind)
     try:
         with _address(path) as address:
             listening.bind(address)
@@ -34,11 +35,16 @@ def listen(path: Path) -> socket.socket:
     return listening
 
 
-def connect(path: Path) -> socket.socket:
-    """A connection to the process that listens there; it does not wait for it. Raises OSError."""
-    stream = socket.socket(socket.AF_UNIX)
+def connect(
+    path: Path, *, kind: socket.SocketKind = socket.SOCK_STREAM, timeout_s: float | None = 0.0
+) -> socket.socket:
+    """A connection to the process that listens there. Raises OSError.
+
+    Neither connecting nor what is done with it waits longer than `timeout_s`: 0 is not at all, None without an end.
+    """
+    stream = socket.socket(socket.AF_UNIX, kind)
     try:
-        stream.setblocking(False)
+        stream.settimeout(timeout_s)
         with _address(path) as address:
             stream.connect(address)
     except BaseException:
@@ -47,10 +53,10 @@ def connect(path: Path) -> socket.socket:
     return stream
 
 
-def user_of(stream: socket.socket) -> int:
-    """The user id of the process at the other end, as it was when it connected or began to listen."""
-    told = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(told)[1])
+def peer_of(stream: socket.socket) -> tuple[int, int]:
+    """The process id and the user id at the other end, as they were when it connected or began to listen."""
+    pid, uid, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
 
 
 @contextlib.contextmanager

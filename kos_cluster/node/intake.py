@@ -1,13 +1,15 @@
 """What a node does for peers on its bulk port: takes certificates, parts and joiners, hands out what it holds.
 
 Rules. These calls come from the threads of the TLS server; anything that touches the daemon's state is done in its
-loop, and waited for, at most `LOOP_TIMEOUT_S`.
+loop, and waited for, at most `LOOP_TIMEOUT_S`; for a block, which may be on the disk, at most
+`net.transfers.LEND_TIMEOUT_S`. What comes later is given back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ from kos_cluster.errors import UnreachableError
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
+from kos_cluster.net.transfers import LEND_TIMEOUT_S
 from kos_cluster.net.tunnel import End, Open
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.blocks import Blocks
@@ -85,7 +88,23 @@ class Intake:
         return self._in_loop(lambda: self._kept.path(hash_) if hash_ in self._kept else None)
 
     def lend(self, peer: Peer, block: str, insist: bool) -> Lending | list[str]:
-        return self._wait(self._blocks.lend(peer, block, insist))
+        taken = threading.Lock()  # by whom the answer is, or that it is late
+
+        async def lend() -> Lending | list[str]:
+            found = await self._blocks.lend(peer, block, insist)
+            if not taken.acquire(blocking=False) and isinstance(found, Lending):
+                found.close()
+            return found
+
+        waiting = asyncio.run_coroutine_threadsafe(lend(), self._loop)
+        try:
+            return waiting.result(LEND_TIMEOUT_S)
+        except TimeoutError:
+            if not taken.acquire(blocking=False):  # it has come at this moment
+                return waiting.result()
+            waiting.cancel()
+            late = f"A node had the block {block[:12]} not in memory within {LEND_TIMEOUT_S:.0f} s."
+            raise UnreachableError(late, "See what its arena holds: 'kos mem status'.") from None
 
     def tunnel(self, peer: Peer, wanted: Open) -> End:
         return self._kernels.tunnel(peer, wanted)  # in this thread, which connects

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import os
 import shutil
 import socket
 import threading
@@ -36,7 +35,7 @@ import msgspec
 from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, KosError, LimitError, NoSuchTaskError, StateError, UsageError
 from kos_cluster.home import private_folder, write_private
-from kos_cluster.net import driven, tunnel, wire
+from kos_cluster.net import driven, tunnel, unixsockets, wire
 from kos_cluster.net import kernels as asks
 from kos_cluster.net.identity import Peer
 from kos_cluster.node.drives import Driver, Output
@@ -254,20 +253,12 @@ def _connected(kernel: _Kernel, channel: str) -> socket.socket:
     """A connection to one of a kernel's sockets. Raises UsageError, StateError."""
     if channel not in SOCKETS:
         raise UsageError(f"A kernel has no socket {channel[:16]!r}.", f"It has {', '.join(SOCKETS)}.")
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(CONNECT_TIMEOUT_S)
     try:
-        folder = os.open(kernel.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            connection.connect(f"/proc/self/fd/{folder}/{SOCKETS[channel]}")
-        finally:
-            os.close(folder)
+        return unixsockets.connect(kernel.folder / SOCKETS[channel], timeout_s=CONNECT_TIMEOUT_S)
     except OSError as error:
-        connection.close()
         raise StateError(
-            f"Kernel {kernel.id} does not listen on {channel} ({error.strerror}).", "Wait, or restart it."
+            f"Kernel {kernel.id} does not listen on {channel} ({error.strerror or error}).", "Wait, or restart it."
         ) from None
-    return connection
 
 
 def _process(folder: Path) -> Path | None:

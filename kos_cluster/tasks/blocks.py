@@ -8,7 +8,9 @@ that is a reference is resolved in the worker, before the function is called; on
 stays a reference.
 
 Rules: counting is done in the mesh thread, from notes that any thread appends, a garbage collector's too. To drop a
-block is told to each node that may have it until it has answered or is lost.
+block is told to each node that may have it until it has answered, also when it was out of reach meanwhile: what is
+there is gone only when its daemon was started anew, or has left. At most `OWED_LIMIT` are remembered for one that is
+out of reach; what is beyond goes when this process ends.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ import secrets
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kos_cluster.core.placement import Inputs
-from kos_cluster.core.records import Member
+from kos_cluster.core.records import Member, MemberState
 from kos_cluster.dmem.attached import attached
 from kos_cluster.errors import KosError, UnreachableError, UsageError
 from kos_cluster.net.blocks import DROPPED_LIMIT, DropBlocks, KeepBlock, nowhere
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 
 MARK = "kos-block:"  # in front of a block's name in a pickle
 DROP_AFTER_S = 0.02  # so that what is dropped together is told together
+OWED_LIMIT = 32_768  # blocks that a node which is out of reach is to drop; twice what one has at most by default
 _MARK = MARK.encode()
 _NAMED = re.compile(rb"kos-block:([0-9a-f]{32})")
 
@@ -131,10 +134,14 @@ def take_departed() -> list[str]:
 
 def let_go() -> None:
     """The node has taken the results before: whose they are keeps what they refer to."""
-    while _staying:
-        assert here.arena is not None
-        with suppress(UnreachableError):  # its arena is gone, and all holds with it
-            attached(here.arena).passed_on(_staying.pop())
+    blocks = _staying.copy()
+    _staying.clear()
+    try:
+        for block in blocks:
+            assert here.arena is not None
+            attached(here.arena).passed_on(block)
+    except UnreachableError as error:  # its arena is gone, and all holds with it
+        log.warning("Blocks that stay could not be passed on: %s", error)
 
 
 def resolved(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -169,7 +176,8 @@ class OwnBlocks:
         self._places: dict[str, set[str]] = {}  # block -> ids of nodes that may have it; empty: any
         self._known: dict[str, tuple[int, str]] = {}  # block -> its size, and the node where it was made
         self._notes: deque[tuple[str, int]] = deque()
-        self._owed: dict[str, set[str]] = {}  # node id -> blocks that it is to drop
+        self._owed: dict[str, dict[str, None]] = {}  # node id -> blocks that it is to drop, in their order
+        self._lives: dict[str, int] = {}  # id of a node that may have blocks -> when its daemon was started
         self._telling: dict[str, asyncio.Task[None]] = {}  # by node id
         self._waking = False
         _owners.add(self)
@@ -269,8 +277,15 @@ class OwnBlocks:
                 del self._uses[block]
                 self._known.pop(block, None)
                 places = self._places.pop(block, None)  # None: it is another process's
-                for node in places or (self._mesh.linked() if places is not None else ()):
-                    self._owed.setdefault(node, set()).add(block)
+                for node in places or (self._lives if places is not None else ()):
+                    self._owed.setdefault(node, {})[block] = None
+        self.tell()
+
+    def node_up(self, member: Member) -> None:
+        """A node can be reached, perhaps again: it hears what it was to drop meanwhile, unless it has lost all."""
+        if self._lives.get(member.id, member.started_ns) != member.started_ns:
+            self._owed.pop(member.id, None)
+        self._lives[member.id] = member.started_ns
         self.tell()
 
     def tell(self) -> None:
@@ -279,21 +294,34 @@ class OwnBlocks:
             if node in self._mesh.linked():
                 self._telling[node] = asyncio.get_running_loop().create_task(self._tell(node), name="drop-blocks")
             else:
-                del self._owed[node]  # it is lost, or has lost us: its blocks are gone either way
+                self._remember(node)
+
+    def _remember(self, node: str) -> None:
+        """What is owed to a node that is out of reach, within the limit; nothing when it has left for good."""
+        member = self._mesh.member(node)
+        if member is None or member.state is MemberState.LEFT:
+            self._lives.pop(node, None)
+            del self._owed[node]
+            return
+        owed = self._owed[node]
+        for block in list(islice(owed, max(0, len(owed) - OWED_LIMIT))):
+            del owed[block]
 
     async def _tell(self, node: str) -> None:
-        blocks = list(self._owed[node])[:DROPPED_LIMIT]
+        blocks = list(islice(self._owed[node], DROPPED_LIMIT))
         try:
             await self._mesh.ask_node(DropBlocks(self._mesh.instance, blocks), node)
         except UnreachableError:
-            return  # told again with the next beat, if it is still linked then
+            return  # told again with the next beat, or when it is linked again
         except KosError as error:
             log.warning("Blocks could not be dropped: %s", error)
         finally:
             del self._telling[node]
-        self._owed[node].difference_update(blocks)
-        if not self._owed[node]:
-            del self._owed[node]
+        owed = self._owed.get(node, {})  # none: it was started anew meanwhile
+        for block in blocks:
+            owed.pop(block, None)
+        if not owed:
+            self._owed.pop(node, None)
 
     # ---- where
 

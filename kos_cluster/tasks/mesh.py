@@ -341,6 +341,7 @@ class Mesh:
     def node_up(self, member: Member, packages: dict[str, str]) -> None:
         unreadable = compat.unreadable(machine.versions(), member.versions)
         self._lending.node_up(member.name)
+        self.blocks.node_up(member)
         self._feed(ownership.NodeUp(member, frozenset(packages), unreadable))
 
     def node_down(self, id_: str, why: str) -> None:

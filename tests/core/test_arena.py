@@ -206,7 +206,8 @@ def test_the_line_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 blocks wait for room already" in node.refused[0].reason
 
 
-NAMES = st.sampled_from("abcdef")
+ALL_NAMES = "abcdef"
+NAMES = st.sampled_from(ALL_NAMES)
 HOLDERS = st.integers(1, 3)
 OWNERS = st.sampled_from([ALICE, BOB])
 
@@ -251,6 +252,9 @@ class Anything(RuleBasedStateMachine):
                 case arena.FreeDisk(block):
                     del self.disk[block]
 
+    def blocks(self) -> list[str]:
+        return [name for name in ALL_NAMES if self.arena.state(name) is not None]
+
     def holders(self, block: str) -> list[int]:
         return [holder for (name, holder), count in self.held.items() if name == block and count > 0]
 
@@ -294,7 +298,7 @@ class Anything(RuleBasedStateMachine):
 
     @rule(owner=OWNERS)
     def owner_ended(self, owner: arena.Owner) -> None:
-        for name in self.arena:
+        for name in self.blocks():
             if self.arena.keepers(name) == [owner]:
                 self.pinned.discard(name)
         self.feed(arena.OwnerEnded(owner))
@@ -321,7 +325,7 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_left_that_nobody_needs(self) -> None:
-        for name in self.arena:
+        for name in self.blocks():
             wanted = any(count > 0 for (block, _), count in self.asked.items() if block == name)
             busy = name in self.allocating or name in self.spilling
             assert self.arena.keepers(name) or wanted or busy or self.holders(name)

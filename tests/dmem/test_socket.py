@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import gc
 import os
 import secrets
@@ -17,8 +19,12 @@ import pytest
 from kos_cluster.dmem import protocol
 from kos_cluster.dmem import serving as serving_module
 from kos_cluster.dmem.attached import Attached
+from kos_cluster.dmem.segments import Segment
+from kos_cluster.dmem.serving import Serving
+from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import ArenaFullError, BlockLostError, UnreachableError, UsageError
-from tests.dmem.conftest import MIB, Served, until
+from kos_cluster.net import unixsockets
+from tests.dmem.conftest import MIB, WAIT_S, Served, until
 
 
 def name() -> str:
@@ -190,10 +196,68 @@ def test_what_is_no_message_ends_the_connection_and_only_that(served: Served) ->
     served.put(name(), b"x")
 
 
-def test_another_user_is_sent_away(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving_module.os, "getuid", lambda: os.geteuid() + 1)
-    with pytest.raises(UnreachableError, match="is gone"):
-        served.another().read(name())
+def test_another_user_is_sent_away_and_so_is_one_too_many(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(serving_module.os, "getuid", lambda: os.geteuid() + 1)
+        with pytest.raises(UnreachableError, match="is gone"):
+            served.another().read(name())
+    assert f"Process {os.getpid()} was sent away from the arena, as it is of another user" in caplog.text
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(serving_module, "CONNECTIONS_LIMIT", 1)
+        served.put(name(), b"x")
+        with pytest.raises(UnreachableError, match="is gone"):
+            served.another().read(name())
+    assert f"Process {os.getpid()} was sent away from the arena, which has 1 already" in caplog.text
+
+
+class NoDescriptors:
+    """A listening socket of a process that has no descriptor left, so often."""
+
+    def __init__(self, listening: socket.socket, times: int) -> None:
+        self._listening, self._times = listening, times
+        self.tried = 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.tried += 1
+        if self.tried <= self._times:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listening.accept()
+
+    def fileno(self) -> int:
+        return self._listening.fileno()
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+@pytest.mark.parametrize(("pause_s", "tries"), [(3600.0, 1), (0.001, 4)])
+def test_without_descriptors_the_arena_pauses_before_it_accepts_again(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch, pause_s: float, tries: int
+) -> None:
+    monkeypatch.setattr(unixsockets, "ACCEPT_PAUSE_S", pause_s)
+
+    async def obtain(*_: object) -> Segment:
+        raise AssertionError("nobody asks")
+
+    async def scene() -> None:
+        store = BlockStore("n1", short_folder / "arena", MIB, 0, 1)
+        serving = Serving("id of n1", store, obtain)
+        monkeypatch.setattr(serving, "_listening", NoDescriptors(serving._listening, 3))
+        with unixsockets.connect(store.folder / protocol.SOCKET, kind=socket.SOCK_SEQPACKET):
+            async with asyncio.timeout(WAIT_S):
+                while serving._listening.tried < tries:
+                    await asyncio.sleep(0)
+            for _ in range(20):  # turns of the loop, each of which would try again
+                await asyncio.sleep(0)
+            assert serving._listening.tried == tries
+            assert len(serving._connections) == (tries == 4)
+        serving.close()
+        store.close()
+
+    asyncio.run(scene())
 
 
 def test_an_arena_that_is_gone_is_an_error_and_mapped_blocks_stay(served: Served) -> None:

@@ -174,7 +174,7 @@ def test_who_is_not_a_node_cannot_answer_as_one(
 def test_another_users_process_is_sent_away(start: Start, client: Credentials, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         async with running(start()) as echo:
-            monkeypatch.setattr(unixsockets, "user_of", lambda stream: os.getuid() + 1)
+            monkeypatch.setattr(unixsockets, "peer_of", lambda stream: (1, os.getuid() + 1))
             assert await closed(echo.raw())
             assert echo.server.dropped == 1
 
@@ -187,7 +187,7 @@ def test_a_client_shows_nothing_to_another_users_process(
     async def scene() -> None:
         async with running(start()) as echo:
             answers = iter([os.getuid() + 1, os.getuid()])  # the client asks first
-            monkeypatch.setattr(unixsockets, "user_of", lambda stream: next(answers))
+            monkeypatch.setattr(unixsockets, "peer_of", lambda stream: (1, next(answers)))
             with pytest.raises(AuthError, match="another user"):
                 await echo.link(client)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,6 +18,7 @@ from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.roles import Role
 from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import ArenaFullError, BlockLostError
+from kos_cluster.net import tls, transfers
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.identity import Peer
@@ -284,6 +286,25 @@ def test_a_node_without_room_says_so_with_the_sum_and_asks_no_other(run) -> None
             await second.get(block, first.id)
         assert second.store.usage().used_bytes == 0
         await until(lambda: first.store.usage().held_bytes == 0, "the lender has released it")
+
+    run(story)
+
+
+def test_who_asks_waits_as_long_as_the_lender_may_take_to_read_it_back(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def receive(stream: ssl.SSLSocket, timeout_s: float = tls.EXCHANGE_TIMEOUT_S) -> bytes:
+        waits.append(timeout_s)
+        return received(stream, timeout_s)
+
+    received = tls.receive_message
+    monkeypatch.setattr(tls, "receive_message", receive)
+
+    async def story(nodes: Cluster) -> None:
+        first, second = nodes.grow(2)
+        block, content = await first.put(1)
+        assert await second.get(block, first.id) == content
+        assert max(waits) > transfers.LEND_TIMEOUT_S
 
     run(story)
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 BEGUN_WITHIN_S = 60.0
-GONE_WITHIN_S = 60.0  # a cancelled worker that does not end by itself is killed after a few seconds
+GONE_WITHIN_S = 30.0  # a cancelled worker that does not end by itself is killed after a few seconds
 SETUP = """
 import os, time
 import kos_cluster as kos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kos_cluster.cli.main import run
 from tests.kernel import conformance, lasting
 from tests.kernel.clusters import cluster_of, kos
 from tests.kernel.kernels import Cell, Kernel
@@ -75,6 +77,27 @@ def test_kernels_are_listed_and_removed(home: str, tmp_path: Path) -> None:
     assert installed(home) == ["kos"]
     done = kos("kernel", "install", "--prefix", str(tmp_path), home=home)
     assert done.returncode == 0 and (tmp_path / "share" / "jupyter" / "kernels" / "kos" / "kernel.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "venv", "folder"),
+    [
+        ((), False, "user"),
+        (("--sys-prefix",), False, "prefix/share/jupyter"),
+        (("--user",), True, "user"),
+        (("--sys-prefix",), True, "prefix/share/jupyter"),
+        ((), True, "prefix/share/jupyter"),
+    ],
+)
+def test_it_goes_to_the_user_or_to_this_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], venv: bool, folder: str
+) -> None:
+    prefix = str(tmp_path / "prefix")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
+    monkeypatch.setattr(sys, "prefix", prefix)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "base") if venv else prefix)
+    assert run(["kernel", "install", *words], io.StringIO(), io.StringIO()) == 0
+    assert [path.parent for path in tmp_path.rglob("kernel.json")] == [tmp_path / folder / "kernels" / "kos"]
 
 
 REFUSED = {

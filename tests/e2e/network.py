@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-import pytest
+from tests.needs import missing
 
 
 class Network:
@@ -92,13 +92,13 @@ class Network:
 
 @contextlib.contextmanager
 def network_of(hosts: Sequence[str]) -> Iterator[Network]:
-    """These hosts; where they cannot be made the tests are skipped, and say so."""
+    """These hosts; where they cannot be made the tests are skipped, or fail, and say so."""
     if shutil.which("ip") is None:
-        pytest.skip("there is no ip command")
+        missing("there is no ip command")
     try:
         made = Network(hosts)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
+        missing(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
     try:
         yield made
     finally:

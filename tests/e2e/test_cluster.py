@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from tests.needs import missing
 
 NODE_KEYS = {
     "name", "id", "address", "state", "role", "coordinator", "slots", "running", "cpu_percent", "memory_percent",
@@ -364,7 +365,7 @@ def test_leave_is_for_good(lab: Lab, machine: Any, until: Callable[..., Any]) ->
 def hosts() -> Iterator[list[tuple[str, ...]]]:
     """Two network namespaces joined by a bridge, as command prefixes. Addresses 10.77.0.1 and 10.77.0.2."""
     if shutil.which("ip") is None:
-        pytest.skip("there is no ip command")
+        missing("there is no ip command")
     tag = f"k{random.randrange(16**6):06x}"
     names = [f"{tag}a", f"{tag}b"]
 
@@ -385,7 +386,7 @@ def hosts() -> Iterator[list[tuple[str, ...]]]:
             ip("-n", name, "route", "add", "224.0.0.0/4", "dev", "eth0")
         yield [("ip", "netns", "exec", name) for name in names]
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
+        missing(f"network namespaces cannot be made here: {error.stderr.decode().strip()}")
     finally:
         for name in (*names, tag):
             with suppress(subprocess.CalledProcessError):

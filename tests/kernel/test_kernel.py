@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,19 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import conformance
+from kos_cluster.cli.main import run
+from tests.kernel import conformance, lasting
 from tests.kernel.clusters import cluster_of, kos
 from tests.kernel.kernels import Cell, Kernel
 
 READY_BEYOND_S = 1.0  # over a plain kernel
 STOPPED_WITHIN_S = 5.0
-SLEEP = """
-import os, time
-def work(path):
-    with open(path, "a") as file:
-        file.write(f"{os.getpid()}\\n")
-    time.sleep(600)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,6 +79,27 @@ def test_kernels_are_listed_and_removed(home: str, tmp_path: Path) -> None:
     assert done.returncode == 0 and (tmp_path / "share" / "jupyter" / "kernels" / "kos" / "kernel.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "venv", "folder"),
+    [
+        ((), False, "user"),
+        (("--sys-prefix",), False, "prefix/share/jupyter"),
+        (("--user",), True, "user"),
+        (("--sys-prefix",), True, "prefix/share/jupyter"),
+        ((), True, "prefix/share/jupyter"),
+    ],
+)
+def test_it_goes_to_the_user_or_to_this_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], venv: bool, folder: str
+) -> None:
+    prefix = str(tmp_path / "prefix")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
+    monkeypatch.setattr(sys, "prefix", prefix)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "base") if venv else prefix)
+    assert run(["kernel", "install", *words], io.StringIO(), io.StringIO()) == 0
+    assert [path.parent for path in tmp_path.rglob("kernel.json")] == [tmp_path / folder / "kernels" / "kos"]
+
+
 REFUSED = {
     "kernel remove nothing": "There is no kernel 'nothing'",
     "kernel remove python3": "'python3' is not one of KOS's",
@@ -124,20 +140,9 @@ def test_a_kernel_for_a_cluster_that_is_not_here_says_so() -> None:
 
 def begun(kernel: Kernel, path: Path, tasks: int, code: str) -> tuple[Cell, set[int]]:
     """Start tasks that would last: their cell, and the processes that they run in."""
-    cell = kernel.start(f"import kos_cluster as kos\n{SLEEP}\ncluster = kos.connect()\npath = {str(path)!r}\n{code}")
+    cell = kernel.start(lasting.code(path, code))
     kernel.wait(lambda: bool(cell.messages))
-    end = time.monotonic() + 30
-    while not path.exists() or len(path.read_text().split()) < tasks:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return cell, {int(pid) for pid in path.read_text().split()}
-
-
-def wait_gone(pids: set[int]) -> None:
-    end = time.monotonic() + STOPPED_WITHIN_S
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        assert time.monotonic() < end, "a task goes on"
-        time.sleep(0.01)
+    return cell, lasting.processes(path, tasks)
 
 
 BUSY = {
@@ -153,7 +158,7 @@ BUSY = {
 def test_a_restart_leaves_no_task_behind(shared: Kernel, tmp_path: Path, state: str) -> None:
     _, pids = begun(shared, tmp_path / "pids", 2 if "map" in state else 1, BUSY[state])
     shared.restart()
-    wait_gone(pids)
+    lasting.wait_gone(pids, STOPPED_WITHIN_S)
     assert shared.value("'cluster' in globals()") == "False"
     assert not shared.run("%kos --version").error
 
@@ -162,20 +167,20 @@ def test_a_restart_leaves_no_task_behind(shared: Kernel, tmp_path: Path, state: 
 def test_a_shutdown_leaves_no_task_behind(kernel: Kernel, tmp_path: Path, state: str) -> None:
     _, pids = begun(kernel, tmp_path / "pids", 1, BUSY[state])
     kernel.shut_down()
-    wait_gone(pids)
+    lasting.wait_gone(pids, STOPPED_WITHIN_S)
 
 
 def test_a_kernel_that_is_killed_leaves_no_task_behind(kernel: Kernel, tmp_path: Path) -> None:
     _, pids = begun(kernel, tmp_path / "pids", 1, BUSY["idle"])
     os.kill(int(kernel.value("os.getpid()")), signal.SIGKILL)
-    wait_gone(pids)
+    lasting.wait_gone(pids, STOPPED_WITHIN_S)
 
 
 @pytest.mark.parametrize("state", [state for state in BUSY if "wait" in state])
 def test_an_interrupt_stops_what_is_waited_for(shared: Kernel, tmp_path: Path, state: str) -> None:
     cell, pids = begun(shared, tmp_path / "pids", 2 if "map" in state else 1, BUSY[state])
     shared.interrupt()
-    wait_gone(pids)
+    lasting.wait_gone(pids, STOPPED_WITHIN_S)
     shared.wait(lambda: cell.idle)
     assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError")
     assert shared.value("1 + 1") == "2"

@@ -27,7 +27,7 @@ from kos_cluster.tasks import kernels as remote_kernels
 from kos_cluster.tasks.kernels import KernelSpec
 from kos_cluster.tasks.options import Options
 from kos_kernel import provisioner
-from tests.kernel import conformance
+from tests.kernel import conformance, lasting
 from tests.kernel.clusters import add_user, cluster_of, kos
 from tests.kernel.kernels import Kernel
 from tests.kernel.laptop import Laptop
@@ -132,6 +132,23 @@ def test_an_interrupt_reaches_it(kernel: Kernel) -> None:
     assert kernel.value("1 + 1") == "2"
 
 
+def test_an_interrupt_stops_its_tasks(home: str, kernel: Kernel, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    cell = kernel.start(lasting.code(path, "list(cluster.map(work, [path] * 2, fresh=True))"))
+    pids = lasting.processes(path, 2)
+    kernel.interrupt()
+    lasting.wait_gone(pids)
+    kernel.wait(lambda: cell.idle)
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    until(lambda: running(home) == {there(kernel).id}, "a task is held to run")
+    assert kernel.value("1 + 1") == "2"
+
+
+def running(home: str) -> set[str]:
+    """The jobs of which something runs."""
+    return {job["job"] for job in json.loads(kos("ps", "--json", home=home).stdout) if job["running"]}
+
+
 def test_a_node_keeps_it_to_itself(home: str, kernel: Kernel) -> None:
     """The connection file is 0600 in a 0700 folder, the channels are UNIX sockets, and no port is open to others.
 
@@ -186,14 +203,18 @@ def test_another_process_of_jupyter_goes_on_with_it(kernel: Kernel) -> None:
     assert kernel.value("kept") == "1" and kernel.manager.is_alive()
 
 
-def test_restart_and_shutdown_leave_nothing(home: str) -> None:
-    """With the manager that JupyterLab has."""
+def test_restart_and_shutdown_leave_nothing(home: str, tmp_path: Path) -> None:
+    """With the manager that JupyterLab has; tasks are in flight, for which a cell waits or none does."""
     run = Home(Path(home)).cluster().run
-    hosts = set(hosts_now())
+    hosts, others = hosts_now(), running(home)
 
     async def value(client: Any, expression: str) -> str:
         reply = await client.execute("", user_expressions={"value": expression}, reply=True, timeout=WAIT_S)
         return str(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
+
+    async def submitted(client: Any, name: str, code: str) -> set[int]:
+        client.execute(lasting.code(tmp_path / name, code))
+        return await asyncio.to_thread(lasting.processes, tmp_path / name, 1)
 
     async def use() -> None:
         manager = AsyncKernelManager(kernel_name=NAME)
@@ -203,16 +224,19 @@ def test_restart_and_shutdown_leave_nothing(home: str) -> None:
         await client.wait_for_ready(timeout=WAIT_S)
         first, ports = manager.provisioner._kernel, manager.get_connection_info()
         pids = [int(await value(client, "[before := 1, __import__('os').getpid()][1]"))]
+        pids += await submitted(client, "first", "kept = cluster.submit(work, path, fresh=True)")
         await manager.restart_kernel()
         await client.wait_for_ready(timeout=WAIT_S)
         second = manager.provisioner._kernel
         assert await value(client, "'before' in globals()") == "False"
         assert second.id != first.id and manager.get_connection_info() == ports and await manager.is_alive()
-        pids.append(int(await value(client, "__import__('os').getpid()")))
+        until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "a restart leaves something")
+        pids = [int(await value(client, "__import__('os').getpid()"))]
+        pids += await submitted(client, "second", "kept = cluster.submit(work, path, fresh=True)\nwhile True: pass")
         client.stop_channels()
         await manager.shutdown_kernel()
         assert not await manager.is_alive() and first.ended() and second.ended()
-        until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "a kernel goes on")
+        until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "a shutdown leaves something")
         until(lambda: hosts_now() <= hosts, "a host goes on")
         assert not any((run(each.node_name) / "kernels" / each.id).exists() for each in (first, second))
         assert not Path(manager.connection_file).exists()
@@ -221,6 +245,7 @@ def test_restart_and_shutdown_leave_nothing(home: str) -> None:
                 assert probe.connect_ex(("127.0.0.1", ports[f"{name}_port"])) != 0
         jobs = json.loads(kos("ps", "--json", home=home).stdout)
         assert not {first.id, second.id} & {job["job"] for job in jobs}
+        until(lambda: running(home) <= others, "a task is held to run")
 
     asyncio.run(use())
 
@@ -340,8 +365,12 @@ class TestConformance(conformance.Conformance):
     kernel_name = NAME
 
 
-def test_a_node_that_dies_is_reported_and_the_kernel_starts_elsewhere(home: str, kernel: Kernel, caplog: Any) -> None:
-    """The last test: a node less."""
+def test_a_node_that_dies_is_reported_and_the_kernel_starts_elsewhere(
+    home: str, kernel: Kernel, tmp_path: Path, caplog: Any
+) -> None:
+    """The last test: a node less. Where a kernel dies no task of it is left, be it on a node that lives."""
+    kernel.run(lasting.code(tmp_path / "pids", "kept = cluster.map(work, [path] * 2, fresh=True)"))
+    tasks = lasting.processes(tmp_path / "pids", 2)
     pid = int(kernel.value("[before := 1, __import__('os').getpid()][1]"))
     lost = there(kernel)
     (row,) = [row for row in json.loads(kos("nodes", "--json", home=home).stdout) if row["name"] == lost.node_name]
@@ -350,6 +379,7 @@ def test_a_node_that_dies_is_reported_and_the_kernel_starts_elsewhere(home: str,
         until(lambda: not kernel.manager.is_alive(), "its death is not seen")
     assert f"Kernel {lost.id} has died, which ran on node {lost.node_name}: the node is dead." in caplog.text
     until(lambda: not psutil.pid_exists(pid), "the kernel outlives its node")
+    lasting.wait_gone(tasks)
     kernel.restart()
     assert there(kernel).node_name != lost.node_name
     cell = kernel.run("print('before' in globals())")
@@ -358,8 +388,11 @@ def test_a_node_that_dies_is_reported_and_the_kernel_starts_elsewhere(home: str,
     assert cell.text("stderr") == f"kos: this kernel is a new one, {last}\n"
     assert kernel.run("1").text("stderr") == ""
     with caplog.at_level(logging.ERROR, logger=kernel.manager.log.name):
+        kernel.run(lasting.code(tmp_path / "more", "kept = cluster.submit(work, path, fresh=True)"))
+        tasks = lasting.processes(tmp_path / "more", 1)
         kernel.start("__import__('os')._exit(3)")  # and as it may end anywhere
         until(lambda: not kernel.manager.is_alive(), "its end is not seen")
+    lasting.wait_gone(tasks)
     ended = there(kernel)
     assert (
         f"Kernel {ended.id} has died, which ran on node {ended.node_name}: its process ended (exit code 3"

@@ -10,6 +10,7 @@ import pytest
 
 from kos_cluster.services import demo
 
+NOTEBOOK = demo.NOTEBOOK
 DUMP = """
 import json
 with open("results.json", "w") as file:
@@ -23,7 +24,7 @@ with open("results.json", "w") as file:
 def executed() -> Iterator[tuple[Any, dict[str, Any]]]:
     """The executed notebook, and the values that its kernel held at the end."""
     with demo.temporary_home() as folder, demo.local_cluster(demo.NODES):
-        document = demo.execute(demo.NOTEBOOK, folder, cells=(DUMP,))
+        document = demo.execute(NOTEBOOK, folder, cells=(DUMP,))
         yield document, json.loads((folder / "results.json").read_text())
 
 

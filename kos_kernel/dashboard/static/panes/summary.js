@@ -1,8 +1,8 @@
-// The cluster as a whole: figures of now, each with its last ten minutes.
+// The cluster as a whole: figures of now, each with its last two minutes.
 
 import kit from "../kit.js";
 
-const POINTS = 120;
+const POINTS = 120; // samples, one a second
 
 const TILES = [
   ["nodes", "Nodes", null, (t) => [`${t.up}`, `of ${t.nodes} alive`]],

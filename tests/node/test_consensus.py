@@ -24,6 +24,7 @@ from kos_cluster.node.raftlog import RaftLog
 NODES = ("a", "b", "c")
 GROUP = "lab"
 WITHIN_S = 20.0
+TOGETHER = 40  # proposals, fewer than a session may have under way
 
 
 class Group:
@@ -145,6 +146,27 @@ def test_a_proposal_whose_reply_got_lost_is_applied_once(tmp_path: Path, monkeyp
             nodes.lost = ()
             # A second application would be refused: the setting is not red any more.
             assert isinstance(await waiting, replies.Done)
+
+    asyncio.run(scene())
+
+
+def test_proposals_that_are_made_together_share_the_disks_syncs(tmp_path: Path) -> None:
+    """In WAL with synchronous=FULL each commit is a sync. There are far fewer of them than entries, on each node."""
+
+    async def scene() -> None:
+        async with group(tmp_path) as nodes:
+            leading = await nodes.leader()
+            await leading.propose(setting("red"))  # opens its session
+            statements: dict[str, list[str]] = {name: [] for name in NODES}
+            for name, node in nodes.nodes.items():
+                assert node._log is not None
+                node._log._db.set_trace_callback(statements[name].append)
+            await asyncio.gather(*(leading.propose(setting(str(number))) for number in range(TOGETHER)))
+            await until(lambda: {node._index for node in nodes.nodes.values()} == {leading._index})
+            for name, traced in statements.items():
+                entries = sum(statement.startswith("INSERT INTO entries") for statement in traced)
+                assert entries >= TOGETHER, name
+                assert 1 <= traced.count("COMMIT") <= entries / 4, (name, traced.count("COMMIT"))
 
     asyncio.run(scene())
 

@@ -1,14 +1,14 @@
-"""The simulator catches what it is known to catch: here the defects that are found soon; `make mutants` hunts all."""
+"""The simulator catches every defect that it knows: here from a seed near the one that does; `make mutants` hunts from 0."""
 
 from __future__ import annotations
 
 import pytest
 
 from kos_cluster.sim import mutants
-from kos_cluster.sim.mutants import MUTANTS, hunt
+from kos_cluster.sim.mutants import MUTANTS, SEEDS_LIMIT, hunt
 from kos_cluster.sim.run import Options, run_seed
 
-SOON = {
+CAUGHT_BY = {
     "vote-not-durable": "durable before said",
     "ack-not-durable": "durable before said",
     "ordering-releases": "durable before said",
@@ -41,21 +41,42 @@ SOON = {
     "lease-without-fencing": "fencing",
     "token-given-twice": "fencing",
     "swim-old-incarnation": "precedence",
+    "merge-forgets-vote": "durable before said",
+    "votes-across-terms": "elections",
+    "votes-twice": "election safety",
+    "answers-across-terms": "commit",
+    "commits-old-terms": "commit",
+    "early-voter-change": "voter changes",
+    "snapshot-latest-voters": "voter changes",
+    "read-without-round": "linearizable reads",
+    "stamps-by-wall-clock": "progress",
+    "swim-no-refutation": "progress",
+    "swim-dead-for-good": "progress",
 }
-SOON_SEEDS = 100
+# Where the hunt for those begins that are caught late, so that it is short.
+FIRST_SEED = {
+    "merge-forgets-vote": 10,
+    "votes-across-terms": 35,
+    "answers-across-terms": 35,
+    "early-voter-change": 20,
+    "swim-dead-for-good": 65,
+}
+SEEDS = 100
 
 
-@pytest.mark.parametrize("name", SOON)
+@pytest.mark.parametrize("name", MUTANTS)
 def test_a_defect_is_caught(name: str):
-    catch = hunt(name, limit=SOON_SEEDS)
-    assert catch.rule, f"{name} was not caught within {SOON_SEEDS} seeds"
-    assert SOON[name] in ("", catch.rule), catch.what
+    first = FIRST_SEED.get(name, 0)
+    assert first + SEEDS <= SEEDS_LIMIT
+    catch = hunt(name, first, SEEDS)
+    assert catch.rule, f"{name} was not caught within {SEEDS} seeds from {first} on"
+    assert CAUGHT_BY[name] in ("", catch.rule), catch.what
 
 
 def test_there_are_enough_and_each_says_what_it_does_wrong():
     assert len(MUTANTS) >= 12
     assert len({mutant.what for mutant in MUTANTS.values()}) == len(MUTANTS)
-    assert set(SOON) <= set(MUTANTS)
+    assert set(CAUGHT_BY) == set(MUTANTS)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

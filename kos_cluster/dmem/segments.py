@@ -15,8 +15,6 @@ import fcntl
 import mmap
 import os
 
-import psutil
-
 from kos_cluster.errors import ArenaFullError
 
 RESERVED_BYTES = 256 << 20  # of the machine's memory that no segment takes
@@ -34,6 +32,8 @@ class Segment:
     @classmethod
     def allocate(cls, size_bytes: int) -> Segment:
         """A new one with all its pages. Takes a while for a large one. Raises ArenaFullError."""
+        import psutil  # here, for workers import this module and allocate nothing
+
         available = psutil.virtual_memory().available
         if size_bytes > available - RESERVED_BYTES:
             raise ArenaFullError(

@@ -48,7 +48,7 @@ from kos_cluster.tasks import (
     streaming,
 )
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
-from kos_cluster.tasks.blocks import BlockRef, Read, named_in
+from kos_cluster.tasks.blocks import BlockRef, named_in
 from kos_cluster.tasks.comm.ranks import ProgramCall
 from kos_cluster.tasks.detached import DetachedJob
 from kos_cluster.tasks.functions import Functions, Shipped
@@ -61,6 +61,7 @@ from kos_cluster.tasks.mapresult import MapResult
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 from kos_cluster.tasks.options import PLAIN, Options, split_options
+from kos_cluster.tasks.ownblocks import Read
 from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.relating import find_related
 from kos_cluster.tasks.stories import merged

@@ -42,13 +42,13 @@ from kos_cluster.node import machine
 from kos_cluster.tasks import compat
 from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S, Asking
 from kos_cluster.tasks.attachment import Attachment, hello
-from kos_cluster.tasks.blocks import OwnBlocks
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.holding import Holding
 from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S, tell
+from kos_cluster.tasks.ownblocks import OwnBlocks
 from kos_cluster.tasks.renewal import Renewal
 from kos_cluster.tasks.returns import Payloads, Returns
 from kos_cluster.tasks.slotlending import SlotLending

@@ -1,4 +1,4 @@
-"""The simulator catches every defect that it knows: here from a seed near the one that does; `make mutants` hunts from 0."""
+"""The simulator catches every defect it knows, here from a seed near the one that does; `make mutants` hunts from 0."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,11 @@ def test_it_starts_without_numpy_or_the_network(daemon: ForkDaemon) -> None:
     ).stdout
     assert "numpy" not in maps
     assert len(os.listdir(f"/proc/{daemon.process.pid}/task")) == 1
+
+
+def test_it_imports_nothing_that_its_workers_do_not_need() -> None:
+    """Each node has one, and its memory is the node's: what the daemon alone needs stays out."""
+    code = "import sys, kos_cluster.tasks.forkserver; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"zmq", "cryptography", "ssl", "asyncio", "psutil", "numpy", "IPython"}.isdisjoint(loaded)
+    assert "kos_cluster" in loaded

@@ -28,7 +28,6 @@ class Spawn(msgspec.Struct, frozen=True, tag=True):
 
     worker: int
     spool: str  # the folder where it writes results of 1 MiB and more
-    environ: dict[str, str]  # set on top of the fork server's own
     cwd: str
 
 

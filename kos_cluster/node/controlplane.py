@@ -23,7 +23,7 @@ import msgspec
 from kos_cluster.core import raft, swim
 from kos_cluster.core.records import Load, Member, MemberState
 from kos_cluster.core.replicated import commands, replies
-from kos_cluster.errors import RevokedError, UnreachableError
+from kos_cluster.errors import RevokedError
 from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.gangs import TwoPhase
@@ -37,7 +37,7 @@ from kos_cluster.node.draining import is_drained
 from kos_cluster.node.founding import Founding
 from kos_cluster.node.gangs import Gangs
 from kos_cluster.node.lookups import Lookups
-from kos_cluster.node.membership import ALIVE, Membership
+from kos_cluster.node.membership import Membership
 from kos_cluster.node.peers import Peers
 from kos_cluster.node.raftlog import RaftLog
 from kos_cluster.node.store import Store
@@ -349,10 +349,3 @@ class ControlPlane:
 
 def _peer_of(c: commands.Certificate, cluster: str) -> Peer:
     return Peer(cluster, c.id, c.name, c.role, c.serial, c.curve_public, c.not_after_s)
-
-
-def alive_or_raise(member: Member | None, name: str) -> Member:
-    """The member, if it can be asked. Raises UnreachableError."""
-    if member is None or member.state not in ALIVE:
-        raise UnreachableError(f"Node {name} is not alive.", "Type 'kos nodes' to see which are.")
-    return member

@@ -119,7 +119,6 @@ class Daemon:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._listeners = Listeners(self._context, self._credentials, self._admitted, self._received)
         self._store = Store(start.cluster.node(start.node) / "state.sqlite")
-        shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run
         self._history = History(start.node)
         self._parts = Parts(self._run / "spool" / "parts")
         self._kept = Kept(start.cluster.node(start.node) / "kept")
@@ -180,6 +179,8 @@ class Daemon:
         """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
         self._listeners.bind(start.host, start.port)
+        shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run, which has ended: its port is free
+        self._parts.open()
         self._listeners.bind_local(start.cluster.new_socket(start.node, self._member.address))
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())
         workers = Workers(self._run, {**os.environ, HOST_VARIABLE: start.host}, self._batches)

@@ -25,13 +25,16 @@ class Parts:
     """A content-addressed cache of one node."""
 
     def __init__(self, folder: Path) -> None:
-        private_folder(folder)
         self._folder = folder
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._files: OrderedDict[str, int] = OrderedDict()
         self._pins: dict[str, int] = {}
         self._small_bytes = 0
         self._file_bytes = 0
+
+    def open(self) -> None:
+        """Make the folder. Nothing is taken before."""
+        private_folder(self._folder)
 
     def __contains__(self, hash_: str) -> bool:
         return hash_ in self._small or hash_ in self._files

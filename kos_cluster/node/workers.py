@@ -105,7 +105,7 @@ class Workers:
         for stream, fd in worker.pipes.items():
             self._loop.add_reader(fd, self._read_once, worker, stream)
             worker.poll.register(fd, select.POLLIN)
-        spawn = local.Spawn(number, str(self.spool), {}, str(self._folder))
+        spawn = local.Spawn(number, str(self.spool), str(self._folder))
         try:
             assert self._control is not None
             socket.send_fds(

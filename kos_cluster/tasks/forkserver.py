@@ -124,7 +124,6 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._close_own()
             processes.take_descriptors(stdout=fds[0], stderr=fds[1], extra={fds[2]: PROGRESS_FD, fds[3]: CHANNEL_FD})
-            os.environ.update(spawn.environ)
             os.chdir(spawn.cwd)
             status = worker.main(spawn, PROGRESS_FD, CHANNEL_FD)
         except BaseException:

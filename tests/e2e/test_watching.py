@@ -14,6 +14,8 @@ from typing import Any
 import pexpect
 import pytest
 
+from kos_cluster import errors
+from kos_cluster.home import ClusterHome, Home
 from tests.e2e.conftest import KOS, Machine
 from tests.e2e.test_cluster import free_port
 
@@ -142,6 +144,20 @@ def test_a_port_in_use_is_a_sentence(local: Machine) -> None:
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
+
+
+def test_a_second_daemon_of_a_node_ends_and_takes_nothing_from_the_first(local: Machine) -> None:
+    daemon = ClusterHome(Home(local.home), "local").ready("node2")
+    assert daemon is not None
+    words = Path(f"/proc/{daemon.pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    words[words.index("--listen") + 1] = f"{daemon.host}:{daemon.port}"
+    held = ClusterHome(Home(local.home), "local").run("node2") / "spool" / "held"
+    held.write_text("a result that waits to be fetched")
+    second = local.popen(words)
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == errors.PortTakenError.exit_code, said
+    assert held.exists()
+    assert local.json("status")["alive"] == 2
 
 
 def test_a_cluster_that_goes_and_comes_is_followed(machine: Machine, until: Callable[..., Any]) -> None:

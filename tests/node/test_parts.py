@@ -25,7 +25,9 @@ def put_file(cache: Parts, data: bytes) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Parts:
-    return Parts(tmp_path / "parts")
+    made = Parts(tmp_path / "parts")
+    made.open()
+    return made
 
 
 def test_a_part_is_taken_under_its_own_name_only(cache: Parts) -> None:

@@ -52,7 +52,7 @@ class TestedWorker:
 
     __test__ = False
 
-    def __init__(self, daemon: ForkDaemon, number: int, environ: dict[str, str]) -> None:
+    def __init__(self, daemon: ForkDaemon, number: int) -> None:
         self.daemon = daemon
         self.number = number
         ours, theirs = socket.socketpair()
@@ -68,7 +68,7 @@ class TestedWorker:
         os.ftruncate(progress, 16)
         self._progress = mmap.mmap(progress, 16)
         self.out = self.err = ""
-        spawn = local.Spawn(number, str(daemon.spool), environ, str(daemon.folder))
+        spawn = local.Spawn(number, str(daemon.spool), str(daemon.folder))
         socket.send_fds(daemon.server, [msgspec.msgpack.encode(spawn)], [out, err, progress, theirs.fileno()])
         theirs.close()
         for fd in (out, err, progress):
@@ -190,8 +190,8 @@ class ForkDaemon:
         assert packet, (self.folder / "log").read_text()
         return _from_server.decode(packet)
 
-    def worker(self, **environ: str) -> TestedWorker:
-        worker = TestedWorker(self, len(self.workers), environ)
+    def worker(self) -> TestedWorker:
+        worker = TestedWorker(self, len(self.workers))
         self.workers.append(worker)
         forked = self.hear()
         assert isinstance(forked, local.Forked) and forked.worker == worker.number

@@ -68,13 +68,13 @@ def test_a_worker_has_only_what_it_was_given(daemon: ForkDaemon) -> None:
             fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and os.path.exists(f"/proc/self/fd/{fd}")
         ]
         inherited = [fd for fd in inherited if os.get_inheritable(fd)]
-        return links, inherited, os.getcwd(), os.environ["GIVEN"], os.getpgrp() == os.getpid(), os.environ["KOS_NODE"]
+        return links, inherited, os.getcwd(), os.getpgrp() == os.getpid(), os.environ["KOS_NODE"]
 
-    links, inherited, folder, given, leads, node = daemon.worker(GIVEN="yes").value(look)
+    links, inherited, folder, leads, node = daemon.worker().value(look)
     assert links["0"] == os.devnull
     assert links["1"].startswith("pipe:") and links["2"].startswith("pipe:") and links["1"] != links["2"]
     assert inherited == []
-    assert (folder, given, leads, node) == (str(daemon.folder), "yes", True, "node-a")
+    assert (folder, leads, node) == (str(daemon.folder), True, "node-a")
 
 
 def test_the_output_ends_when_the_worker_does(daemon: ForkDaemon) -> None:
@@ -169,7 +169,7 @@ def test_work_goes_before_preloading(short_folder: Path) -> None:
     for name in modules:
         (short_folder / f"{name}.py").write_text("import time; time.sleep(0.2)")
     daemon.server.send(msgspec.msgpack.encode(local.Preload(modules)))
-    daemon.workers.append(TestedWorker(daemon, 0, {}))
+    daemon.workers.append(TestedWorker(daemon, 0))
     assert isinstance(daemon.hear(), local.Forked)
     assert daemon.hear() == local.Warm(modules, {})
     daemon.close()
@@ -195,7 +195,7 @@ def test_an_interrupt_from_the_terminal_does_not_end_it(daemon: ForkDaemon) -> N
 
 def test_a_worker_that_cannot_start_says_why(daemon: ForkDaemon) -> None:
     spool, daemon.folder = daemon.folder, daemon.folder / "missing"
-    worker = TestedWorker(daemon, 0, {})
+    worker = TestedWorker(daemon, 0)
     daemon.workers.append(worker)
     daemon.folder = spool
     assert isinstance(daemon.hear(), local.Forked)

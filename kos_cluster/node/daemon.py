@@ -81,7 +81,8 @@ NODES_SAY = (
     wire.Reply,
 )
 # Imported in the fork server when it is idle, where installed.
-PRELOADED = ("numpy", "kos_kernel.magics.warm", "kos_cluster.tasks.coroutines", "kos_cluster.tasks.comm.ranks")
+PRELOADED = ("numpy", "kos_kernel.magics.warm", "kos_cluster.tasks.coroutines")
+PRELOADED_FOR_GANGS = ("kos_cluster.tasks.comm.ranks",)  # 10 MB; so not before a gang has asked for slots here
 PRELOAD_AFTER_S = 1.0  # after the start
 
 
@@ -327,6 +328,9 @@ class Daemon:
         """Import what many tasks need; not at once, as the first task would have to wait for it."""
         await asyncio.sleep(PRELOAD_AFTER_S)
         workers.preload([name for name in PRELOADED if importlib.util.find_spec(name.partition(".")[0])])
+        await self._gangs.asked.wait()
+        await asyncio.sleep(PRELOAD_AFTER_S)
+        workers.preload(list(PRELOADED_FOR_GANGS))
         await self._stop.wait()
 
     async def _until_stopped(self, background: list[asyncio.Task[None]]) -> None:

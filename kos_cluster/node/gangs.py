@@ -50,6 +50,7 @@ class Gangs:
         own_load: Callable[[], tuple[str, Load]],
         reserve: Callable[[SlotsWanted | SlotsReleased], None],
     ) -> None:
+        self.asked = asyncio.Event()  # a gang has wanted slots of this node
         self._node = node
         self._own_load = own_load
         self._reserve = reserve
@@ -256,6 +257,7 @@ class Gangs:
             log.warning("Transaction %d asks for what this version does not know: %s", txn, error)
             self._loop.call_soon(self._reserved, twophase.Reserved(txn, False))
         else:
+            self.asked.set()
             self._reserve(wanted)
 
     def _tell(self, message: twophase.ToCoordinator) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kos_cluster.errors import GangError, PlacementError, TaskLostError, UsageError
@@ -42,6 +43,20 @@ def running(folder: Path, ranks: int, epoch: int = 1) -> list[int]:
     files = [folder / f"rank{rank}.epoch{epoch}" for rank in range(ranks)]
     until(lambda: all(file.exists() and file.read_text() for file in files), f"{ranks} ranks run", WAIT_S)
     return [int(file.read_text()) for file in files]
+
+
+def test_what_ranks_need_is_held_in_memory_from_the_first_gang_on(mesh: Mesh):
+    until(lambda: all("numpy" in held for held in preloaded(mesh)), "the nodes are warm", WAIT_S)
+    assert not any("cryptography" in held for held in preloaded(mesh))
+    mesh.cluster.gang(where, 2, spread=True).result(WAIT_S)
+    until(lambda: all("cryptography" in held for held in preloaded(mesh)), "they are warm for gangs", WAIT_S)
+
+
+def preloaded(mesh: Mesh) -> list[str]:
+    """What each node's fork server has mapped."""
+    servers = [server for node in ("node1", "node2") for server in psutil.Process(mesh.pid(node)).children()]
+    assert len(servers) == 2
+    return [Path(f"/proc/{server.pid}/maps").read_text() for server in servers]
 
 
 def test_the_shape_that_is_asked_for_is_kept(mesh: Mesh):

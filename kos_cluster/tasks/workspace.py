@@ -3,6 +3,7 @@
 Rules it keeps:
 - same content, same archive, byte for byte: times, owners and permissions other than "executable" are left out;
 - what travels is bounded by WORKSPACE_LIMIT_BYTES and WORKSPACE_LIMIT_ENTRIES, told before anything is read;
+- KOS_HOME never travels, as it holds the user's and the nodes' keys;
 - an archive is not trusted: it holds plain files, folders and links that stay inside, each path once, or is refused;
 - an unpacked copy carries no trace that the user sees: what it was unpacked from is noted beside the folder, not in it.
 """
@@ -35,6 +36,7 @@ from kos_cluster.core.merging import (
     path_fault,
 )
 from kos_cluster.errors import LimitError, ProtocolError, StateError, UsageError
+from kos_cluster.home import Home
 
 WORKSPACE_LIMIT_BYTES = 100 << 20  # of all files together, in either direction
 WORKSPACE_LIMIT_ENTRIES = 50_000  # files, folders and links
@@ -146,7 +148,14 @@ def snapshot(folder: Path) -> Snapshot:
 
 def _survey(folder: Path, left_out: dict[str, str]) -> list[str]:
     """The paths that travel, by their sizes as listed, so that a folder far too large is refused before it is read."""
-    skip = ignoring(read_ignore(folder), os.fspath(folder / IGNORE_FILE))
+    ignored = ignoring(read_ignore(folder), os.fspath(folder / IGNORE_FILE))
+    private = _private_in(folder)
+
+    def skip(path: str, is_folder: bool) -> bool:
+        if path == private:
+            left_out[path] = "holds the keys and the state of KOS"
+        return path == private or ignored(path, is_folder)
+
     sizes: dict[str, int] = {}
     for path, entry in walk(folder, skip):
         try:
@@ -164,6 +173,14 @@ def _survey(folder: Path, left_out: dict[str, str]) -> list[str]:
             break
     _check_size(sizes, folder)
     return list(sizes)
+
+
+def _private_in(folder: Path) -> str:
+    """Where in the folder KOS_HOME is, or empty. Raises UsageError for a folder in it, but for a worker's copy."""
+    home = Home().path.resolve()
+    if folder.is_relative_to(home) and folder.relative_to(home).parts[2:3] != ("run",):  # clusters/NAME/run
+        raise UsageError(f"{folder} is in {home}, which holds KOS's keys and never travels.", "Work in another folder.")
+    return home.relative_to(folder).as_posix() if home.is_relative_to(folder) else ""
 
 
 def _check_size(sizes: Mapping[str, int], folder: Path) -> None:

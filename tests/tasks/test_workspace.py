@@ -94,6 +94,20 @@ def test_what_never_travels_is_left_out(home: Path) -> None:
     assert "/etc" in taken.left_out["out"]
 
 
+def test_the_keys_of_kos_never_travel(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(home, {"state/kos/clusters/local/client/key.pem": "secret", "state/mine": "", ".kosignore": "!/state/kos"})
+    monkeypatch.setenv("KOS_HOME", str(home / "state" / "kos"))
+    taken = snapshot(home)
+    assert "state/mine" in taken.manifest
+    assert not [path for path in taken.manifest if path.startswith("state/kos")]
+    assert "keys" in taken.left_out["state/kos"]
+    for secret in ("state/kos", "state/kos/clusters/local", "state/kos/clusters/local/client"):
+        with pytest.raises(UsageError, match="never travels"):
+            snapshot(home / secret)
+    fill(home, {"state/kos/clusters/local/run/node1/spool/copy/main.py": ""})
+    assert "main.py" in snapshot(home / "state/kos/clusters/local/run/node1/spool/copy").manifest
+
+
 def test_kosignore_is_read_as_gitignore(home: Path) -> None:
     fill(home, {".kosignore": "*.ckpt\n/big/\n!keep.ckpt\n"})
     fill(home, {"a.ckpt": "", "keep.ckpt": "", "big/x": "", "data/big/y": ""})

@@ -51,7 +51,7 @@ from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.blocks import BlockRef, named_in
 from kos_cluster.tasks.comm.ranks import ProgramCall
 from kos_cluster.tasks.detached import DetachedJob
-from kos_cluster.tasks.functions import Functions, Shipped
+from kos_cluster.tasks.functions import Functions, Shipped, with_arguments
 from kos_cluster.tasks.gangs import Gang, prepared
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.kernels import KernelSpec, RemoteKernel
@@ -147,8 +147,8 @@ class Cluster:
         options, kwargs = split_options(keywords)
         yields = streaming.yields(fn)
         fn = profiling.applied(fn)
-        shipped = self._functions.ship(fn)
         payload, taken = inputs.dumps_call(args, kwargs)
+        shipped = with_arguments(self._functions.ship(fn), (payload,))
         modules = compat.needed(shipped.modules, (payload,))
         read = self._mesh.blocks.read_by((payload,))
         shared = len(shipped.payload) < STREAMED_LIMIT_BYTES and not named_in(shipped.payload)
@@ -179,7 +179,8 @@ class Cluster:
         """Run `fn(*args, **kwargs)` as `n` ranks, all together or not at all; `kos.comm()` connects them. `restarts`:
         how often all start anew when one is lost. Options as for `submit`, of each rank, but `retries`."""
         call, options, kwargs = prepared(fn, keywords)
-        shipped, payload = self._functions.ship(call), serialise.dumps_args(args, kwargs)
+        payload = serialise.dumps_args(args, kwargs)
+        shipped = with_arguments(self._functions.ship(call), (payload,))
         read = self._mesh.blocks.read_by((payload,))
         spec = _spec(call, shipped, options, compat.needed(shipped.modules, (payload,)), read)
         return Gang(self._mesh, self._launch, spec, payload, n, restarts)
@@ -468,8 +469,8 @@ class Cluster:
         if streaming.yields(fn):
             raise UsageError(f"{call}() takes no generator function.", "Submit it, or let it return a list.")
         fn = profiling.applied(fn)
-        shipped = self._functions.ship(fn)
         payloads, taken = inputs.dumps_calls(zip(*iterables, strict=False))
+        shipped = with_arguments(self._functions.ship(fn), payloads)
         read = self._mesh.blocks.read_by(payloads)
         return _spec(fn, shipped, options, compat.needed(shipped.modules, payloads), read), payloads, taken
 

@@ -7,6 +7,7 @@ refers to may have changed. Equal pickles have equal hashes, so an unchanged fun
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import types
 import weakref
@@ -17,7 +18,10 @@ from typing import Any
 from kos_cluster.tasks import modules, references, serialise
 from kos_cluster.tasks.job import part_hash
 
+PATTERNS_KEPT = 16
 _GLOBAL = b"\x93"  # the opcode by which a pickle refers to a class or function; other bytes may look like it
+_STRING = b"\x8c"  # the opcode in front of a short string, with its length
+_BY_VALUE = b"cloudpickle"  # in a pickle that holds a function or class itself
 _ATOMS = (int, float, complex, str, bytes, bool, type(None))
 
 
@@ -64,10 +68,7 @@ def ship(payload: bytes) -> Shipped:
 
 def with_arguments(shipped: Shipped, payloads: Iterable[bytes]) -> Shipped:
     """The function with what the arguments of its calls refer to: their local modules, and the packages they name."""
-    referred: set[str] = set()
-    for payload in payloads:
-        if _GLOBAL in payload:
-            referred |= references.modules_in(payload)
+    referred = _named_by(payloads)
     if not referred:
         return shipped
     local, installed = _sorted_out(referred)
@@ -78,6 +79,55 @@ def with_arguments(shipped: Shipped, payloads: Iterable[bytes]) -> Shipped:
         parts={**shipped.parts, **{names[name]: data for name, data in local.items()}},
         modules=tuple(sorted({*shipped.modules, *installed})),
     )
+
+
+def _named_by(payloads: Iterable[bytes]) -> set[str]:
+    """The modules that pickled arguments refer to, among those that are loaded, as an argument's class is.
+
+    There may be very many, so they are searched for the names that are not known to be needed yet. Only functions that
+    travel by value are read, as what they import need not be loaded. A string that is equal to a local module's name
+    is taken for it, which sends a module in vain.
+    """
+    referred: set[str] = set()
+    unnamed: _Names | None = None
+    for payload in payloads:
+        if _GLOBAL not in payload:
+            continue
+        if _BY_VALUE in payload:
+            referred |= references.modules_in(payload)
+            continue
+        unnamed = unnamed or _Names(modules.loaded())
+        referred |= unnamed.taken_from(payload)
+    return referred
+
+
+class _Names:
+    """The names of loaded modules that no pickle has named yet."""
+
+    def __init__(self, loaded: modules.Loaded) -> None:
+        self._left = _as_pickled(loaded)
+        self._pattern = _any_of(self._left)
+
+    def taken_from(self, payload: bytes) -> set[str]:
+        """Those that this pickle names; they are not looked for again."""
+        found = set(self._pattern.findall(payload))
+        if found:
+            self._left -= found
+            self._pattern = _any_of(self._left)
+        return {(name[2:] if name.startswith(_STRING) else name).decode() for name in found}
+
+
+@functools.lru_cache(1)
+def _as_pickled(loaded: modules.Loaded) -> frozenset[bytes]:
+    """A local module by its whole name as a pickle writes it; of an installed package only the beginning is known."""
+    local = {_STRING + bytes((len(name),)) + name.encode() for name in loaded.local if len(name) < 256}
+    return frozenset(local | {name.encode() for name in loaded.installed})
+
+
+@functools.lru_cache(PATTERNS_KEPT)
+def _any_of(names: frozenset[bytes]) -> re.Pattern[bytes]:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(b"|".join(map(re.escape, longest_first)) or b"(?!)")
 
 
 def _sorted_out(referred: set[str]) -> tuple[dict[str, bytes], tuple[str, ...]]:

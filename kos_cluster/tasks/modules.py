@@ -43,6 +43,13 @@ class LocalModule(NamedTuple):
     source: bytes
 
 
+class Loaded(NamedTuple):
+    """What this process has imported, other than the standard library and KOS."""
+
+    local: frozenset[str]  # modules
+    installed: frozenset[str]  # top-level packages
+
+
 class _Read(NamedTuple):
     """A file as it was read last."""
 
@@ -82,6 +89,21 @@ def local_modules(names: Iterable[str]) -> dict[str, bytes]:
         waiting += _bound(sys.modules.get(name))
     _check_size(found)
     return {name: msgspec.msgpack.encode(module) for name, module in sorted(found.items())}
+
+
+def loaded() -> Loaded:
+    """Looks again when modules have been imported since."""
+    return _sorted_out(len(sys.modules))
+
+
+@functools.lru_cache(1)
+def _sorted_out(count: int) -> Loaded:
+    names = [name for name in list(sys.modules) if "." not in name]
+    tops = set(names) - sys.stdlib_module_names - _OWN
+    local = {top for top in tops if _locate(top) is not None}
+    return Loaded(
+        frozenset(name for name in list(sys.modules) if name.partition(".")[0] in local), frozenset(tops - local)
+    )
 
 
 def installed_imports(script: str, local: Container[str]) -> tuple[str, ...]:

@@ -46,7 +46,6 @@ def disks(network: Network, machine_of: Callable[..., Any]) -> Iterator[dict[str
     disk, why_not = None, ""
     try:
         disk = SmallDisk(machines["n3"].home, SMALL_DISK_BYTES)
-        machines["n3"].work.mkdir()
     except Exception as error:
         why_not = f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', '') or error}".strip()
     yield {"machines": machines, "disk": disk, "why_not": why_not}

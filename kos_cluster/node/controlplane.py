@@ -302,6 +302,7 @@ class ControlPlane:
 
     def _moved(self) -> None:
         self._view += 1
+        self.membership.voting(self.consensus.membership.voters)
         self._coordinating.look()
         self._gangs.look()
         self._changed()

@@ -2,7 +2,8 @@
 
 Theory of operation. Who is alive is gossip's (SWIM); who belongs to the cluster is agreed (the replicated state). What
 is shown is both: a member whose identity the cluster has removed has left, whatever gossip says of it. What is known
-of the members is kept on disk, as the addresses to come back to after a restart.
+of the members is kept on disk, as the addresses to come back to after a restart: soon after each change, and at once
+where the voters are, since a voter that is killed and started again may be needed by just those.
 
 Rules: a record is believed when the member's own key has signed it. The view's number grows with each change.
 """
@@ -14,7 +15,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -28,7 +29,7 @@ from kos_cluster.node.store import Store
 
 log = logging.getLogger(__name__)
 
-KEEP_EVERY_S = 2.0  # between two writes of the members, at least
+KEEP_EVERY_S = 2.0  # between two writes of the members, when nothing is new of where the voters are
 SUSPICIOUS = (
     swim.Why.FORGED,
     swim.Why.MALFORMED,
@@ -56,6 +57,7 @@ class Membership:
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._tick)
         self._keeping: asyncio.TimerHandle | None = None
+        self._voters_at: set[tuple[str, str]] = set()  # (id, address) as written since the start
         saved = store.get("members")
         known = msgspec.msgpack.decode(saved, type=list[swim.Known]) if saved else []
         rng = random.Random(secrets.randbits(64))
@@ -116,6 +118,13 @@ class Membership:
         if member is None or member.state not in ALIVE:
             self._feed(swim.Heard(id_))
 
+    def voting(self, ids: Collection[str]) -> None:
+        """These vote: where they are is on the disk when this returns."""
+        voters_at = {(id_, member.address) for id_ in ids if (member := self._swim.member(id_)) is not None}
+        if voters_at - self._voters_at:
+            self._keep()
+        self._voters_at = voters_at
+
     async def leave(self, for_good: bool, timeout_s: float) -> None:
         """Tell the others that this node stops, and give that a moment to go out."""
         deadline = self._loop.time() + timeout_s
@@ -126,7 +135,6 @@ class Membership:
     def close(self) -> None:
         self._alarm.cancel()
         if self._keeping is not None:
-            self._keeping.cancel()
             self._keep()
 
     # ---- messages and time
@@ -188,7 +196,9 @@ class Membership:
             self._keeping = self._loop.call_later(KEEP_EVERY_S, self._keep)
 
     def _keep(self) -> None:
-        self._keeping = None
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
         try:
             self._store.put({"members": msgspec.msgpack.encode(self._swim.known())})
         except StateError as error:

@@ -28,9 +28,10 @@ class Machine:
     """One KOS_HOME. `prefix` goes in front of each command, to run it in a network namespace."""
 
     def __init__(self, prefix: Sequence[str] = ()) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="kos-"))
-        self.work = self.home / "work"
-        self.work.mkdir()
+        self._folder = Path(tempfile.mkdtemp(prefix="kos-"))
+        self.home, self.work = self._folder / "home", self._folder / "work"  # beside it: KOS_HOME never travels
+        for folder in (self.home, self.work):
+            folder.mkdir()
         self._prefix = list(prefix)
 
     @property
@@ -100,7 +101,7 @@ class Machine:
         for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.home, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:

@@ -87,18 +87,27 @@ class Fleet:
 
     def coordinator(self, *nodes: str) -> str:
         """The name of the node that these (default: all) agree to be coordinating."""
-        return until(lambda: self._agreed(nodes or tuple(self.machines)), "they agree on a coordinator", 30.0)
+        return self.agreed(*nodes)[0]
+
+    def agreed(self, *nodes: str) -> tuple[str, int]:
+        """Who coordinates, and in which term, once these (default: all) say the same: a majority has elected it."""
+        return until(lambda: self._said(nodes or tuple(self.machines)), "they agree on a coordinator", 30.0)
 
     def successor(self, node: str) -> str:
         """The name of the node that all others agree to be coordinating in this one's place."""
         rest = tuple(name for name in self.machines if name != node)
-        return until(lambda: (now := self._agreed(rest)) != node and now, f"another than {node} coordinates", 30.0)
 
-    def _agreed(self, nodes: Sequence[str]) -> str:
+        def successor() -> str:
+            now = self._said(rest)
+            return now[0] if now is not None and now[0] != node else ""
+
+        return until(successor, f"another than {node} coordinates", 30.0)
+
+    def _said(self, nodes: Sequence[str]) -> tuple[str, int] | None:
         said = [self.status(node) for node in nodes]
         leaders = {(status.coordinator, status.term) if status is not None else ("", 0) for status in said}
-        id_, _ = leaders.pop()
-        return self._names.get(id_, "") if not leaders else ""
+        id_, term = leaders.pop()
+        return (self._names[id_], term) if not leaders and id_ in self._names else None
 
     def settled(self) -> str:
         """Wait until all nodes are alive in everybody's eyes, vote, and agree on who coordinates; its name."""

@@ -179,7 +179,7 @@ def test_up_heals_a_cluster_that_lost_a_node(machine: Any, until: Callable[..., 
 
 
 def test_a_cluster_that_is_up_outlives_its_founder_at_once(machine: Any, until: Callable[..., Any]) -> None:
-    machine.ok("up", "-n", "3", "--profile", "fast")
+    machine.ok("up", "-n", "3")
     founder = ClusterHome(Home(machine.home), EMBEDDED_NAME).ready("node1")
     assert founder is not None
     os.kill(founder.pid, signal.SIGKILL)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +17,11 @@ from msgspec.structs import replace
 
 from kos_cluster import errors
 from kos_cluster.net import wire
-from kos_cluster.net.locks import LockReleased, LockState, LockWanted
+from kos_cluster.net.locks import LockAsked, LockReleased, LockState, LockWanted
 from kos_cluster.sim.linearizability import Operation, Outcome, check
 from kos_cluster.sim.sequential import CompareAndSet, Read, Register, Write
 from tests.e2e.contest import Acquire, Contest, Lock, Release
-from tests.e2e.fleet import LEASE_S, Fleet, SmallDisk, home_of, until
+from tests.e2e.fleet import LEASE_S, Fleet, SmallDisk, home_of, side_by_side, until
 from tests.e2e.flood import Flood
 from tests.e2e.network import Network, network_of
 
@@ -27,6 +30,7 @@ FLOOD_DECISIONS = 10
 FLOOD_CONNECTIONS = 40  # that are on before the first of them, and more before the last
 CONTEST_GRANTS = 30  # at least, for a history to say something
 SMALL_DISK_BYTES = 24 << 20
+ANSWER_S = 60.0  # for an answer of a node that stands still meanwhile
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,6 @@ def disks(network: Network, machine_of: Callable[..., Any]) -> Iterator[dict[str
     disk, why_not = None, ""
     try:
         disk = SmallDisk(machines["n3"].home, SMALL_DISK_BYTES)
-        machines["n3"].work.mkdir()
     except Exception as error:
         why_not = f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', '') or error}".strip()
     yield {"machines": machines, "disk": disk, "why_not": why_not}
@@ -81,8 +84,7 @@ def others(node: str) -> list[str]:
 
 
 def test_the_coordinator_is_killed_and_another_decides(fleet: Fleet) -> None:
-    first = fleet.coordinator()
-    term = fleet.status(first).term
+    first, term = fleet.agreed()
     before = lock(fleet, first, "killed", "a")
     fleet.kill(first)
     second = fleet.successor(first)
@@ -109,8 +111,7 @@ def test_a_minority_is_killed_and_nothing_waits_for_it(fleet: Fleet) -> None:
 
 def test_a_coordinator_that_was_stalled_past_its_lease_decides_nothing_any_more(fleet: Fleet) -> None:
     """What it was asked meanwhile ends in the log of the new one, or is refused: no lock is granted twice."""
-    first = fleet.coordinator()
-    term = fleet.status(first).term
+    first, term = fleet.agreed()
     granted: dict[str, int | Exception] = {}
 
     def late(name: str, owner: str) -> None:
@@ -139,6 +140,78 @@ def test_a_coordinator_that_was_stalled_past_its_lease_decides_nothing_any_more(
     assert lock(fleet, first, "stalled", "b") > granted["free"]
     for name, owner in (("stalled", "b"), ("free", "late")):
         release(fleet, second, name, owner)
+
+
+class Asked:
+    """A lock that is asked for from a node, in a thread of its own; `answer` is its token or what was raised."""
+
+    def __init__(self, fleet: Fleet, node: str, name: str, owner: str) -> None:
+        self.answer: int | Exception | None = None
+        self._fleet, self._node, self._question = fleet, node, LockWanted(name, owner, LEASE_S, 0.0)
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            self.answer = self._fleet.ask(self._node, self._question, LockState, ANSWER_S).token
+        except Exception as error:
+            self.answer = error
+
+    def wait(self) -> int | Exception | None:
+        self._thread.join()
+        return self.answer
+
+
+def stalled_with_a_proposal(fleet: Fleet) -> tuple[str, str, Asked] | None:
+    """Stall a coordinator that has written a proposal into its log, and all others before it; which, and for what lock.
+
+    None when it stepped down before it took the proposal, as it had heard nothing of the others for too long.
+    """
+    first = fleet.coordinator()
+    name = f"taken-{secrets.token_hex(8)}"
+    lock(fleet, first, "before", "early")  # so that its session is open
+    release(fleet, first, "before", "early")
+    log = home_of(fleet.machines[first]).node(first) / "raft.sqlite"
+    side_by_side(fleet.freeze, others(first))
+    early = Asked(fleet, first, name, "early")
+    taken = partial(holds, log, name)
+    until(lambda: taken() or has_stepped_down(fleet, first), "it takes it, or steps down", ANSWER_S)
+    fleet.freeze(first)
+    if taken() and early.answer is None:
+        return first, name, early
+    fleet.heal()
+    early.wait()
+    return None
+
+
+def has_stepped_down(fleet: Fleet, node: str) -> bool:
+    status = fleet.status(node)
+    return status is not None and status.coordinator != fleet.id(node)
+
+
+def holds(log: Path, name: str) -> bool:
+    """A log holds this name on the disk, in its database or beside it."""
+    return any(name.encode() in path.read_bytes() for path in log.parent.glob(f"{log.name}*"))
+
+
+def test_what_a_stalled_coordinator_had_taken_never_takes_effect_once_others_have_decided(fleet: Fleet) -> None:
+    """The proposal is in its log alone, of the old term. The others know nothing of it, and decide otherwise."""
+    first, name, early = until(lambda: stalled_with_a_proposal(fleet), "a proposal was taken", 120.0)
+    try:
+        assert early.answer is None, "it was not decided"
+        fleet.kill(*others(first))  # with them goes what was sent to them
+        fleet.start(*others(first))
+        second = fleet.successor(first)
+        never = lock(fleet, second, name, "late")  # the token that the proposal would have had
+        release(fleet, second, name, "late")
+        token = lock(fleet, second, name, "late")
+    finally:
+        fleet.thaw(first)
+    assert isinstance(early.wait(), errors.LockHeldError | errors.UnreachableError), early.answer
+    fleet.coordinator()
+    assert {node: fleet.ask(node, LockAsked(name), LockState).token for node in NODES} == dict.fromkeys(NODES, token)
+    assert token > never
+    release(fleet, second, name, "late")
 
 
 # ---- restarts
@@ -181,12 +254,12 @@ def test_all_nodes_lose_their_power_at_once_and_come_back_from_their_disks(fleet
     fleet.cluster.drain_node("n2")
     until(lambda: drained(fleet) == {"n2"}, "it says so")
     ids = {name: fleet.id(name) for name in NODES}
-    term = fleet.status("n1").term
+    _, term = fleet.agreed()
     fleet.kill(*NODES)
     fleet.start(*NODES)
     fleet.settled()
     assert {name: fleet.id(name) for name in NODES} == ids
-    assert fleet.status("n1").term > term
+    assert fleet.agreed()[1] > term
     assert lock(fleet, "n2", "power", "a") == held
     with pytest.raises(errors.LockHeldError):
         lock(fleet, "n3", "power", "b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +18,20 @@ from tests.e2e.conftest import Ran
 from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, side_by_side, until
 from tests.net.presented import present
 
+# The members are written when a voter is new among them, and never else.
+ONLY_VOTERS_KEPT = """
+import kos_cluster.node.membership as membership
+
+membership.KEEP_EVERY_S = 86400.0
+"""
 SHUT_OUT_S = 2.0  # after which no session of a node that was removed is served any more
 ASK_S = 0.5
 
 
 @pytest.fixture
-def fleet(machine_of: Callable[..., Any]) -> Iterator[Fleet]:
+def fleet(machine_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    (tmp_path / "sitecustomize.py").write_text(ONLY_VOTERS_KEPT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made = Fleet({name: machine_of() for name in ("n1", "n2", "n3")})
     yield made
     made.end()
@@ -41,6 +50,10 @@ def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Call
     cluster = fleet.cluster = connection(admin)
     fleet.kill("n1")
     shutil.rmtree(fleet.machines["n1"].home)
+
+    # The others lose their power with it. Each knows from its own disk where the other is.
+    fleet.kill("n2", "n3")
+    fleet.start("n2", "n3")
     second = fleet.successor("n1")
 
     # A node joins, with a token that an admin made elsewhere.

@@ -1,9 +1,10 @@
 """The owner's table of its own tasks: dispatch, at-least-once execution, one committed result, retries, stories.
 
 Theory of operation. A job is a growing row of tasks, numbered from 0, that share a function and options. Waiting tasks
-stand in intervals; they are cut into batches sized by measured duration, and placed on nodes that have credit left. A
-node answers with outcomes, or says that the rest is lost; silence for too long counts as the loss of the node. The
-first outcome of a task is committed, later ones are dropped, so a task may run more than once and still has one result.
+stand in intervals; they are cut into batches sized by measured duration, and placed on nodes that have credit left.
+Jobs take turns by what their tasks have taken (`turns`), as they do at the nodes. A node answers with outcomes, or says
+that the rest is lost; silence for too long counts as the loss of the node. The first outcome of a task is committed,
+later ones are dropped, so a task may run more than once and still has one result.
 
     task      event                             next
     held      released                          waiting
@@ -25,13 +26,13 @@ the attempts that are lost with a worker or node; a loss to memory is tried agai
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kos_cluster.core import reasons
 from kos_cluster.core.groups import Groups
 from kos_cluster.core.jobrows import DONE, FAILED, SENT, STATES, WAITING, BatchRow, JobRow, holds
+from kos_cluster.core.lines import FIRST_GUESS_S, PASSED_S
 from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.ownerevents import (
     Added,
@@ -77,6 +78,7 @@ from kos_cluster.core.records import (
     runs_of,
 )
 from kos_cluster.core.relations import Relations
+from kos_cluster.core.turns import Turns, weight_of
 
 __all__ = [
     "Added",
@@ -128,7 +130,7 @@ class Ownership:
 
     def __init__(self, rng: random.Random) -> None:
         self._jobs: dict[str, JobRow] = {}
-        self._ready: deque[JobRow] = deque()  # jobs with waiting tasks, in turn
+        self._turns: Turns[str] = Turns()  # jobs with waiting tasks
         self._nodes: dict[str, _Node] = {}
         self._index = NodeIndex(rng)  # of those that are up
         self._relations = Relations()
@@ -188,7 +190,7 @@ class Ownership:
                 self._node_down(id_, cause, now, effects)
             case Cancelled():
                 self._cancel(event, now, effects)
-        if self._ready:
+        if self._turns:
             self._dispatch(now, effects)
         return effects
 
@@ -303,6 +305,7 @@ class Ownership:
         job = self._jobs.get(job_id)
         if job is not None and job.idle:
             del self._jobs[job_id]
+            self._turns.go(job_id)
             self._relations.forgotten(job)
 
     # ---- outcomes and losses
@@ -507,31 +510,34 @@ class Ownership:
 
     # ---- dispatch
 
-    def _queue(self, job: JobRow, *, front: bool = False) -> None:
-        if not job.in_turn and not job.spec.gang:
-            job.in_turn = True
-            (self._ready.appendleft if front else self._ready.append)(job)
+    def _queue(self, job: JobRow) -> None:
+        if not job.spec.gang:
+            self._turns.come(job.spec.job)
 
     def _requeue(self, job: JobRow, runs: Runs, attempt: int) -> None:
         if runs:
             job.put_back(runs, attempt)
-            self._queue(job, front=True)
+            self._queue(job)
 
     def _dispatch(self, now: float, effects: list[Effect]) -> None:
-        """Place waiting tasks, one batch a job in turn, until nothing more can be placed."""
-        blocked: list[JobRow] = []
-        while self._ready:
-            job = self._ready.popleft()
+        """Place waiting tasks, one batch a turn, until nothing more can be placed."""
+        passed = 0  # jobs that have their turn and cannot be placed
+        while passed < len(self._turns):
+            job = self._jobs[self._turns.at(passed)]
             if not job.pending:
-                job.in_turn = False
+                self._turns.go(job.spec.job)
                 continue
             dispatch = self._place_one(job, now)
             if dispatch is None:
-                blocked.append(job)
+                passed += 1
             else:
                 effects.append(dispatch)
-                self._ready.append(job)
-        self._ready.extend(blocked)
+                self._turns.served(job.spec.job, self._cost(job, count_of(dispatch.runs)))
+
+    def _cost(self, job: JobRow, tasks: int) -> float:
+        """Slots times seconds that so many of its tasks are taken to need, over the weight of its priority."""
+        task_s = FIRST_GUESS_S if job.durations.mean_s is None else job.durations.mean_s
+        return tasks * task_s * job.spec.needs.cpus / weight_of(job.spec.priority)
 
     def _place_one(self, job: JobRow, now: float) -> Dispatch | None:
         if self._capped(job):
@@ -540,14 +546,21 @@ class Ownership:
             job.spec.needs,
             now,
             prefetch=job.durations.short and not job.spec.single,
+            crowded=self._may_queue(job, now),
             leaning=self._relations.leaning(job, now),
             told=False,
         )
         if placed.node is None:
             job.held_since_s = (now if job.held_since_s is None else job.held_since_s) if placed.held else None
+            job.unplaced_since_s = now if job.unplaced_since_s is None else job.unplaced_since_s
             return None
-        job.held_since_s = None
+        job.held_since_s = job.unplaced_since_s = None
         return self._send(job, self._nodes[placed.node], now)
+
+    def _may_queue(self, job: JobRow, now: float) -> bool:
+        """Whether one batch may wait at a node that is full of others: alone there do slots gather for it."""
+        waits_s = 0.0 if job.unplaced_since_s is None else now - job.unplaced_since_s
+        return job.spec.needs.cpus > 1 and waits_s >= PASSED_S and not job.batches
 
     def _capped(self, job: JobRow) -> bool:
         return 0 < job.spec.max_parallel <= self._groups.out(job)

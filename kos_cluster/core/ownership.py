@@ -30,9 +30,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kos_cluster.core import reasons
+from kos_cluster.core.dispatchorder import DispatchOrder
 from kos_cluster.core.groups import Groups
 from kos_cluster.core.jobrows import DONE, FAILED, SENT, STATES, WAITING, BatchRow, JobRow, holds
-from kos_cluster.core.lines import FIRST_GUESS_S, PASSED_S
 from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.ownerevents import (
     Added,
@@ -78,7 +78,6 @@ from kos_cluster.core.records import (
     runs_of,
 )
 from kos_cluster.core.relations import Relations
-from kos_cluster.core.turns import Turns, weight_of
 
 __all__ = [
     "Added",
@@ -130,13 +129,13 @@ class Ownership:
 
     def __init__(self, rng: random.Random) -> None:
         self._jobs: dict[str, JobRow] = {}
-        self._turns: Turns[str] = Turns()  # jobs with waiting tasks
         self._nodes: dict[str, _Node] = {}
         self._index = NodeIndex(rng)  # of those that are up
         self._relations = Relations()
         self._batches: dict[int, BatchRow] = {}
         self._next_batch = 1
         self._groups = Groups()
+        self._order = DispatchOrder(self._jobs, self._index, self._relations, self._groups)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event. Unknown jobs, nodes and batches are not errors: messages arrive late and twice."""
@@ -147,7 +146,7 @@ class Ownership:
             case Released(id_, runs, size_bytes):
                 if id_ in self._jobs:
                     self._jobs[id_].release(runs, size_bytes)
-                    self._queue(self._jobs[id_])
+                    self._order.wait(self._jobs[id_])
             case HeldFailed(id_, index):
                 if id_ in self._jobs:
                     self._jobs[id_].fail_held(index)
@@ -155,7 +154,7 @@ class Ownership:
             case Added(id_, count, size_bytes, settled, held):
                 job = self._jobs[id_]
                 job.add(count, size_bytes, held=held)
-                self._queue(job)
+                self._order.wait(job)
                 if settled:
                     job.skip(settled)
                     self._idle_check(job, effects)
@@ -190,7 +189,7 @@ class Ownership:
                 self._node_down(id_, cause, now, effects)
             case Cancelled():
                 self._cancel(event, now, effects)
-        if self._turns:
+        if self._order:
             self._dispatch(now, effects)
         return effects
 
@@ -271,7 +270,7 @@ class Ownership:
             return None
         if job.spec.gang:
             return job.spec.needs, (job.waits_for or "its ranks are sent to their slots",)
-        if self._capped(job):
+        if self._order.capped(job):
             return job.spec.needs, (f"its cap of {job.spec.max_parallel} at once is reached",)
         lost = tuple(f"{node.view.name}: it is lost" for node in self._nodes.values() if not node.up)
         leaning, short = self._relations.leaning(job, now), job.durations.short
@@ -305,7 +304,7 @@ class Ownership:
         job = self._jobs.get(job_id)
         if job is not None and job.idle:
             del self._jobs[job_id]
-            self._turns.go(job_id)
+            self._order.forget(job)
             self._relations.forgotten(job)
 
     # ---- outcomes and losses
@@ -510,60 +509,17 @@ class Ownership:
 
     # ---- dispatch
 
-    def _queue(self, job: JobRow) -> None:
-        if not job.spec.gang:
-            self._turns.come(job.spec.job)
-
     def _requeue(self, job: JobRow, runs: Runs, attempt: int) -> None:
         if runs:
             job.put_back(runs, attempt)
-            self._queue(job)
+            self._order.wait(job)
 
     def _dispatch(self, now: float, effects: list[Effect]) -> None:
         """Place waiting tasks, one batch a turn, until nothing more can be placed."""
-        passed = 0  # jobs that have their turn and cannot be placed
-        while passed < len(self._turns):
-            job = self._jobs[self._turns.at(passed)]
-            if not job.pending:
-                self._turns.go(job.spec.job)
-                continue
-            dispatch = self._place_one(job, now)
-            if dispatch is None:
-                passed += 1
-            else:
-                effects.append(dispatch)
-                self._turns.served(job.spec.job, self._cost(job, count_of(dispatch.runs)))
-
-    def _cost(self, job: JobRow, tasks: int) -> float:
-        """Slots times seconds that so many of its tasks are taken to need, over the weight of its priority."""
-        task_s = FIRST_GUESS_S if job.durations.mean_s is None else job.durations.mean_s
-        return tasks * task_s * job.spec.needs.cpus / weight_of(job.spec.priority)
-
-    def _place_one(self, job: JobRow, now: float) -> Dispatch | None:
-        if self._capped(job):
-            return None
-        placed = self._index.place(
-            job.spec.needs,
-            now,
-            prefetch=job.durations.short and not job.spec.single,
-            crowded=self._may_queue(job, now),
-            leaning=self._relations.leaning(job, now),
-            told=False,
-        )
-        if placed.node is None:
-            job.held_since_s = (now if job.held_since_s is None else job.held_since_s) if placed.held else None
-            job.unplaced_since_s = now if job.unplaced_since_s is None else job.unplaced_since_s
-            return None
-        job.held_since_s = job.unplaced_since_s = None
-        return self._send(job, self._nodes[placed.node], now)
-
-    def _may_queue(self, job: JobRow, now: float) -> bool:
-        """Whether one batch may wait at a node that is full of others: alone there do slots gather for it."""
-        waits_s = 0.0 if job.unplaced_since_s is None else now - job.unplaced_since_s
-        return job.spec.needs.cpus > 1 and waits_s >= PASSED_S and not job.batches
-
-    def _capped(self, job: JobRow) -> bool:
-        return 0 < job.spec.max_parallel <= self._groups.out(job)
+        for job, node in self._order.placed(now):
+            dispatch = self._send(job, self._nodes[node], now)
+            self._order.sent(job, count_of(dispatch.runs))
+            effects.append(dispatch)
 
     def _place_ranks(self, job: JobRow, nodes: tuple[str, ...], now: float, effects: list[Effect]) -> None:
         """Send each rank to its slots; all at once, as the whole gang has them."""

@@ -23,6 +23,7 @@ from kos_cluster.cli.quantities import (
     label,
     memory,
     node_label,
+    priority,
     resource,
     variable,
 )
@@ -259,6 +260,13 @@ def _add_run(commands: _Commands) -> None:
     )
     _add_needs(run)
     _add_affinities(run)
+    run.add_argument(
+        "--priority",
+        type=priority,
+        default=0,
+        metavar="P",
+        help="its share beside your other jobs, from -10 to 10: each step doubles it (default: 0)",
+    )
     run.add_argument("--timeout", type=duration, metavar="TIME", help="stop it after this time, for example 15m")
     run.add_argument("--retries", type=count_or_zero, metavar="N", help="run it again after a lost node or worker")
     run.add_argument(

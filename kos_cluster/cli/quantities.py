@@ -57,6 +57,17 @@ def resource(text: str) -> tuple[str, int]:
     return name, amount
 
 
+def priority(text: str) -> int:
+    """A job's priority, "-3" or "5"."""
+    from kos_cluster.core.turns import PRIORITY_LIMIT  # as above
+
+    if not re.fullmatch(r"-?\d{1,9}", text) or abs(int(text)) > PRIORITY_LIMIT:
+        raise ArgumentTypeError(
+            f"{text!r} is not a priority; write a whole number from {-PRIORITY_LIMIT} to {PRIORITY_LIMIT}"
+        )
+    return int(text)
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:

@@ -50,7 +50,8 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = kos.connect(parsed.cluster)
     _check_node(cluster, parsed.on)
     # By default it runs once, since its output would repeat.
-    options = placing(parsed) | {"timeout": parsed.timeout, "retries": parsed.retries or 0, "env": env}
+    options = placing(parsed) | {"timeout": parsed.timeout, "priority": parsed.priority, "env": env}
+    options |= {"retries": parsed.retries or 0}
     if parsed.detach:
         return _detached(cluster, parsed, console, options)
     if parsed.gang:

@@ -79,6 +79,11 @@ class Account:
         self.resources = dict.fromkeys(sorted(capacity.resources), 0)
 
     @property
+    def slots_left(self) -> bool:
+        """Whether a slot is free."""
+        return self.slots_in_use < self._slots
+
+    @property
     def gpus_in_use(self) -> int:
         return len(self._capacity.gpus) - len(self._gpus)
 
@@ -89,9 +94,12 @@ class Account:
 
     def fits(self, demand: Demand) -> bool:
         """Whether all of it is free now."""
+        return demand.cpus <= self._slots - self.slots_in_use and self.fits_but_for_slots(demand)
+
+    def fits_but_for_slots(self, demand: Demand) -> bool:
+        """Whether all of it is free now but perhaps slots."""
         return (
-            demand.cpus <= self._slots - self.slots_in_use
-            and (
+            (
                 not demand.memory_bytes
                 or not self._capacity.memory_bytes
                 or demand.memory_bytes <= self._capacity.memory_bytes - self.memory_bytes

@@ -84,7 +84,7 @@ class JobRow:
     waits_for: str = ""  # of a gang: why its ranks have no slots yet
     last_node: str = ""  # id of the node that took the newest batch
     held_since_s: float | None = None  # it waits for the node of its inputs
-    in_turn: bool = False  # stands among the jobs with waiting tasks
+    unplaced_since_s: float | None = None  # no node could take its next batch
 
     @property
     def idle(self) -> bool:

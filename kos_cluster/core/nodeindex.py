@@ -23,6 +23,7 @@ import msgspec
 from kos_cluster.core import reasons
 from kos_cluster.core.grouping import Group
 from kos_cluster.core.placement import (
+    FULL,
     NEVER,
     PLAIN,
     Candidate,
@@ -117,12 +118,22 @@ class NodeIndex:
         self._note(id_, False)
 
     def place(
-        self, needs: Needs, now: float, *, prefetch: bool = False, leaning: Leaning = PLAIN, told: bool = True
+        self,
+        needs: Needs,
+        now: float,
+        *,
+        prefetch: bool = False,
+        crowded: bool = False,
+        leaning: Leaning = PLAIN,
+        told: bool = True,
     ) -> Placement:
-        """Choose a node for one batch, or tell why there is none; without `told` it does not tell."""
+        """Choose a node for one batch, or tell why there is none; without `told` it does not tell.
+
+        With `crowded` it may be one that has as much as it should hold already.
+        """
         pool = self._pool(needs, now)
         chosen, held = None, False
-        for group in ranks(prefetch):
+        for group in (*ranks(prefetch or crowded), FULL) if crowded else ranks(prefetch):
             chosen = choose(pool.groups[group], leaning, self._rng)
             if chosen is not None:
                 break

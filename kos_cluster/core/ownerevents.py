@@ -28,6 +28,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     group: str = ""  # jobs of one group share the cap
     parent: str = ""
     inputs: Inputs | None = None  # what its tasks read
+    priority: int = 0  # its share of what its owner has, beside the owner's other jobs
 
 
 class Opened(msgspec.Struct, frozen=True):

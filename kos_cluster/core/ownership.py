@@ -1,9 +1,10 @@
 """The owner's table of its own tasks: dispatch, at-least-once execution, one committed result, retries, stories.
 
 Theory of operation. A job is a growing row of tasks, numbered from 0, that share a function and options. Waiting tasks
-stand in intervals; they are cut into batches sized by measured duration, and placed on nodes that have credit left. A
-node answers with outcomes, or says that the rest is lost; silence for too long counts as the loss of the node. The
-first outcome of a task is committed, later ones are dropped, so a task may run more than once and still has one result.
+stand in intervals; they are cut into batches sized by measured duration, and placed on nodes that have credit left.
+Jobs take turns by what their tasks have taken (`turns`), as they do at the nodes. A node answers with outcomes, or says
+that the rest is lost; silence for too long counts as the loss of the node. The first outcome of a task is committed,
+later ones are dropped, so a task may run more than once and still has one result.
 
     task      event                             next
     held      released                          waiting
@@ -25,11 +26,11 @@ the attempts that are lost with a worker or node; a loss to memory is tried agai
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kos_cluster.core import reasons
+from kos_cluster.core.dispatchorder import DispatchOrder
 from kos_cluster.core.groups import Groups
 from kos_cluster.core.jobrows import DONE, FAILED, SENT, STATES, WAITING, BatchRow, JobRow, holds
 from kos_cluster.core.nodeindex import NodeIndex
@@ -128,13 +129,13 @@ class Ownership:
 
     def __init__(self, rng: random.Random) -> None:
         self._jobs: dict[str, JobRow] = {}
-        self._ready: deque[JobRow] = deque()  # jobs with waiting tasks, in turn
         self._nodes: dict[str, _Node] = {}
         self._index = NodeIndex(rng)  # of those that are up
         self._relations = Relations()
         self._batches: dict[int, BatchRow] = {}
         self._next_batch = 1
         self._groups = Groups()
+        self._order = DispatchOrder(self._jobs, self._index, self._relations, self._groups)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event. Unknown jobs, nodes and batches are not errors: messages arrive late and twice."""
@@ -145,7 +146,7 @@ class Ownership:
             case Released(id_, runs, size_bytes):
                 if id_ in self._jobs:
                     self._jobs[id_].release(runs, size_bytes)
-                    self._queue(self._jobs[id_])
+                    self._order.wait(self._jobs[id_])
             case HeldFailed(id_, index):
                 if id_ in self._jobs:
                     self._jobs[id_].fail_held(index)
@@ -153,7 +154,7 @@ class Ownership:
             case Added(id_, count, size_bytes, settled, held):
                 job = self._jobs[id_]
                 job.add(count, size_bytes, held=held)
-                self._queue(job)
+                self._order.wait(job)
                 if settled:
                     job.skip(settled)
                     self._idle_check(job, effects)
@@ -188,7 +189,7 @@ class Ownership:
                 self._node_down(id_, cause, now, effects)
             case Cancelled():
                 self._cancel(event, now, effects)
-        if self._ready:
+        if self._order:
             self._dispatch(now, effects)
         return effects
 
@@ -269,7 +270,7 @@ class Ownership:
             return None
         if job.spec.gang:
             return job.spec.needs, (job.waits_for or "its ranks are sent to their slots",)
-        if self._capped(job):
+        if self._order.capped(job):
             return job.spec.needs, (f"its cap of {job.spec.max_parallel} at once is reached",)
         lost = tuple(f"{node.view.name}: it is lost" for node in self._nodes.values() if not node.up)
         leaning, short = self._relations.leaning(job, now), job.durations.short
@@ -303,6 +304,7 @@ class Ownership:
         job = self._jobs.get(job_id)
         if job is not None and job.idle:
             del self._jobs[job_id]
+            self._order.forget(job)
             self._relations.forgotten(job)
 
     # ---- outcomes and losses
@@ -507,50 +509,17 @@ class Ownership:
 
     # ---- dispatch
 
-    def _queue(self, job: JobRow, *, front: bool = False) -> None:
-        if not job.in_turn and not job.spec.gang:
-            job.in_turn = True
-            (self._ready.appendleft if front else self._ready.append)(job)
-
     def _requeue(self, job: JobRow, runs: Runs, attempt: int) -> None:
         if runs:
             job.put_back(runs, attempt)
-            self._queue(job, front=True)
+            self._order.wait(job)
 
     def _dispatch(self, now: float, effects: list[Effect]) -> None:
-        """Place waiting tasks, one batch a job in turn, until nothing more can be placed."""
-        blocked: list[JobRow] = []
-        while self._ready:
-            job = self._ready.popleft()
-            if not job.pending:
-                job.in_turn = False
-                continue
-            dispatch = self._place_one(job, now)
-            if dispatch is None:
-                blocked.append(job)
-            else:
-                effects.append(dispatch)
-                self._ready.append(job)
-        self._ready.extend(blocked)
-
-    def _place_one(self, job: JobRow, now: float) -> Dispatch | None:
-        if self._capped(job):
-            return None
-        placed = self._index.place(
-            job.spec.needs,
-            now,
-            prefetch=job.durations.short and not job.spec.single,
-            leaning=self._relations.leaning(job, now),
-            told=False,
-        )
-        if placed.node is None:
-            job.held_since_s = (now if job.held_since_s is None else job.held_since_s) if placed.held else None
-            return None
-        job.held_since_s = None
-        return self._send(job, self._nodes[placed.node], now)
-
-    def _capped(self, job: JobRow) -> bool:
-        return 0 < job.spec.max_parallel <= self._groups.out(job)
+        """Place waiting tasks, one batch a turn, until nothing more can be placed."""
+        for job, node in self._order.placed(now):
+            dispatch = self._send(job, self._nodes[node], now)
+            self._order.sent(job, count_of(dispatch.runs))
+            effects.append(dispatch)
 
     def _place_ranks(self, job: JobRow, nodes: tuple[str, ...], now: float, effects: list[Effect]) -> None:
         """Send each rank to its slots; all at once, as the whole gang has them."""

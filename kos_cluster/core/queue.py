@@ -1,13 +1,13 @@
 """A node's queue: batches in fair turns, slots, and the workers that serve them.
 
-Theory of operation. Batches wait in one line per (user, job); the lines take turns, so that a job of a million tasks
-does not starve another's single one. A batch leaves its line when slots are free and goes to an idle worker that is
-set up for its environment, to a blank one, or to a new one. A task that waits for other tasks lends its slots
-meanwhile, so that tasks may submit tasks without deadlock; when it goes on, the node is over its slots for a while.
-Memory, GPUs and named resources are accounted beside the slots (`capacity`). A worker that was given GPUs serves no
-other batch, and they are free again when its process has ended: it is the process that holds a GPU's memory.
-What a gang has reserved (`core.gang.slots`) counts as in use, and only its ranks get it; while a reservation waits, no
-other batch is started.
+Theory of operation. Batches wait in one line per (user, job); the lines take turns (`lines`), so that a job of a
+million tasks does not starve another's single one. A batch leaves its line when slots are free and goes to an idle
+worker that is set up for its environment, to a blank one, or to a new one. A task that waits for other tasks lends its
+slots meanwhile, so that tasks may submit tasks without deadlock; when it goes on, the node is over its slots for a
+while. Memory, GPUs and named resources are accounted beside the slots (`capacity`). A worker that was given GPUs serves
+no other batch, and they are free again when its process has ended: it is the process that holds a GPU's memory. What a
+gang has reserved (`core.gang.slots`) counts as in use, and only its ranks get it; while a reservation waits, no other
+batch is started.
 
     batch     event                      next
     -         Arrived, parts missing     held
@@ -22,196 +22,83 @@ other batch is started.
     queued    Pressed                    refused, for its owner to place elsewhere
 
 Rules: workers are numbered by this machine; the runtime forks and ends them as told. A worker keeps one environment for
-life. Limits are named below; what is over them is refused, never dropped.
+life. Limits are named below; what is over them is refused, never dropped, so an owner's tasks take its own memory.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 
-import msgspec
-
-from kos_cluster.core.capacity import SLOTS_ALONE, Account, Capacity, Demand, fault_of
-from kos_cluster.core.gang.slots import ReservedSlots, SlotsDenied, SlotsGranted, SlotsReleased, SlotsWanted
+from kos_cluster.core.capacity import SLOTS_ALONE, Account, Capacity, fault_of, gib
+from kos_cluster.core.gang.slots import ReservedSlots, SlotsDenied, SlotsReleased, SlotsWanted
+from kos_cluster.core.lines import Lines, Waiter
+from kos_cluster.core.queueevents import (
+    Arrived,
+    Assign,
+    BatchDone,
+    BatchSpec,
+    CancelBatches,
+    Effect,
+    Event,
+    Fork,
+    Interrupt,
+    Key,
+    Kill,
+    Lose,
+    OverMemory,
+    Owner,
+    OwnerGone,
+    PartsComplete,
+    Pressed,
+    Refuse,
+    Retire,
+    Stopping,
+    TaskWaits,
+    WorkerExited,
+    WorkerReady,
+)
 from kos_cluster.core.records import Cause
 
+__all__ = [
+    "Arrived",
+    "Assign",
+    "BatchDone",
+    "BatchSpec",
+    "CancelBatches",
+    "Effect",
+    "Event",
+    "Fork",
+    "Interrupt",
+    "Key",
+    "Kill",
+    "Lose",
+    "NodeQueue",
+    "OverMemory",
+    "Owner",
+    "OwnerGone",
+    "PartsComplete",
+    "Pressed",
+    "Refuse",
+    "Retire",
+    "Stopping",
+    "TaskWaits",
+    "WorkerExited",
+    "WorkerReady",
+]
+
 QUEUE_LIMIT = 4096  # batches held, queued and running on one node
+QUEUE_LIMIT_BYTES = 512 << 20  # of their payloads
 OWNER_LIMIT = 256  # of them of one owner
+OWNER_LIMIT_BYTES = 128 << 20  # of its payloads
 WORKERS_LIMIT = 128  # workers of one node, those whose slots are lent included
 GRACE_S = 0.4  # between interrupting a task and killing its worker
 RETIRE_S = 5.0  # for a worker with GPUs to end by itself
 
-Owner = tuple[str, str]  # (authenticated identity, instance of the client)
-Key = tuple[Owner, int]  # an owner's batch
 
-
-class BatchSpec(msgspec.Struct, frozen=True):
-    """What the queue needs to know of a batch."""
-
-    key: Key
-    job: str
-    env: str  # hash of the environment that its worker must have
-    cpus: int = 1
-    fresh: bool = False  # its worker serves nothing else
-    timeout_s: float | None = None
-    memory_bytes: int = 0
-    gpus: int = 0
-    resources: tuple[tuple[str, int], ...] = ()
-    gang: str = ""  # it is a rank, for slots reserved under this key
-
-
-# ---- events
-
-
-class Arrived(msgspec.Struct, frozen=True):
-    """A batch came; `held` while parts of it are missing."""
-
-    batch: BatchSpec
-    held: bool
-
-
-class PartsComplete(msgspec.Struct, frozen=True):
-    """A held batch may start."""
-
-    key: Key
-
-
-class WorkerReady(msgspec.Struct, frozen=True):
-    """A forked worker has reported."""
-
-    worker: int
-
-
-class BatchDone(msgspec.Struct, frozen=True):
-    """A worker has finished its batch; it is idle again unless it retires."""
-
-    worker: int
-    retire: bool
-
-
-class WorkerExited(msgspec.Struct, frozen=True):
-    """A worker's process ended."""
-
-    worker: int
-    out_of_memory: bool
-    detail: str  # "SIGKILL", "exit code 1"
-
-
-class CancelBatches(msgspec.Struct, frozen=True):
-    """An owner wants its batches stopped."""
-
-    keys: tuple[Key, ...]
-
-
-class OwnerGone(msgspec.Struct, frozen=True):
-    """An owner has ended; its work is of no use."""
-
-    owner: Owner
-
-
-class TaskWaits(msgspec.Struct, frozen=True):
-    """The running batch waits for tasks that it submitted, or for who takes what it yields; or goes on."""
-
-    key: Key
-    waiting: bool
-
-
-class OverMemory(msgspec.Struct, frozen=True):
-    """A worker holds more memory than its batch declared; `detail` says how much."""
-
-    worker: int
-    detail: str
-
-
-class Pressed(msgspec.Struct, frozen=True):
-    """The machine's memory is past the high-water mark, for which `why` is the word, or (empty) no longer is."""
-
-    why: str
-
-
-class Stopping(msgspec.Struct, frozen=True):
-    """The node stops: nothing more is taken, everything is given back."""
-
-
-# ---- effects
-
-
-class Fork(msgspec.Struct, frozen=True):
-    """Start a worker of this number."""
-
-    worker: int
-
-
-class Assign(msgspec.Struct, frozen=True):
-    """Give a batch to a worker that is ready, with these GPUs to use."""
-
-    worker: int
-    key: Key
-    gpus: tuple[str, ...] = ()
-
-
-class Interrupt(msgspec.Struct, frozen=True):
-    """Send SIGINT to a worker's process group."""
-
-    worker: int
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """Send SIGKILL to a worker's process group."""
-
-    worker: int
-
-
-class Retire(msgspec.Struct, frozen=True):
-    """Tell an idle worker to end."""
-
-    worker: int
-
-
-class Refuse(msgspec.Struct, frozen=True):
-    """Tell the owner that its batch is not taken."""
-
-    key: Key
-    reason: str
-    stopping: bool = False  # the node takes nothing more at all
-
-
-class Lose(msgspec.Struct, frozen=True):
-    """Tell the owner that the rest of its batch brings no outcome. `worker` is None when it never had one."""
-
-    key: Key
-    worker: int | None
-    cause: Cause
-    detail: str
-
-
-Event = (
-    Arrived
-    | PartsComplete
-    | WorkerReady
-    | BatchDone
-    | WorkerExited
-    | CancelBatches
-    | OwnerGone
-    | TaskWaits
-    | OverMemory
-    | Pressed
-    | SlotsWanted
-    | SlotsReleased
-    | Stopping
-)
-Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | Lose | SlotsGranted | SlotsDenied
-
-
-# ---- state
-
-
-@dataclass(slots=True)
-class _Entry:
+@dataclass(slots=True, eq=False)
+class _Entry(Waiter):
     spec: BatchSpec
-    line: tuple[str, str]  # (user, job)
     worker: int | None = None
     holds: bool = False  # what it takes is counted, be its slots lent or not
     gpus: tuple[str, ...] = ()  # that it holds, and its worker then
@@ -220,6 +107,14 @@ class _Entry:
     stop: Cause | None = None  # why it is being stopped
     stop_detail: str = ""
     kill_at_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Owned:
+    """What is here of one owner."""
+
+    keys: set[Key]
+    size_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -233,38 +128,6 @@ class _Worker:
     kill_at_s: float | None = None  # when it has not ended by then
 
 
-@dataclass(slots=True)
-class _Lines:
-    """The waiting batches, one line per (user, job), in turn."""
-
-    lines: OrderedDict[tuple[str, str], deque[_Entry]] = field(default_factory=OrderedDict)
-
-    def add(self, entry: _Entry) -> None:
-        self.lines.setdefault(entry.line, deque()).append(entry)
-
-    def remove(self, entry: _Entry) -> None:
-        line = self.lines.get(entry.line)
-        if line is not None:
-            line.remove(entry)
-            if not line:
-                del self.lines[entry.line]
-
-    def next(self, fits: Callable[[Demand], bool]) -> _Entry | None:
-        """The first batch in turn that fits, or has all that it takes already; its line goes to the end."""
-        for key, line in self.lines.items():
-            if line[0].holds or fits(line[0].spec):
-                entry = line.popleft()
-                if line:
-                    self.lines.move_to_end(key)
-                else:
-                    del self.lines[key]
-                return entry
-        return None
-
-    def __len__(self) -> int:
-        return sum(map(len, self.lines.values()))
-
-
 class NodeQueue:
     """The machine of one node with `slots` slots, and what else it has to give."""
 
@@ -272,8 +135,10 @@ class NodeQueue:
         self.slots = slots
         self._account = Account(slots, capacity)
         self._entries: dict[Key, _Entry] = {}
-        self._by_owner: dict[Owner, set[Key]] = {}
-        self._lines = _Lines()
+        self._by_owner: dict[Owner, _Owned] = {}
+        self._size_bytes = 0  # of all payloads
+        self._lines: Lines[_Entry] = Lines()
+        self._ranks: deque[_Entry] = deque()  # that wait for a worker alone
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 1
         self._pressed = ""  # why no more work is taken
@@ -294,23 +159,23 @@ class NodeQueue:
                 self._arrive(batch, held, effects)
             case PartsComplete(key):
                 if key in self._entries:
-                    self._lines.add(self._entries[key])
+                    self._wait(self._entries[key])
             case WorkerReady(worker):
                 self._ready(worker, now, effects)
             case WorkerExited():
-                self._exited(event, effects)
+                self._exited(event, now, effects)
             case CancelBatches(keys):
                 for key in keys:
                     self._stop(key, Cause.CANCELLED, now, effects)
             case OwnerGone(owner):
-                for key in sorted(self._by_owner.get(owner, ())):
+                for key in sorted(self._by_owner[owner].keys if owner in self._by_owner else ()):
                     self._stop(key, Cause.CANCELLED, now, effects)
             case TaskWaits(key, waiting):
-                self._task_waits(key, waiting)
+                self._task_waits(key, waiting, now)
             case OverMemory(worker, detail):
                 self._over_memory(worker, detail, effects)
             case Pressed(why):
-                self._press(why, effects)
+                self._press(why, now, effects)
             case SlotsWanted() if self._stopping or self._pressed:
                 effects.append(SlotsDenied(event.txn))
             case SlotsWanted():
@@ -325,7 +190,7 @@ class NodeQueue:
         return effects
 
     def tick(self, now: float) -> list[Effect]:
-        """Stop what ran out of time, kill what did not stop, end reservations."""
+        """Stop what ran out of time, kill what did not stop, end reservations, charge what runs."""
         effects: list[Effect] = []
         for worker in self._workers.values():
             if worker.kill_at_s is not None and now >= worker.kill_at_s:
@@ -333,6 +198,9 @@ class NodeQueue:
                 effects.append(Kill(worker.number))
         if self._reserved:
             effects += self._reserved.tick(now)
+        if self._lines:
+            self._lines.charge_running((e for w in self._workers.values() if (e := w.entry) and not e.spec.gang), now)
+        if self._reserved or self._lines:
             self._schedule(now, effects)
         for key, entry in list(self._timed.items()):
             if entry.kill_at_s is not None and now >= entry.kill_at_s and entry.worker is not None:
@@ -368,7 +236,7 @@ class NodeQueue:
     @property
     def queued(self) -> int:
         """Batches that wait for a slot."""
-        return len(self._lines)
+        return len(self._lines) + len(self._ranks)
 
     def batch_of(self, worker: int) -> Key | None:
         """The batch that a worker is serving."""
@@ -405,8 +273,18 @@ class NodeQueue:
         owner = spec.key[0]
         entry = _Entry(spec, (owner[0], spec.job), holds=bool(spec.gang), gpus=reserved or ())
         self._entries[spec.key] = entry
-        self._by_owner.setdefault(owner, set()).add(spec.key)
+        owned = self._by_owner.setdefault(owner, _Owned(set()))
+        owned.keys.add(spec.key)
+        owned.size_bytes += spec.size_bytes
+        self._size_bytes += spec.size_bytes
         if not held:
+            self._wait(entry)
+
+    def _wait(self, entry: _Entry) -> None:
+        """It waits for a worker, and for what it takes unless it has that already."""
+        if entry.holds:
+            self._ranks.append(entry)
+        else:
             self._lines.add(entry)
 
     def _why_refuse(self, spec: BatchSpec) -> str:
@@ -420,8 +298,13 @@ class NodeQueue:
             return self._pressed
         if len(self._entries) >= QUEUE_LIMIT:
             return f"the node's queue is full ({QUEUE_LIMIT} batches)"
-        if len(self._by_owner.get(spec.key[0], ())) >= OWNER_LIMIT:
+        if self._size_bytes + spec.size_bytes > QUEUE_LIMIT_BYTES:
+            return f"the node's queue is full ({gib(QUEUE_LIMIT_BYTES)})"
+        owned = self._by_owner.get(spec.key[0])
+        if owned is not None and len(owned.keys) >= OWNER_LIMIT:
             return f"the owner has {OWNER_LIMIT} batches here already"
+        if owned is not None and owned.size_bytes + spec.size_bytes > OWNER_LIMIT_BYTES:
+            return f"the owner has batches of {gib(owned.size_bytes)} here already"
         return ""
 
     def _ready(self, number: int, now: float, effects: list[Effect]) -> None:
@@ -437,13 +320,13 @@ class NodeQueue:
         if worker is None or worker.entry is None:
             return
         entry, worker.entry = worker.entry, None
-        self._forget(entry)
+        self._forget(entry, now)
         if retire or entry.spec.fresh or worker.gpus:
             worker.ending = True
             worker.kill_at_s = now + RETIRE_S if worker.gpus else None
             effects.append(Retire(number))
 
-    def _exited(self, event: WorkerExited, effects: list[Effect]) -> None:
+    def _exited(self, event: WorkerExited, now: float, effects: list[Effect]) -> None:
         worker = self._workers.pop(event.worker, None)
         if worker is None:
             return
@@ -452,7 +335,7 @@ class NodeQueue:
             return
         entry = worker.entry
         cause = entry.stop or (Cause.OUT_OF_MEMORY if event.out_of_memory else Cause.WORKER_DIED)
-        self._forget(entry)
+        self._forget(entry, now)
         effects.append(Lose(entry.spec.key, event.worker, cause, entry.stop_detail or event.detail))
 
     def _stop(self, key: Key, cause: Cause, now: float, effects: list[Effect]) -> None:
@@ -466,7 +349,7 @@ class NodeQueue:
                 worker.entry, worker.env, worker.gpus = None, None, ()
             else:
                 self._unqueue(entry)
-            self._forget(entry)
+            self._forget(entry, now)
             effects.append(Lose(key, None, cause, ""))
             return
         entry.stop = cause
@@ -483,33 +366,39 @@ class NodeQueue:
         entry.stop, entry.stop_detail = Cause.MEMORY_LIMIT, detail
         effects.append(Kill(number))
 
-    def _press(self, why: str, effects: list[Effect]) -> None:
+    def _press(self, why: str, now: float, effects: list[Effect]) -> None:
         self._pressed = why
         for entry in [entry for entry in self._entries.values() if why and entry.worker is None]:
             self._unqueue(entry)
-            self._forget(entry)
+            self._forget(entry, now)
             effects.append(Refuse(entry.spec.key, why))
 
     def _unqueue(self, entry: _Entry) -> None:
-        if entry in self._lines.lines.get(entry.line, ()):
-            self._lines.remove(entry)
+        """It waits no longer, if it did: it may be held."""
+        if not self._lines.remove(entry) and entry in self._ranks:
+            self._ranks.remove(entry)
 
-    def _task_waits(self, key: Key, waiting: bool) -> None:
+    def _task_waits(self, key: Key, waiting: bool, now: float) -> None:
         entry = self._entries.get(key)
         if entry is None or entry.worker is None or entry.waits == waiting:
             return
         entry.waits = waiting
+        if not entry.spec.gang:
+            (self._lines.lends if waiting else self._lines.goes_on)(entry, now)
         self._account.slots_in_use += -entry.spec.cpus if waiting else entry.spec.cpus
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: _Entry, now: float) -> None:
         key = entry.spec.key
-        self._entries.pop(key, None)
+        del self._entries[key]
         self._timed.pop(key, None)
-        mine = self._by_owner.get(key[0])
-        if mine is not None:
-            mine.discard(key)
-            if not mine:
-                del self._by_owner[key[0]]
+        owned = self._by_owner[key[0]]
+        owned.keys.remove(key)
+        owned.size_bytes -= entry.spec.size_bytes
+        self._size_bytes -= entry.spec.size_bytes
+        if not owned.keys:
+            del self._by_owner[key[0]]
+        if entry.worker is not None and not entry.spec.gang:
+            self._lines.over(entry, now)
         if entry.holds:
             self._account.give_back(entry.spec, lent=entry.waits)
             if entry.worker is None:
@@ -520,13 +409,13 @@ class NodeQueue:
     def _schedule(self, now: float, effects: list[Effect]) -> None:
         if self._reserved:
             effects += self._reserved.grant(now)
-        while self._lines.lines and not self._stopping and not self._pressed:
-            entry = self._lines.next(_nothing if self._reserved.waiting else self._account.fits)
+        while not self._stopping and not self._pressed:
+            entry = self._next(now)
             if entry is None:
                 return
             worker = self._worker_for(entry, effects)
             if worker is None:
-                self._lines.lines.setdefault(entry.line, deque()).appendleft(entry)
+                self._put_back(entry, now)
                 return
             newly_set_up = worker.env is None
             worker.env, worker.entry, entry.worker = entry.spec.env, entry, worker.number
@@ -537,6 +426,20 @@ class NodeQueue:
                 self._assign(worker, entry, now, effects)
             if newly_set_up:
                 self._keep_spare(effects)
+
+    def _next(self, now: float) -> _Entry | None:
+        """What a worker is to be found for: a rank, whose slots are its own already, or the first in turn that fits."""
+        if self._ranks:
+            return self._ranks.popleft()
+        if not self._lines or not self._account.slots_left or self._reserved.waiting:
+            return None
+        return self._lines.next(self._account.fits, self._account.fits_but_for_slots, now)
+
+    def _put_back(self, entry: _Entry, now: float) -> None:
+        if entry.holds:
+            self._ranks.appendleft(entry)
+        else:
+            self._lines.put_back(entry, now)
 
     def _assign(self, worker: _Worker, entry: _Entry, now: float, effects: list[Effect]) -> None:
         if entry.spec.timeout_s is not None:
@@ -575,8 +478,3 @@ class NodeQueue:
         self._next_worker += 1
         self._workers[worker.number] = worker
         return worker, Fork(worker.number)
-
-
-def _nothing(demand: Demand) -> bool:
-    """What fits while a gang waits for its slots."""
-    return False

@@ -156,6 +156,7 @@ class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
     inputs: dict[int, tuple[str, ...]] = {}  # the tasks whose results a task takes, for its story
     stream: tuple[int, int] | None = None  # its one task yields: so many items are here, those until there are wanted
     gang: bool = False  # it is a rank of a gang whose slots are reserved in the name of its job
+    priority: int = 0  # of its job among those of its user
 
 
 class Missing(msgspec.Struct, frozen=True, tag="MISSING"):

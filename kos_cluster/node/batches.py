@@ -162,7 +162,7 @@ class Batches:
         self._parts.pin(message.parts)
         for hash_ in missing:
             self._by_part.setdefault(hash_, set()).add(key)
-        spec = _spec(key, message)
+        spec = _spec(key, message, len(payload))
         if message.gang:
             spec = msgspec.structs.replace(spec, gang=reservation_key(owner.peer.id, message.job))
         self._apply(queue.Arrived(spec, held=bool(missing)))
@@ -550,7 +550,7 @@ class Batches:
                 del self._unsent[worker]
 
 
-def _spec(key: Key, message: wire.Exec) -> BatchSpec:
+def _spec(key: Key, message: wire.Exec, size_bytes: int) -> BatchSpec:
     needs = message.needs
     return BatchSpec(
         key,
@@ -562,6 +562,8 @@ def _spec(key: Key, message: wire.Exec) -> BatchSpec:
         needs.memory_bytes,
         needs.gpus,
         needs.resources,
+        priority=message.priority,
+        size_bytes=size_bytes,
     )
 
 

@@ -238,6 +238,7 @@ class Job:
             group=spec.group,
             parent=self.parent,
             inputs=spec.reads,
+            priority=options.priority,
         )
 
     def told(self, stories: list[Story]) -> list[Story]:

@@ -10,6 +10,7 @@ from kos_cluster.core.capacity import AMOUNT_LIMIT, NAME, NAMES_LIMIT
 from kos_cluster.core.placement import contradiction
 from kos_cluster.core.quantities import WHOLE_LIMIT, size_bytes
 from kos_cluster.core.records import LabelTerm, Layout, Needs
+from kos_cluster.core.turns import PRIORITY_LIMIT
 from kos_cluster.errors import PlacementError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Options:
     pack: bool = False  # on as few nodes as will do
     near: str | Sequence[str] = ()  # on nodes with tasks of these jobs, where there is room
     apart: str | Sequence[str] = ()  # never on a node with tasks of these jobs
+    priority: int = 0  # each step doubles the job's share of what this user has
     sink: Sink | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,7 @@ class Options:
         _check(isinstance(self.fresh, bool), "fresh", self.fresh, "True or False")
         _check(self.env is None or _variables(self.env), "env", self.env, "a mapping of names to text, without NULs")
         _check(_whole(self.gpus, 0), "gpus", self.gpus, "a whole number from 0")
+        _check(_priority(self.priority), "priority", self.priority, PRIORITIES)
         _check(isinstance(self.spread, bool), "spread", self.spread, "True or False")
         _check(isinstance(self.pack, bool), "pack", self.pack, "True or False")
         self._make_plain("resources", _resources(self.resources))
@@ -85,6 +88,7 @@ class Options:
         )
 
 
+PRIORITIES = f"a whole number from {-PRIORITY_LIMIT} to {PRIORITY_LIMIT}"
 NAMES = frozenset(f.name for f in fields(Options))
 
 
@@ -146,6 +150,10 @@ def _resources(value: object) -> dict[str, int] | None:
 
 def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= WHOLE_LIMIT
+
+
+def _priority(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= PRIORITY_LIMIT
 
 
 def _seconds(value: object) -> bool:

@@ -89,6 +89,7 @@ class Outgoing:
             inputs=job.inputs(dispatch.runs),
             stream=stream,
             gang=job.spec.in_place is not None,
+            priority=options.priority,
         )
         link.send(message, _encode(payloads))
 

@@ -96,6 +96,7 @@ def submit_options(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
         "name": name,
         **placing(parsed),
         "timeout": parsed.timeout,
+        "priority": parsed.priority,
         "seed": parsed.seed,
         # Also keeps cells in workers of their own, away from tasks that draw no figures inline.
         "env": {"MPLBACKEND": INLINE_BACKEND, **environment(parsed.env)},

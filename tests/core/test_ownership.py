@@ -77,6 +77,44 @@ def test_a_job_whose_results_are_all_there_is_over_at_once():
     assert core.handle(own.Added("j", 4, settled=[(0, 4)]), 1.0) == [own.JobIdle("j")]
 
 
+def test_an_owners_jobs_take_turns_by_their_priority():
+    core = machine(nodes=1, slots=1)
+    for job, priority in (("low", 0), ("high", 2)):
+        core.handle(own.Opened(own.JobSpec(job, job, priority=priority, single=True)), 1.0)
+    sent = dispatches([*core.handle(own.Added("low", 1000), 1.0), *core.handle(own.Added("high", 1000), 1.0)])
+    order = []
+    for number in range(100):
+        order.append(sent[-1].job)
+        sent += dispatches(done(core, sent[-1], 2.0 + number, elapsed_s=1.0))
+    assert order.count("high") == pytest.approx(80, abs=3)
+    assert "low" in order[:10]
+
+
+def test_a_job_that_comes_after_a_million_tasks_has_the_next_slot():
+    core = machine(nodes=1, slots=1)
+    core.handle(own.Opened(own.JobSpec("million", "m", single=True)), 1.0)
+    (sent,) = dispatches(core.handle(own.Added("million", 1_000_000), 1.0))
+    for number in range(50):
+        (sent,) = dispatches(done(core, sent, 2.0 + number, elapsed_s=1.0))
+    core.handle(own.Opened(own.JobSpec("single", "s")), 60.0)
+    assert dispatches(core.handle(own.Added("single", 1), 60.0)) == []
+    (one,) = dispatches(done(core, sent, 61.0, elapsed_s=1.0))
+    (two,) = dispatches(done(core, one, 62.0, elapsed_s=1.0))
+    assert "single" in (one.job, two.job)
+
+
+def test_a_wide_task_goes_to_wait_at_a_node_that_narrow_ones_keep_full():
+    core = machine(nodes=1, slots=2)
+    core.handle(own.Opened(own.JobSpec("narrow", "n", single=True)), 1.0)
+    sent = dispatches(core.handle(own.Added("narrow", 100), 1.0))
+    core.handle(own.Opened(own.JobSpec("wide", "w", needs=Needs(cpus=2))), 1.0)
+    core.handle(own.Added("wide", 3), 1.0)
+    after = dispatches(done(core, sent[0], 1.5, elapsed_s=1.0))
+    assert [d.job for d in after] == ["narrow"]
+    assert [d.job for d in dispatches(core.tick(3.5))] == ["wide"]
+    assert dispatches(core.tick(9.0)) == []  # one at a time
+
+
 def test_first_tasks_go_alone_to_every_slot():
     sent = dispatches(opened(machine(nodes=2, slots=2), 100))
     assert [count_of(d.runs) for d in sent] == [1, 1, 1, 1]

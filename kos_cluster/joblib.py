@@ -1,116 +1,13 @@
 """joblib's backend "kos". Importing this module registers it.
 
-    import kos_cluster.joblib
+import kos_cluster.joblib
 
-    with joblib.parallel_config("kos"):
-        search.fit(x, y)
-
-Theory of operation. A `Parallel` call has a `kos.Pool`, whose thread hands results to joblib and asks it for more.
-joblib sizes its batches by their measured duration, so each travels alone. Workers are shared with all other work,
-so they are warm.
-
-Rules. Without `n_jobs` the whole cluster is used; a number is a cap, and negative ones count from the cluster's slots.
-What a task starts itself with joblib runs in threads of its worker, as with joblib's own backends. Arrays travel by
-value, so `max_nbytes` and its kin change nothing.
+with joblib.parallel_config("kos"):
+    search.fit(x, y)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from kos_cluster.tasks import joblibbackend
 
-from joblib._parallel_backends import (
-    AutoBatchingMixin,
-    FallbackToBackend,
-    ParallelBackendBase,
-    SequentialBackend,
-)
-from joblib.parallel import register_parallel_backend
-
-from kos_cluster.tasks.cluster import Cluster, connect
-from kos_cluster.tasks.jobgroup import slots_of
-from kos_cluster.tasks.pool import Pool
-from kos_cluster.tasks.poolresults import AsyncResult
-
-NAME = "kos"
-
-
-class KosBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
-    """Made by joblib. `parallel_config("kos", cluster=...)` names another cluster than the current one."""
-
-    supports_retrieve_callback = True
-    default_n_jobs = -1
-
-    def __init__(
-        self,
-        cluster: Cluster | None = None,
-        nesting_level: int | None = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-    ) -> None:
-        super().__init__(nesting_level=nesting_level)
-        self._cluster = cluster
-        self._initializer = initializer
-        self._initargs = initargs
-        self._pool: Pool | None = None
-
-    def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """How many calls can run at once."""
-        if n_jobs == 0:
-            raise ValueError("n_jobs == 0 in Parallel has no meaning")
-        if n_jobs is None:
-            n_jobs = self.default_n_jobs
-        return n_jobs if n_jobs > 0 else max(1, slots_of(self._connected()) + 1 + n_jobs)
-
-    def configure(
-        self,
-        n_jobs: int = 1,
-        parallel: Any = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        **_: Any,
-    ) -> int:
-        """Begin a `Parallel` call, or a block of them. What it gives goes before what the backend was made with."""
-        effective = self.effective_n_jobs(n_jobs)
-        if effective == 1:
-            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        self.parallel = parallel
-        if initializer is None:
-            initializer, initargs = self._initializer, self._initargs
-        processes = None if n_jobs == -1 else effective
-        self._pool = Pool(processes, initializer, initargs, cluster=self._connected(), alone=True)
-        return effective
-
-    def submit(self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None) -> AsyncResult:
-        """Run a batch; `callback` gets what it returned, or its exception."""
-        assert self._pool is not None
-        return self._pool.apply_async(run_batch, (func,), callback=callback, error_callback=callback)
-
-    def retrieve_result_callback(self, out: Any) -> Any:
-        if isinstance(out, BaseException):  # a batch itself returns a list
-            raise out
-        return out
-
-    def terminate(self) -> None:
-        """The end of a call or block: what still runs is of no use to anybody."""
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool = None
-        self.reset_batch_stats()
-
-    def abort_everything(self, ensure_ready: bool = True) -> None:
-        """A task has failed, or its time is over."""
-        self.terminate()
-        if ensure_ready:
-            self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel, **self.parallel._backend_kwargs)
-
-    def _connected(self) -> Cluster:
-        return self._cluster or connect()
-
-
-def run_batch(batch: Callable[[], Any]) -> Any:
-    """Run joblib's batch of calls, in a worker."""
-    return batch()
-
-
-register_parallel_backend(NAME, KosBackend)
+joblibbackend.register()

@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -188,22 +188,27 @@ def load_main(path: Path, arguments: Sequence[str]) -> None:
 def _no_pools(script: str) -> Iterator[None]:
     """A script that starts a process pool as it is loaded would start one in each worker, and those again."""
     import concurrent.futures.process
+    import multiprocessing.pool
 
-    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    kinds: tuple[Any, ...] = (concurrent.futures.process.ProcessPoolExecutor, multiprocessing.pool.Pool)
+    made = [kind.__init__ for kind in kinds]
+
+    def refuse(self: object, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self, multiprocessing.pool.ThreadPool):
+            made[-1](self, *args, **kwargs)
+            return
         raise RuntimeError(
             f"{script} starts a process pool when it is loaded; workers load it too. "
             "Put what starts the work under: if __name__ == '__main__':"
         )
 
-    places = (concurrent.futures, concurrent.futures.process)
-    pool = concurrent.futures.process.ProcessPoolExecutor
-    for place in places:
-        setattr(place, pool.__name__, refuse)
+    for kind in kinds:
+        kind.__init__ = refuse
     try:
         yield
     finally:
-        for place in places:
-            setattr(place, pool.__name__, pool)
+        for kind, init in zip(kinds, made, strict=True):
+            kind.__init__ = init
 
 
 def stand_for_main(module: types.ModuleType) -> None:

@@ -15,23 +15,40 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import queue
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from kos_cluster.errors import LimitError, NotPicklableError
 from kos_cluster.tasks.cluster import Cluster, connect
-from kos_cluster.tasks.futures import Future, Outcome
+from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.job import Job
-from kos_cluster.tasks.jobgroup import JobGroup, slots_of
+from kos_cluster.tasks.jobgroup import JobGroup, Then, slots_of
 from kos_cluster.tasks.poolresults import AsyncResult, Callback, ResultIterator, chunks_of
 
 CHUNKS_A_PROCESS = 4  # of one map, when each chunk counts against `maxtasksperchild`
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
+
+Came = Callable[[Callable[[], list[Any]]], None]  # gets what gives all values in order, or raises the first failure
+
+
+class Calls(Protocol):
+    """What a pool's calls go through: a `JobGroup`, or what behaves as one."""
+
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], then: Then = None, /
+    ) -> concurrent.futures.Future[Any]: ...
+
+    def close(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+    def wait(self) -> None: ...
 
 
 class Pool:
@@ -52,16 +69,9 @@ class Pool:
         cluster: Cluster | None = None,
         alone: bool = False,
     ) -> None:
-        if processes is not None and processes < 1:
-            raise ValueError("Number of processes must be at least 1")
-        if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild <= 0):
-            raise ValueError("maxtasksperchild must be a positive int or None")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
+        self.check(processes, initializer, maxtasksperchild)
         self._cluster = cluster or connect()
-        self._processes = processes
-        self._chunks = maxtasksperchild is not None
-        self._group = JobGroup(
+        group = JobGroup(
             self._cluster,
             _not_running,
             cap=processes or 0,
@@ -69,15 +79,17 @@ class Pool:
             serves=maxtasksperchild or 0,
             alone=alone,
         )
-        self._state = RUN
-        self._lock = threading.Lock()
-        self._feeders: dict[threading.Thread, ResultIterator] = {}
-        self._completions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._completer = threading.Thread(
-            target=_complete_all, args=(self._completions,), name="kos-pool", daemon=True
-        )
-        self._completer.start()
-        weakref.finalize(self, _drop, self._group, self._completions).atexit = False
+        self._begin(group, processes, chunks=maxtasksperchild is not None)
+
+    @staticmethod
+    def check(processes: int | None, initializer: object, maxtasksperchild: int | None) -> None:
+        """Raises ValueError or TypeError, as the original does for these."""
+        if processes is not None and processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild <= 0):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
 
     # ---- calls
 
@@ -201,6 +213,21 @@ class Pool:
 
     # ---- inside
 
+    def _begin(self, group: Calls, processes: int | None, *, chunks: bool) -> None:
+        """Work, by a group of calls. With `chunks` a map makes chunks as the original does."""
+        self._group: Calls = group
+        self._processes = processes
+        self._chunks = chunks
+        self._state = RUN
+        self._lock = threading.Lock()
+        self._feeders: dict[threading.Thread, ResultIterator] = {}
+        self._completions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._completer = threading.Thread(
+            target=_complete_all, args=(self._completions,), name="kos-pool", daemon=True
+        )
+        self._completer.start()
+        weakref.finalize(self, _drop, group, self._completions).atexit = False
+
     def _check_running(self) -> None:
         if self._state != RUN:
             raise _not_running()
@@ -219,16 +246,25 @@ class Pool:
         result = AsyncResult(self, callback, error_callback)
         completions = self._completions
 
-        def came(job: Job) -> None:
-            completions.put(functools.partial(result.complete, functools.partial(_values, job, chunked=size > 1)))
+        def came(take: Callable[[], list[Any]]) -> None:
+            if size > 1:
+                take = functools.partial(_joined, take)
+            completions.put(functools.partial(result.complete, take))
 
         if size > 1:
             func, whole = _Chunk(func), [(chunk,) for chunk in chunks_of(whole, size)]
         try:
-            result.cancel = self._group.map(func, whole, came, alone=chunksize is not None).cancel
+            result.cancel = self._send(func, whole, came, alone=chunksize is not None)
         except (NotPicklableError, LimitError) as error:
             self._fail(result, error)
         return result
+
+    def _send(
+        self, func: Callable[..., Any], rows: list[tuple[Any, ...]], came: Came, *, alone: bool
+    ) -> Callable[[], object]:
+        """Send a call for each row. `came` is called when all have ended; gives what cancels them."""
+        assert isinstance(self._group, JobGroup)
+        return self._group.map(func, rows, lambda job: came(functools.partial(_values, job)), alone=alone).cancel
 
     def _chunk_size(self, count: int) -> int:
         """One, since elements travel together anyway; the original's, where a chunk counts as a task of its worker."""
@@ -264,7 +300,7 @@ class Pool:
         if last:
             self._group.close()
 
-    def _submitted(self, func: Callable[..., Any], row: tuple[Any, ...]) -> Future:
+    def _submitted(self, func: Callable[..., Any], row: tuple[Any, ...]) -> concurrent.futures.Future[Any]:
         try:
             return self._group.submit(func, row, {})
         except NotPicklableError as error:
@@ -290,14 +326,18 @@ class _Chunk:
         return [self.fn(*row) for row in rows]
 
 
-def _values(job: Job, chunked: bool) -> list[Any]:
+def _values(job: Job) -> list[Any]:
     """What a map has brought, all of which is there. Raises its first failure."""
     values: list[Any] = []
     for outcome in [job.take(index) for index in range(len(job))]:
         if not isinstance(outcome, Outcome):
             raise outcome or concurrent.futures.CancelledError(f"Job {job.id} was cancelled.")
-        (values.extend if chunked else values.append)(outcome.value())
+        values.append(outcome.value())
     return values
+
+
+def _joined(take: Callable[[], list[list[Any]]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(take()))
 
 
 def _as_original(error: Exception) -> BaseException:
@@ -319,7 +359,7 @@ def _complete_all(completions: queue.SimpleQueue[Callable[[], None] | None]) -> 
         del complete  # else the last result would be held until the next one comes
 
 
-def _drop(group: JobGroup, completions: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+def _drop(group: Calls, completions: queue.SimpleQueue[Callable[[], None] | None]) -> None:
     """Nobody holds the pool any more, nor a result that is still to come."""
     group.close()
     completions.put(None)

@@ -123,7 +123,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def main(argv: list[str]) -> None:
     """Run the script `argv[0]` as python itself would, with its process pools redirected to the cluster."""
-    from kos_cluster.tasks import redirect
+    from kos_cluster.tasks import redirect, scriptpool
 
     script = argv[0]
     path = os.path.join(os.getcwd(), script)
@@ -139,11 +139,11 @@ def main(argv: list[str]) -> None:
         raise
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            redirect.cancel_all()
+            scriptpool.cancel_all()
         _show(error)
         raise
     finally:
-        redirect.finish()
+        scriptpool.finish()
 
 
 def _main_module(path: str) -> types.ModuleType:

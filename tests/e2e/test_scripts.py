@@ -70,23 +70,55 @@ def test_a_script_and_its_tasks_bring_their_files_back(local: Any, folder: Path)
     )
 
 
-def test_without_redirect_the_pool_stays_where_the_script_is(local: Any, folder: Path) -> None:
-    write(
-        folder,
-        "script.py",
-        """
-        import os
-        from concurrent.futures import ProcessPoolExecutor
+POOLS = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from joblib import Parallel, delayed
 
-        def where(_):
-            return os.environ["KOS_NODE"]
+lock = None
+factor = None
 
-        if __name__ == "__main__":
-            with ProcessPoolExecutor(2) as pool:
-                print(len(set(pool.map(where, range(8)))), ProcessPoolExecutor.__module__)
-        """,
-    )
-    assert local.ok("run", "--distribute", "--no-redirect", "script.py") == "1 concurrent.futures.process\n"
+def where(i):
+    time.sleep(0.1)
+    with open(f"part{i}.txt", "w") as file:
+        file.write(str(factor))
+    return os.environ["KOS_NODE"]
+
+def take(given):
+    global lock
+    lock = given
+
+if __name__ == "__main__":
+    factor = multiprocessing.cpu_count()
+    print(ProcessPoolExecutor.__module__)
+    pools = multiprocessing.Pool(), multiprocessing.get_context("spawn").Pool(2)
+    for pool in (*pools, multiprocessing.Pool(2, take, (multiprocessing.Lock(),))):
+        with pool:
+            print(len(set(pool.map(where, range(8), 1))))
+    for how in ({}, {"prefer": "threads"}):
+        print(len(set(Parallel(n_jobs=-1, **how)(delayed(where)(i) for i in range(8, 16)))))
+"""
+
+
+def test_pools_and_joblib_calls_use_the_whole_cluster(local: Any, folder: Path) -> None:
+    write(folder, "script.py", POOLS)
+    slots = sum(member["slots"] for member in local.json("nodes"))
+    done = local.kos("run", "--distribute", "script.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["kos_cluster.tasks.scriptpool", "2", "2", "1", "2", "1"]
+    assert "its processes share the Lock in its initargs." in done.stderr
+    assert done.stderr.count("kos: warning:") == 1
+    # Of the last to write: a spawned process does not have what was assigned, one that is forked, and a call that
+    # travels by value, have.
+    assert {(folder / f"part{i}.txt").read_text() for i in range(16)} == {str(slots)}
+
+
+def test_without_redirect_pools_stay_where_the_script_is(local: Any, folder: Path) -> None:
+    write(folder, "script.py", POOLS)
+    done = local.kos("run", "--distribute", "--no-redirect", "script.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["concurrent.futures.process", *5 * "1"]
+    assert "kos: warning:" not in done.stderr
 
 
 def test_a_traceback_looks_as_under_plain_python(local: Any, folder: Path) -> None:

@@ -16,11 +16,12 @@ import struct
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from kos_cluster.core.records import Story, TaskState
+from kos_cluster.core.records import MemberState, Story, TaskState
 from kos_cluster.errors import KosError, TaskLostError
 from kos_cluster.tasks import environment, failures, serialise
 from kos_cluster.tasks.context import here
@@ -42,6 +43,11 @@ class StandIn:
         job = StandInJob(f"j{len(self.jobs)}", spec, self.folder)
         self.jobs.append(job)
         return job
+
+    def heard(self) -> types.SimpleNamespace:
+        """Two nodes, of one slot each."""
+        nodes = [types.SimpleNamespace(slots=1, state=MemberState.ALIVE) for _ in range(WORKERS)]
+        return types.SimpleNamespace(members=nodes)
 
     def stop(self) -> None:
         """End what still runs."""

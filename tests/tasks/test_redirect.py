@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kos_cluster.tasks import workspace
-from kos_cluster.tasks.redirect import ClusterPool
+from kos_cluster.tasks.scriptpool import ClusterPool
 from kos_cluster.tasks.workspace import pack, snapshot, unpack
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -210,7 +210,7 @@ def test_errors_are_those_of_the_original(tmp_path: Path) -> None:
             try:
                 pool.submit(fail).result()
             except Own as error:
-                print(error.args, "in fail" in str(error.__cause__), "redirect.py" in str(error.__cause__))
+                print(error.args, "in fail" in str(error.__cause__), "scriptitems.py" in str(error.__cause__))
             print(told(lambda: pool.submit(lambda: 1).result()))
             print(told(lambda: pool.map(fail, chunksize=0)))
             pool.shutdown()

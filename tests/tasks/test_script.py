@@ -37,8 +37,9 @@ if __name__ == "__main__":
     thread.start()
     thread.join()
     print(pickle.loads(pickle.dumps(double))(4), type(pickle.loads(pickle.dumps(Thing()))) is Thing)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        print(pool.map(double, [1, 2]))
+    process = multiprocessing.get_context("spawn").Process(target=print, args=("in a process",))
+    process.start()
+    process.join()
     print("end")
 """
 

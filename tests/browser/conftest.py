@@ -2,9 +2,9 @@
 
 Rules: a file leaves three nodes that are alive, unless it is the last. Playwright keeps an event loop running in the
 thread that uses it, so it ends with the folder: nothing else could run a loop of its own in that process. Chromium is
-the distribution's, given to Playwright by its path; where there is none the tests are skipped, or fail, see
-`tests.needs`. The cluster and the kernels belong to the machine of the test; the server's folders lie in its home.
-Pictures of what was seen are kept in `artefacts/`, which is not under version control.
+the distribution's, given to Playwright by its path; where there is none the tests are skipped, and say so. The cluster
+and the kernels belong to the machine of the test; the server's folders lie in its home. Pictures of what was seen are
+kept in `artefacts/`, which is not under version control.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import pytest
 from tests.browser.lab import TOKEN, Lab, Server, free_port
 from tests.e2e.conftest import Machine, _until
 from tests.kernel import laptop
-from tests.needs import missing
 
 START_TIMEOUT_S = 120.0
 # Parts of Lab that ask their server for what takes it long, each time that a page is opened.
@@ -36,7 +35,7 @@ def chromium() -> str:
     """The path of the browser."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
-        missing("no Chromium on this machine: 'make test' installs it as root with apt")
+        pytest.skip("no Chromium on this machine: 'make test' installs it as root with apt")
     return found
 
 

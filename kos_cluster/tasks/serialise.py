@@ -56,6 +56,8 @@ def dumps_callable(fn: Any) -> bytes:
 
 def dumps_args(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """Pickle one call's arguments. Raises NotPicklableError, which names what in them cannot travel."""
+    if not kwargs and _ATOMS.issuperset(map(type, args)):
+        return pickle.dumps((args, kwargs), PROTOCOL)
     try:
         return _joined(_pickled((args, kwargs)))
     except Exception as error:

@@ -17,6 +17,7 @@ import functools
 import inspect
 import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,15 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.returns import Returns
 
 
+_YIELDING = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
 def yields(fn: object) -> bool:
     """Whether calling this gives a generator."""
     while isinstance(fn, functools.partial):
         fn = fn.func
+    if type(fn) is types.FunctionType:
+        return bool(fn.__code__.co_flags & _YIELDING)
     if not inspect.isroutine(fn) and not inspect.isclass(fn):
         fn = getattr(fn, "__call__", fn)  # noqa: B004 (it is not asked whether it can be called, but what it is)
     return inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)

@@ -6,6 +6,7 @@ that is over stays in the history for the stories, the last `HISTORY_LIMIT` of e
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -32,6 +33,8 @@ class BatchRow:
     left: set[int]  # without an outcome yet
     attempt: int
     sent_s: float
+    heard_s: float  # when it was sent, or its newest outcome came
+    asked_s: float = -math.inf  # when its node was asked for what has not begun
     started_s: float | None = None
     ended_s: float | None = None
     waits: bool = False  # it lends its slots
@@ -46,6 +49,12 @@ class BatchRow:
             if wanted <= left:
                 return list(runs)
         return runs_of(index for index in indices_of(runs) if index in left and state[index] == SENT)
+
+    def gives_back(self, runs: Runs) -> None:
+        """These were never begun there, and it is no attempt at them."""
+        back = set(indices_of(runs))
+        self.left -= back
+        self.runs = runs_of(index for index in indices_of(self.runs) if index not in back)
 
     def ended_as(self, runs: Runs, end: AttemptEnd) -> None:
         """Note how the attempt ended for these tasks."""

@@ -16,16 +16,19 @@ from __future__ import annotations
 import heapq
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
 from kos_cluster.core import reasons
 from kos_cluster.core.grouping import Group
 from kos_cluster.core.placement import (
+    FREE,
+    FREE_BARE,
     FULL,
     NEVER,
     PLAIN,
+    WIDE_LIMIT,
     Candidate,
     Leaning,
     Placement,
@@ -146,6 +149,12 @@ class NodeIndex:
             why = reasons.why_none(needs, nodes, now, leaning, prefetch=prefetch, held=held) if told else ()
             return Placement(None, possible, why, held)
         return Placement(chosen.id, True, (f"{chosen.name}: {reasons.why_there(chosen, leaning)}",) if told else ())
+
+    def idle(self, needs: Needs, now: float, apart: Collection[str] = ()) -> int:
+        """For how many such tasks there are slots that nobody is known to use; of `WIDE_LIMIT` random nodes."""
+        pool = self._pool(needs, now)
+        nodes = [node for group in (FREE, FREE_BARE) for node in pool.groups[group].sample(WIDE_LIMIT, self._rng)]
+        return sum(max(0, node.slots_free) // needs.cpus for node in nodes if node.id not in apart)
 
     def _note(self, id_: str, changed: bool) -> None:
         self._notes.append((id_, changed))

@@ -28,6 +28,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     group: str = ""  # jobs of one group share the cap
     parent: str = ""
     inputs: Inputs | None = None  # what its tasks read
+    speculate: bool = False  # tasks that last far longer than the others run a second time elsewhere
     priority: int = 0  # its share of what its owner has, beside the owner's other jobs
 
 
@@ -82,6 +83,13 @@ class NodeLoad(msgspec.Struct, frozen=True):
 
     id: str
     load: Load
+
+
+class NodeLinks(msgspec.Struct, frozen=True):
+    """What a node has measured of links from others to it: bytes a second, by their ids."""
+
+    id: str
+    rates: Mapping[str, float]
 
 
 class NodeDrained(msgspec.Struct, frozen=True):
@@ -145,6 +153,13 @@ class BatchRefused(msgspec.Struct, frozen=True):
     stopping: bool = False
 
 
+class Returned(msgspec.Struct, frozen=True):
+    """A node has kept these tasks of a batch from running; the rest of the batch goes on."""
+
+    batch: int
+    runs: Runs
+
+
 class RanksPlaced(msgspec.Struct, frozen=True):
     """Slots are reserved for all ranks of a gang, on these nodes (ids, by rank); or for none, for this reason."""
 
@@ -206,6 +221,13 @@ class CancelAt(msgspec.Struct, frozen=True):
     batches: list[int]
 
 
+class TakeBackAt(msgspec.Struct, frozen=True):
+    """Ask a node for what has not begun of these batches."""
+
+    node: str
+    batches: list[int]
+
+
 class AttemptOver(msgspec.Struct, frozen=True):
     """An attempt ended without an outcome; what it had submitted itself must stop."""
 
@@ -227,6 +249,7 @@ Event = (
     | HeldFailed
     | NodeUp
     | NodeLoad
+    | NodeLinks
     | NodeDrained
     | JobsElsewhere
     | NodeDown
@@ -235,7 +258,8 @@ Event = (
     | Outcomes
     | BatchLost
     | BatchRefused
+    | Returned
     | RanksPlaced
     | Cancelled
 )
-Effect = Dispatch | Commit | GiveUp | Dropped | CancelAt | AttemptOver | JobIdle
+Effect = Dispatch | Commit | GiveUp | Dropped | CancelAt | TakeBackAt | AttemptOver | JobIdle

@@ -14,7 +14,8 @@ later ones are dropped, so a task may run more than once and still has one resul
     sent      outcome                           done | failed
     sent      lost, may have run, tries left    waiting, next attempt
     sent      lost, may have run, none left     failed
-    sent      lost, did not run; refused        waiting, same attempt
+    sent      lost, did not run; refused,       waiting, same attempt
+              or taken back (`takingback`)
     held,     cancelled, or its job             cancelled
     waiting,
     sent
@@ -26,14 +27,8 @@ the attempts that are lost with a worker or node; a loss to memory is tried agai
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
-from dataclasses import dataclass, field
 
-from kos_cluster.core import reasons
-from kos_cluster.core.dispatchorder import DispatchOrder
-from kos_cluster.core.groups import Groups
-from kos_cluster.core.jobrows import DONE, FAILED, SENT, STATES, WAITING, BatchRow, JobRow, holds
-from kos_cluster.core.nodeindex import NodeIndex
+from kos_cluster.core.jobrows import DONE, FAILED, SENT, WAITING, BatchRow, JobRow, holds
 from kos_cluster.core.ownerevents import (
     Added,
     AttemptOver,
@@ -54,32 +49,33 @@ from kos_cluster.core.ownerevents import (
     JobSpec,
     NodeDown,
     NodeDrained,
+    NodeLinks,
     NodeLoad,
     NodeUp,
     Opened,
     Outcomes,
     RanksPlaced,
     Released,
+    Returned,
     StartedRunning,
+    TakeBackAt,
 )
-from kos_cluster.core.placement import Candidate, Leaning, Placement
+from kos_cluster.core.ownertables import REFUSED_PAUSE_MOST_S, REFUSED_PAUSE_S, KnownNode, OwnerTables
+from kos_cluster.core.placement import Candidate
 from kos_cluster.core.records import (
     END_OF_CAUSE,
-    Attempt,
     AttemptEnd,
     Cause,
-    JobSummary,
-    Needs,
     Runs,
-    Story,
-    TaskState,
     count_of,
     indices_of,
     runs_of,
 )
-from kos_cluster.core.relations import Relations
+from kos_cluster.core.speculation import Speculation
+from kos_cluster.core.takingback import TakingBack
 
 __all__ = [
+    "REFUSED_PAUSE_S",
     "Added",
     "AttemptOver",
     "BatchLost",
@@ -99,6 +95,7 @@ __all__ = [
     "JobsElsewhere",
     "NodeDown",
     "NodeDrained",
+    "NodeLinks",
     "NodeLoad",
     "NodeUp",
     "Opened",
@@ -106,36 +103,22 @@ __all__ = [
     "Ownership",
     "RanksPlaced",
     "Released",
+    "Returned",
     "StartedRunning",
+    "TakeBackAt",
 ]
 
-REFUSED_PAUSE_S = 0.05  # first pause after a refusal; doubles up to
-REFUSED_PAUSE_MOST_S = 1.0
 MEMORY_RETRIES = 1  # times a task is tried again after it was ended for memory
 
 
-@dataclass(slots=True)
-class _Node:
-    """A node as this owner knows it."""
-
-    view: Candidate
-    up: bool = True
-    batches: set[int] = field(default_factory=set)
-    pause_s: float = REFUSED_PAUSE_S
-
-
-class Ownership:
+class Ownership(OwnerTables):
     """The machine. One instance per client process; `rng` decides ties in placement."""
 
     def __init__(self, rng: random.Random) -> None:
-        self._jobs: dict[str, JobRow] = {}
-        self._nodes: dict[str, _Node] = {}
-        self._index = NodeIndex(rng)  # of those that are up
-        self._relations = Relations()
-        self._batches: dict[int, BatchRow] = {}
+        super().__init__(rng)
         self._next_batch = 1
-        self._groups = Groups()
-        self._order = DispatchOrder(self._jobs, self._index, self._relations, self._groups)
+        self._taking_back = TakingBack(self._jobs, self._index, self._relations, self._order)
+        self._speculation = Speculation(self._jobs, self._index, self._relations)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event. Unknown jobs, nodes and batches are not errors: messages arrive late and twice."""
@@ -169,6 +152,8 @@ class Ownership:
                 self._lost(event, now, effects)
             case BatchRefused():
                 self._refused(event, now, effects)
+            case Returned():
+                self._returned(event, now, effects)
             case RanksPlaced(job, nodes, waits_for):
                 if job in self._jobs:
                     self._jobs[job].waits_for = waits_for
@@ -179,6 +164,8 @@ class Ownership:
                 if id_ in self._nodes:
                     self._nodes[id_].view.loaded(load)
                     self._index.changed(id_)
+            case NodeLinks(id_, rates) if id_ in self._nodes:
+                self._nodes[id_].view.links = rates
             case NodeDrained(id_, drained):
                 if id_ in self._nodes:
                     self._nodes[id_].view.drained = drained
@@ -194,110 +181,15 @@ class Ownership:
         return effects
 
     def tick(self, now: float) -> list[Effect]:
-        """Try again what could not be placed before."""
+        """Try again what could not be placed before; where nodes idle, ask for what is stuck, and run stragglers."""
         effects: list[Effect] = []
         self._dispatch(now, effects)
+        effects += (TakeBackAt(node, batches) for node, batches in self._taking_back.wanted(now).items())
+        for batch, node in self._speculation.wanted(now):
+            runs = batch.owes(batch.runs)
+            effects.append(self._sent(batch.job, self._nodes[node], runs, batch.attempt + 1, now))
+            self._speculation.paired(batch, self._batches[self._next_batch - 1])
         return effects
-
-    # ---- what others may ask
-
-    def outstanding(self, node: str) -> list[int]:
-        """The batches that this node holds, as far as the owner knows."""
-        known = self._nodes.get(node)
-        return sorted(known.batches) if known else []
-
-    def dispatch_of(self, batch: int) -> Dispatch | None:
-        """What was sent as this batch, to send it again; only the tasks that have no outcome yet."""
-        known = self._batches.get(batch)
-        if known is None:
-            return None
-        return Dispatch(batch, known.node, known.job.spec.job, runs_of(sorted(known.left)), known.attempt)
-
-    def batches_of(self, job_id: str) -> list[tuple[int, str, int]]:
-        """The batches of a job at nodes: number, the node's id, the first task."""
-        job = self._jobs.get(job_id)
-        return [(row.number, row.node, row.runs[0][0]) for row in job.batches.values()] if job is not None else []
-
-    def summaries(self) -> list[JobSummary]:
-        return [self.summary(job) for job in self._jobs]
-
-    def summary(self, job_id: str) -> JobSummary:
-        """Raises KeyError for a job that is not, or no longer, known."""
-        job = self._jobs[job_id]
-        return JobSummary(
-            job=job_id,
-            name=job.spec.name,
-            user="",
-            total=len(job.state),
-            done=job.done,
-            failed=job.failed + job.cancelled,
-            running=job.sent,
-            since_s=job.since_s,
-            nodes=tuple(sorted(map(self._name, job.nodes))),
-            parent=job.spec.parent,
-            reruns=job.reruns,
-            cancelled=job.cancelled,
-        )
-
-    def story(self, job_id: str, index: int) -> Story | None:
-        """A task's attempts in order; None when the job or task is not (or no longer) known."""
-        return next(iter(self.stories(job_id, [index])), None)
-
-    def stories(self, job_id: str, indices: Collection[int]) -> list[Story]:
-        """The stories of these tasks, those that are known; one pass over the job's batches for all of them."""
-        job = self._jobs.get(job_id)
-        if job is None:
-            return []
-        known = [index for index in indices if 0 <= index < len(job.state)]
-        attempts = job.attempts_of(known, self._name)
-        return [self._story(job, index, attempts[index]) for index in known]
-
-    def states(self, job_id: str) -> bytes:
-        """A byte a task of the job, an index of `jobrows.STATES`; empty when the job is not (or no longer) known."""
-        job = self._jobs.get(job_id)
-        return bytes(job.state) if job is not None else b""
-
-    def _story(self, job: JobRow, index: int, attempts: list[Attempt]) -> Story:
-        state = STATES[job.state[index]]
-        if state is TaskState.SENT and any(a.end is AttemptEnd.OPEN and a.started_s for a in attempts):
-            state = TaskState.RUNNING
-        return Story(f"{job.spec.job}.{index}", job.spec.name, state, tuple(attempts))
-
-    def standing(self, job_id: str, now: float) -> tuple[Needs, tuple[str, ...]] | None:
-        """What the job's tasks need, and why the waiting ones wait, or where the next would go; None when not known."""
-        job = self._jobs.get(job_id)
-        if job is None:
-            return None
-        if job.spec.gang:
-            return job.spec.needs, (job.waits_for or "its ranks are sent to their slots",)
-        if self._order.capped(job):
-            return job.spec.needs, (f"its cap of {job.spec.max_parallel} at once is reached",)
-        lost = tuple(f"{node.view.name}: it is lost" for node in self._nodes.values() if not node.up)
-        leaning, short = self._relations.leaning(job, now), job.durations.short
-        placed = self._index.place(job.spec.needs, now, prefetch=short, leaning=leaning)
-        return job.spec.needs, (*placed.reasons, *lost)
-
-    def would_go(self, needs: Needs, now: float) -> tuple[Placement, dict[str, str]]:
-        """Where a task of such needs would go now, and what would come of it on each node, by name."""
-        related = self._relations
-        leaning = Leaning(layout=needs.layout, near=related.near(needs), apart=related.apart(needs))
-        nodes = sorted(self._index, key=lambda node: node.name)
-        standing = {node.name: reasons.standing(needs, node, now, leaning) for node in nodes}
-        return self._index.place(needs, now, leaning=leaning), standing
-
-    def impossible(self, needs: Needs) -> tuple[str, ...]:
-        """Why no node can ever run such a task; empty when one can, or when no node is known."""
-        return reasons.why_none_ever(needs, self._index)
-
-    def unknown_jobs(self, names: Collection[str]) -> list[str]:
-        """Those of these ids or names that no job is called by, as far as is known."""
-        return [name for name in names if not self._relations.knows(name)]
-
-    def place(self, needs: Needs, now: float) -> Placement:
-        """Where a task goes that another owner is to submit there; where it need not wait, if there is such a node."""
-        busy = frozenset(view.id for view in self._index if view.slots_free < needs.cpus)
-        placed = self._index.place(needs, now, leaning=Leaning(apart=busy), told=False)
-        return placed if placed.node else self._index.place(needs, now)
 
     def forget(self, job_id: str) -> None:
         """Drop a job whose tasks are all final; its story can no longer be told."""
@@ -329,12 +221,14 @@ class Ownership:
         job = batch.job
         fresh = batch.owes(event.runs)
         batch.left.difference_update(indices_of(event.runs))
+        batch.heard_s = now
         job.durations.measured(count_of(event.runs), event.elapsed_s)
         if batch.started_s is None:
             batch.started_s = max(batch.sent_s, now - event.elapsed_s)
         if fresh:
             self._commit(job, fresh, event.failed, batch)
             effects.append(Commit(job.spec.job, fresh))
+        self._cancel_other(batch, now, effects)
         if not batch.left:  # what has not come yet is on its way, or is sent again
             self._end(batch, "", now)
         self._idle_check(job, effects)
@@ -348,6 +242,25 @@ class Ownership:
                 job.done -= 1
                 job.failed += 1
 
+    def _cancel_other(self, batch: BatchRow, now: float, effects: list[Effect]) -> None:
+        """A batch has its outcome: another attempt at the same task is of no use."""
+        number = self._speculation.other(batch)
+        if number is None:
+            return
+        other = self._batches[number]
+        runs = runs_of(sorted(other.left))
+        effects.append(CancelAt(other.node, [number]))
+        effects.append(AttemptOver(batch.job.spec.job, runs, other.attempt))
+        other.ended_as(runs, AttemptEnd.CANCELLED)
+        self._end(other, f"attempt {batch.attempt} was faster", now)
+
+    def _leave_to_other(self, batch: BatchRow, effects: list[Effect]) -> bool:
+        """Whether another attempt at its task runs, so that the end of this one is the end of an attempt alone."""
+        if self._speculation.other(batch) is None:
+            return False
+        effects.append(AttemptOver(batch.job.spec.job, runs_of(sorted(batch.left)), batch.attempt))
+        return True
+
     def _lost(self, event: BatchLost, now: float, effects: list[Effect]) -> None:
         batch = self._batches.get(event.batch)
         if batch is None:
@@ -360,7 +273,12 @@ class Ownership:
             self._close(self._nodes[batch.node])  # what it gives back must not go there again
         batch.ended_as(untouched, AttemptEnd.RETURNED)
         batch.ended_as(ran, end)
+        if event.cause is Cause.TIMEOUT:
+            self._cancel_other(batch, now, effects)
+        left_to_other = self._leave_to_other(batch, effects)
         self._end(batch, event.detail, now)
+        if left_to_other:
+            return
         if event.cause is Cause.CANCELLED:
             self._drop(batch.job, _join(ran, untouched), effects)
         else:
@@ -406,23 +324,42 @@ class Ownership:
             self._try_again(batch, batch.owes(batch.runs), AttemptEnd.RETURNED, event.reason, effects)
             self._idle_check(batch.job, effects)
             return
-        node.view.refused_until_s = now + node.pause_s
-        node.pause_s = min(node.pause_s * 2, REFUSED_PAUSE_MOST_S)
-        self._give_back(batch, now)
-        batch.job.history.pop()  # a refusal is no attempt
+        self._pause(node, now)
+        self._give_back(batch, batch.runs, now)
         self._idle_check(batch.job, effects)
 
-    def _give_back(self, batch: BatchRow, now: float) -> None:
-        """What the batch still owes did not run, and waits again."""
-        left = batch.owes(batch.runs)
-        batch.ended_as(left, AttemptEnd.RETURNED)
-        self._end(batch, "", now)
-        self._requeue(batch.job, left, batch.attempt)
+    def _returned(self, event: Returned, now: float, effects: list[Effect]) -> None:
+        batch = self._batches.get(event.batch)
+        if batch is None:
+            return
+        if batch.started_s is None:
+            self._pause(self._nodes[batch.node], now)  # it is fuller than we know
+        else:  # the task that keeps the others waiting lasts, which its outcome will tell too late
+            batch.job.durations.measured(1, now - max(batch.started_s, batch.heard_s))
+        self._give_back(batch, event.runs, now)
+        self._idle_check(batch.job, effects)
+
+    def _pause(self, node: KnownNode, now: float) -> None:
+        """Send it nothing for a while, which is longer each time."""
+        node.view.refused_until_s = now + node.pause_s
+        node.pause_s = min(node.pause_s * 2, REFUSED_PAUSE_MOST_S)
+        self._index.changed(node.view.id)
+
+    def _give_back(self, batch: BatchRow, runs: Runs, now: float) -> None:
+        """These tasks of a batch did not begin, and wait again; it is over when it owes no others."""
+        owed = [] if self._speculation.other(batch) is not None else batch.owes(runs)
+        batch.gives_back(runs)
+        if not batch.left:
+            self._end(batch, "", now)
+            if not batch.runs:
+                batch.job.history.pop()  # nothing of it was attempted
+        self._requeue(batch.job, owed, batch.attempt)
 
     def _end(self, batch: BatchRow, cause: str, now: float) -> None:
         """The batch is over: give its slots back and keep it for the stories."""
         batch.cause, batch.ended_s = cause, now
         self._batches.pop(batch.number, None)
+        self._speculation.ended(batch)
         if batch.job.batches.pop(batch.number, None) is not None:
             batch.job.history.append(batch)
             self._groups.ended(batch.job)
@@ -445,7 +382,7 @@ class Ownership:
         node = self._nodes.get(member.id)
         if node is None:
             view = Candidate(member.id, member.name, member.slots, member.memory_bytes)
-            node = self._nodes[member.id] = _Node(view)
+            node = self._nodes[member.id] = KnownNode(view)
         node.up, node.pause_s = True, REFUSED_PAUSE_S
         view = node.view
         view.name, view.slots, view.memory_bytes = member.name, member.slots, member.memory_bytes
@@ -467,11 +404,13 @@ class Ownership:
             batch = self._batches[number]
             left = batch.owes(batch.runs)
             batch.ended_as(left, AttemptEnd.NODE_LOST)
+            left_to_other = self._leave_to_other(batch, effects)
             self._end(batch, cause, now)
-            self._try_again(batch, left, AttemptEnd.NODE_LOST, cause, effects)
+            if not left_to_other:
+                self._try_again(batch, left, AttemptEnd.NODE_LOST, cause, effects)
             self._idle_check(batch.job, effects)
 
-    def _close(self, node: _Node) -> None:
+    def _close(self, node: KnownNode) -> None:
         """Send it nothing more until it is up again."""
         node.up = False
         self._index.remove(node.view.id)
@@ -534,26 +473,26 @@ class Ownership:
                 effects.append(GiveUp(job.spec.job, runs, AttemptEnd.NODE_LOST, self._name(id_), attempt, why))
         self._idle_check(job, effects)
 
-    def _send(self, job: JobRow, node: _Node, now: float) -> Dispatch:
-        spec, view = job.spec, node.view
+    def _send(self, job: JobRow, node: KnownNode, now: float) -> Dispatch:
         each_bytes = job.size_bytes // max(1, len(job.state))
         ready = job.waiting - len(job.held)
-        size = 1 if spec.single else job.durations.batch_size(ready, self._index.slots, each_bytes)
+        size = 1 if job.spec.single else job.durations.batch_size(ready, self._index.slots, each_bytes)
         runs, attempt = job.take(size)
+        return self._sent(job, node, runs, attempt, now)
+
+    def _sent(self, job: JobRow, node: KnownNode, runs: Runs, attempt: int, now: float) -> Dispatch:
+        """Note what goes to a node as the next batch."""
+        view = node.view
         number, self._next_batch = self._next_batch, self._next_batch + 1
-        batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now)
+        batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now, now)
         self._batches[number] = job.batches[number] = batch
         self._groups.sent(job)
         node.batches.add(number)
-        view.hold(spec.needs)
+        view.hold(job.spec.needs)
         self._index.changed(view.id)
         node.pause_s = REFUSED_PAUSE_S if now >= view.refused_until_s + REFUSED_PAUSE_MOST_S else node.pause_s
         job.sent_to(view.id)
-        return Dispatch(number, view.id, spec.job, runs, attempt)
-
-    def _name(self, node: str) -> str:
-        known = self._nodes.get(node)
-        return known.view.name if known else node
+        return Dispatch(number, view.id, job.spec.job, runs, attempt)
 
 
 def _join(a: Runs, b: Runs) -> Runs:

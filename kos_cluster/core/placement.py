@@ -71,7 +71,7 @@ class Candidate:
     memory_declared_bytes: int = 0  # by what is in use
     gpus_in_use: int = 0
     resources_in_use: Mapping[str, int] = field(default_factory=dict)
-    link_bytes_s: float = LINK_BYTES_S
+    links: Mapping[str, float] = field(default_factory=dict)  # bytes a second from other nodes, by id, as measured
 
     def hold(self, needs: Needs, sign: int = 1) -> None:
         """Count a batch as held there; with `sign` -1 no longer."""
@@ -263,9 +263,16 @@ def by_inputs(
 def begins_in_s(needs: Needs, node: Candidate, leaning: Leaning) -> float:
     """An estimate of when a task could begin there: its inputs moved, and a slot free."""
     inputs = leaning.inputs
-    missing_bytes = max(0, inputs.size_bytes - inputs.at.get(node.id, 0)) if inputs is not None else 0
-    ahead = max(0, needs.cpus - node.slots_free)
-    return missing_bytes / node.link_bytes_s + ahead * leaning.task_s / node.slots
+    wait_s = max(0, needs.cpus - node.slots_free) * leaning.task_s / node.slots
+    if inputs is None:
+        return wait_s
+    missing_bytes = max(0, inputs.size_bytes - inputs.at.get(node.id, 0))
+    return missing_bytes / link_bytes_s(node, inputs) + wait_s
+
+
+def link_bytes_s(node: Candidate, inputs: Inputs) -> float:
+    """What the best of the links from nodes with inputs carries; one that was not measured carries `LINK_BYTES_S`."""
+    return max((node.links.get(id_, LINK_BYTES_S) for id_ in inputs.at if id_ != node.id), default=LINK_BYTES_S)
 
 
 def contradiction(needs: Needs) -> str:

@@ -20,6 +20,8 @@ batch is started.
     running   OverMemory                 stopping: killed at once
     -         Arrived, while pressed     refused
     queued    Pressed                    refused, for its owner to place elsewhere
+    queued    TakeBack                   gone, given back
+    running   TakeBack                   running, what has not begun of it is given back
 
 Rules: workers are numbered by this machine; the runtime forks and ends them as told. A worker keeps one environment for
 life. Limits are named below; what is over them is refused, never dropped, so an owner's tasks take its own memory.
@@ -42,6 +44,7 @@ from kos_cluster.core.queueevents import (
     Effect,
     Event,
     Fork,
+    GiveBack,
     Interrupt,
     Key,
     Kill,
@@ -54,7 +57,9 @@ from kos_cluster.core.queueevents import (
     Refuse,
     Retire,
     Stopping,
+    TakeBack,
     TaskWaits,
+    Withhold,
     WorkerExited,
     WorkerReady,
 )
@@ -69,6 +74,7 @@ __all__ = [
     "Effect",
     "Event",
     "Fork",
+    "GiveBack",
     "Interrupt",
     "Key",
     "Kill",
@@ -82,7 +88,9 @@ __all__ = [
     "Refuse",
     "Retire",
     "Stopping",
+    "TakeBack",
     "TaskWaits",
+    "Withhold",
     "WorkerExited",
     "WorkerReady",
 ]
@@ -167,6 +175,9 @@ class NodeQueue:
             case CancelBatches(keys):
                 for key in keys:
                     self._stop(key, Cause.CANCELLED, now, effects)
+            case TakeBack(keys):
+                for key in keys:
+                    self._give_back(key, now, effects)
             case OwnerGone(owner):
                 for key in sorted(self._by_owner[owner].keys if owner in self._by_owner else ()):
                     self._stop(key, Cause.CANCELLED, now, effects)
@@ -356,6 +367,17 @@ class NodeQueue:
         entry.kill_at_s = now + GRACE_S
         self._timed[key] = entry
         effects.append(Interrupt(worker.number))
+
+    def _give_back(self, key: Key, now: float, effects: list[Effect]) -> None:
+        """What is held, or has a worker that is not set up yet, is about to begin: it stays."""
+        entry = self._entries.get(key)
+        if entry is None or entry.stop is not None or entry.spec.gang:
+            return
+        if entry.worker is not None and self._workers[entry.worker].ready:
+            effects.append(Withhold(entry.worker, key))
+        elif self._lines.remove(entry):
+            self._forget(entry, now)
+            effects.append(GiveBack(key))
 
     def _over_memory(self, number: int, detail: str, effects: list[Effect]) -> None:
         """Killed without an interrupt first: what it would do in its grace is take more."""

@@ -74,6 +74,12 @@ class CancelBatches(msgspec.Struct, frozen=True):
     keys: tuple[Key, ...]
 
 
+class TakeBack(msgspec.Struct, frozen=True):
+    """An owner wants to have what has not begun of its batches."""
+
+    keys: tuple[Key, ...]
+
+
 class OwnerGone(msgspec.Struct, frozen=True):
     """An owner has ended; its work is of no use."""
 
@@ -147,6 +153,19 @@ class Refuse(msgspec.Struct, frozen=True):
     stopping: bool = False  # the node takes nothing more at all
 
 
+class GiveBack(msgspec.Struct, frozen=True):
+    """Tell the owner that its batch, of which nothing has begun, will not be run here."""
+
+    key: Key
+
+
+class Withhold(msgspec.Struct, frozen=True):
+    """Keep a worker from what it has not begun of its batch, and tell the owner that it will not be run here."""
+
+    worker: int
+    key: Key
+
+
 class Lose(msgspec.Struct, frozen=True):
     """Tell the owner that the rest of its batch brings no outcome. `worker` is None when it never had one."""
 
@@ -163,6 +182,7 @@ Event = (
     | BatchDone
     | WorkerExited
     | CancelBatches
+    | TakeBack
     | OwnerGone
     | TaskWaits
     | OverMemory
@@ -171,4 +191,4 @@ Event = (
     | SlotsReleased
     | Stopping
 )
-Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | Lose | SlotsGranted | SlotsDenied
+Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | GiveBack | Withhold | Lose | SlotsGranted | SlotsDenied

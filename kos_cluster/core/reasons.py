@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kos_cluster.core.capacity import gib, gpus_told, slots_told
-from kos_cluster.core.placement import PLAIN, Candidate, Leaning, begins_in_s, lacks, why_never
+from kos_cluster.core.placement import PLAIN, Candidate, Leaning, begins_in_s, lacks, link_bytes_s, why_never
 from kos_cluster.core.records import Layout, Needs
 
 NODES_TOLD = 16  # nodes whose reasons are told one by one
@@ -119,9 +119,11 @@ def why_held(needs: Needs, nodes: Iterable[Candidate], leaning: Leaning) -> str:
     """The estimate by which a task waits for the node of its inputs."""
     inputs = leaning.inputs
     assert inputs is not None
-    there = max((node for node in nodes if node.id in inputs.at), key=lambda node: inputs.at[node.id])
+    known = list(nodes)
+    there = max((node for node in known if node.id in inputs.at), key=lambda node: inputs.at[node.id])
+    others = [node for node in known if node is not there]
     wait_s = begins_in_s(needs, there, leaning)
-    move_s = inputs.at[there.id] / there.link_bytes_s
+    move_s = inputs.at[there.id] / max(link_bytes_s(node, inputs) for node in others or [there])
     return (
         f"{gib(inputs.at[there.id])} of its inputs are on {there.name}: moving them takes {move_s:.1f} s, "
         f"waiting there about {wait_s:.1f} s"

@@ -3,10 +3,14 @@
 Rules: these never leave the machine. Payload frames are opaque to the daemon. All structs are tagged, so each direction
 is one union and one decoder. Both sockets are pairs that were inherited or passed: nobody else can connect.
 
-Fork server: a SOCK_SEQPACKET pair, one MessagePack struct a packet. `Spawn` carries four descriptors (SCM_RIGHTS):
-the worker's stdout, its stderr, its progress memfd and its end of the channel. A worker's progress memfd is 16 bytes:
-little-endian u64 batch, u64 position, written before each task starts, so that the daemon knows after a SIGKILL which
-tasks may have run.
+Fork server: a SOCK_SEQPACKET pair, one MessagePack struct a packet. `Spawn` carries five descriptors (SCM_RIGHTS):
+the worker's stdout, its stderr, the memfd of its scoreboard (`net.scoreboard`), its end of the channel, and a pipe of
+claims.
+
+Claims: for each task of a batch but the first the daemon puts one byte into the pipe before it sends `Run`. Whoever
+takes a byte has a task: the worker the next one in order, before it starts it; the daemon, which holds the pipe's both
+ends, the last one, to give it back to its owner. So the kernel decides which of the two has a task, whatever the worker
+is doing. A batch is over when the pipe is empty.
 
 Workers: a stream pair with the messages of `net.channel`. The header frame is the struct, the payload frame what each
 struct says.
@@ -18,6 +22,7 @@ import msgspec
 
 from kos_cluster.core.records import Runs
 
+CLAIMS_LIMIT = 1 << 16  # tasks of one batch that can be claimed: what a pipe holds
 HOST_VARIABLE = "KOS_HOST"  # in the workers' environment: the address that their node listens on
 
 # ---- daemon -> fork server

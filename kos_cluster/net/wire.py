@@ -36,6 +36,7 @@ from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
 from kos_cluster.net.streams import Item, ItemsWanted
+from kos_cluster.net.takingback import Returned, TakeBack
 
 WIRE_VERSION = 2
 OLDEST_WIRE_VERSION = 1  # that is understood, so that nodes can be upgraded one by one
@@ -260,10 +261,11 @@ class OwnerBeat(msgspec.Struct, frozen=True, tag="OWNER_BEAT"):
 
 
 class NodeBeat(msgspec.Struct, frozen=True, tag="NODE_BEAT"):
-    """The answer: its load, and which of the batches it does not know (send them again)."""
+    """The answer: its load, which of the batches it does not know (send them again), and what links to it carry."""
 
     load: Load
     unknown: list[int]
+    links: dict[str, float] = {}  # bytes a second, by the id of the sending node
 
 
 class Waits(msgspec.Struct, frozen=True, tag="WAITS"):
@@ -537,6 +539,7 @@ Message = (
     | Started
     | Result
     | Lost
+    | Returned
     | Release
     | Item
     | ItemsWanted
@@ -545,6 +548,7 @@ Message = (
     | RankReady
     | RankTable
     | Cancel
+    | TakeBack
     | CancelWanted
     | OwnerBeat
     | NodeBeat

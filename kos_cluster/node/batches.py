@@ -11,7 +11,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -27,16 +26,18 @@ from kos_cluster.core.gang.slots import (
     SlotsWanted,
     reservation_key,
 )
-from kos_cluster.core.queue import BatchSpec, Key, NodeQueue, Owner
+from kos_cluster.core.queue import Key, NodeQueue, Owner
 from kos_cluster.core.records import END_OF_CAUSE, AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
-from kos_cluster.net import local, wire
+from kos_cluster.net import local, scoreboard, wire
 from kos_cluster.net.gangs import RankReady
 from kos_cluster.net.streams import Item, ItemsWanted
+from kos_cluster.net.takingback import Returned
 from kos_cluster.net.transport import Payload
+from kos_cluster.node.batch import Batch, spec_of
 from kos_cluster.node.history import BatchRecord, History
-from kos_cluster.node.owners import OUTBOX_LIMIT_BYTES, Owners, OwnerState
+from kos_cluster.node.owners import OUTBOX_LIMIT_BYTES, Owners, OwnerState, Returning
 from kos_cluster.node.parts import Parts
-from kos_cluster.node.workers import Workers
+from kos_cluster.node.workers import Last, Workers
 
 log = logging.getLogger(__name__)
 
@@ -55,31 +56,6 @@ class Send(Protocol):
 
 
 KeepBlocks = Callable[[Owner, Sequence[str]], None]  # these, which results refer to, are the owner's from now on
-
-
-@dataclass(slots=True)
-class _Batch:
-    """One batch that is held, queued or running here."""
-
-    owner: OwnerState
-    message: wire.Exec
-    payload: bytes
-    record: BatchRecord
-    order: list[int]  # task indices as they are run
-    left: set[int]  # without an outcome yet
-    missing: set[str]
-    told_started: bool = False
-    worker: int | None = None
-    in_place: bytes = b""  # of a rank: where it listens, until it has its gang's table
-    failed: list[int] = field(default_factory=list)
-    waits_for_tasks: bool = False  # that it has submitted itself
-    yielded: int = 0  # items of its one task, if that yields; those of earlier attempts included
-    wanted: int = 1  # up to which it may yield
-
-    @property
-    def waits(self) -> bool:
-        """Whether its slots can serve others meanwhile."""
-        return self.waits_for_tasks or self.yielded >= self.wanted
 
 
 class Batches:
@@ -105,7 +81,7 @@ class Batches:
         self._send = send
         self._keep_blocks = keep_blocks
         self._queue = NodeQueue(slots, capacity)
-        self._batches: dict[Key, _Batch] = {}
+        self._batches: dict[Key, Batch] = {}
         self._by_part: dict[str, set[Key]] = {}
         self._workers: Workers | None = None
         self._ended_parents: deque[str] = deque(maxlen=ENDED_LIMIT)
@@ -156,13 +132,13 @@ class Batches:
         )
         record.received_bytes = len(payload)
         order = list(indices_of(message.runs))
-        batch = self._batches[key] = _Batch(owner, message, payload, record, order, set(order), missing)
+        batch = self._batches[key] = Batch(owner, message, payload, record, order, set(order), missing)
         if message.stream is not None:  # what its owner has already need not be yielded to anybody
             batch.yielded, batch.wanted = message.stream
         self._parts.pin(message.parts)
         for hash_ in missing:
             self._by_part.setdefault(hash_, set()).add(key)
-        spec = _spec(key, message, len(payload))
+        spec = spec_of(key, message, len(payload))
         if message.gang:
             spec = msgspec.structs.replace(spec, gang=reservation_key(owner.peer.id, message.job))
         self._apply(queue.Arrived(spec, held=bool(missing)))
@@ -206,12 +182,16 @@ class Batches:
             batch.in_place = b""
             self._workers.send(batch.worker, local.RankTable(number), payload)
 
-    def _tell_in_place(self, batch: _Batch) -> None:
+    def _tell_in_place(self, batch: Batch) -> None:
         message = batch.message
         self._send(batch.owner, RankReady(message.batch, message.job, batch.order[0]), batch.in_place)
 
     def cancel(self, owner: OwnerState, batches: Sequence[int]) -> None:
         self._apply(queue.CancelBatches(tuple((owner.owner, number) for number in batches)))
+
+    def take_back(self, owner: OwnerState, batches: Sequence[int]) -> None:
+        """Give back what has not begun of these, unless it is about to."""
+        self._apply(queue.TakeBack(tuple((owner.owner, number) for number in batches)))
 
     def owner_ended(self, owner: OwnerState) -> None:
         """Nobody wants this owner's work any more."""
@@ -290,11 +270,12 @@ class Batches:
         self._apply(queue.Stopping())
 
     def tick(self, now: float) -> None:
-        """Report what has started, stop what is late."""
+        """Report what has started, and what ended before a task that lasts; stop what is late."""
         self._carry_out(self._queue.tick(now))
         for key, batch in list(self._batches.items()):
             if batch.message.stream is not None and batch.record.started_s is not None:
                 self._told_to_wait(key, batch)  # a second attempt may have nothing to yield before it must wait
+        self._tell_kept()
         started: dict[int, tuple[OwnerState, list[int]]] = {}
         wall = time.time()
         for batch in self._batches.values():
@@ -304,6 +285,17 @@ class Batches:
                 started.setdefault(id(batch.owner), (batch.owner, []))[1].append(batch.message.batch)
         for owner, numbers in started.values():
             self._send(owner, wire.Started(numbers))
+
+    def _tell_kept(self) -> None:
+        """Take the results off the scoreboard of a worker that has been at one task since the last look."""
+        assert self._workers is not None
+        for batch in self._batches.values():
+            if batch.worker is None or len(batch.order) == 1:
+                continue
+            seen = self._workers.glance(batch.worker)
+            stays, batch.seen = seen == batch.seen, seen
+            if stays and seen.kept and seen.batch == batch.message.batch and not batch.told:
+                self._results_kept(batch, *self._workers.kept(batch.worker))
 
     def watch_memory(self) -> None:
         """End the workers that hold more than their batch has declared."""
@@ -353,12 +345,15 @@ class Batches:
         if worker in self._unsent or not self._send(batch.owner, output, data):
             self._hold_output(worker, batch.owner, output, data)
 
-    def worker_exited(self, worker: int, detail: str, out_of_memory: bool, progress: tuple[int, int]) -> None:
+    def worker_exited(self, worker: int, detail: str, out_of_memory: bool, last: Last) -> None:
         self._unsent.pop(worker, None)
+        key = self._queue.batch_of(worker)
+        if key is not None and last.kept and last.at.batch == key[1]:
+            self._results_kept(self._batches[key], last.kept, last.elapsed_s)
         effects = self._queue.handle(queue.WorkerExited(worker, out_of_memory, detail), time.monotonic())
         for effect in effects:
             if isinstance(effect, queue.Lose) and effect.worker == worker:
-                self._lost(effect, progress)
+                self._lost(effect, last.at)
             else:
                 self._carry_out([effect])
 
@@ -384,12 +379,22 @@ class Batches:
                 case queue.Refuse(key, reason, stopping):
                     batch = self._forget(key)
                     self._send(batch.owner, wire.Refused(batch.message.batch, reason, stopping))
+                case queue.GiveBack(key):
+                    batch = self._forget(key)
+                    batch.record.ended_s, batch.record.done = time.time(), True
+                    self._tell_returned(batch, batch.order)
+                case queue.Withhold(worker, key):
+                    batch = self._batches[key]
+                    tasks = self._workers.withhold(worker)
+                    if tasks:
+                        self._tell_returned(batch, batch.order[-tasks:])
+                        del batch.order[-tasks:]
                 case queue.Lose():
                     self._lost(effect, None)
                 case SlotsGranted() | SlotsDenied():
                     self._tell_reserved(effect)
 
-    def _assign(self, worker: int, batch: _Batch, gpus: tuple[str, ...]) -> None:
+    def _assign(self, worker: int, batch: Batch, gpus: tuple[str, ...]) -> None:
         assert self._workers is not None
         message = batch.message
         batch.worker = worker
@@ -414,10 +419,13 @@ class Batches:
             ",".join(gpus),
             None if message.stream is None else (message.stream[0], batch.wanted),
         )
+        self._workers.let_claim(worker, len(batch.order) - 1)
         self._workers.send(worker, run, batch.payload)
 
-    def _outcomes(self, worker: int, key: Key, batch: _Batch, message: local.Done, payload: bytes) -> None:
+    def _outcomes(self, worker: int, key: Key, batch: Batch, message: local.Done, payload: bytes) -> None:
         """Pass outcomes on; a task that was interrupted because it is being stopped is told as lost, not as failed."""
+        if batch.told:
+            message, payload = batch.not_told(message, payload)
         batch.left.difference_update(indices_of(message.runs))
         record = batch.record
         record.returned_bytes += len(payload) + sum(size_bytes for _, size_bytes in message.large.values())
@@ -448,13 +456,27 @@ class Batches:
             self._forget(key)
             self._apply(queue.BatchDone(worker, message.retire))
 
-    def _report_stopped(self, batch: _Batch, message: local.Done, cause: Cause) -> None:
+    def _results_kept(self, batch: Batch, kept: Sequence[scoreboard.Outcome], elapsed_s: float) -> None:
+        """Pass on what a worker has not sent; it will send it once more, if it lives."""
+        found = {batch.order[each.position]: each.data for each in kept if each.position < len(batch.order)}
+        fresh = [index for index in sorted(found) if index in batch.left]
+        if not fresh:
+            return
+        batch.left.difference_update(fresh)
+        batch.told.update(fresh)
+        payload = msgspec.msgpack.encode([found[index] for index in fresh])
+        batch.record.returned_bytes += len(payload)
+        number, owner = batch.message.batch, batch.owner
+        result = wire.Result(number, owner.next_serial, runs_of(fresh), [], {}, elapsed_s, False)
+        self._deliver(owner, result, payload)
+
+    def _report_stopped(self, batch: Batch, message: local.Done, cause: Cause) -> None:
         stopped = runs_of(sorted(set(indices_of(message.runs)) | batch.left))
         self._tell_lost(batch, stopped, [], cause, "")
         batch.left.clear()
         batch.record.ends.update(dict.fromkeys(indices_of(stopped), END_OF_CAUSE[cause]))
 
-    def _yielded(self, key: Key, batch: _Batch, message: local.Item, payload: bytes) -> None:
+    def _yielded(self, key: Key, batch: Batch, message: local.Item, payload: bytes) -> None:
         """Pass an item on. When its task has to wait then, its slots can serve others: a taker may wait for those."""
         owner = batch.owner
         batch.record.returned_bytes += len(payload) + (message.large[1] if message.large else 0)
@@ -463,24 +485,24 @@ class Batches:
         self._deliver(owner, item, payload)
         self._told_to_wait(key, batch)
 
-    def _told_to_wait(self, key: Key, batch: _Batch) -> None:
+    def _told_to_wait(self, key: Key, batch: Batch) -> None:
         batch.record.waits = ITEMS_WAIT if batch.yielded >= batch.wanted else ""
         self._apply(queue.TaskWaits(key, batch.waits))
 
-    def _displayed(self, worker: int, batch: _Batch, message: local.Display, payload: bytes) -> None:
+    def _displayed(self, worker: int, batch: Batch, message: local.Display, payload: bytes) -> None:
         assert self._workers is not None
         sent = batch.message
         self._send(batch.owner, wire.Displays(sent.batch, sent.job, message.index, sent.attempt), payload)
         self._workers.send(worker, local.Displayed())
 
-    def _lost(self, effect: queue.Lose, progress: tuple[int, int] | None) -> None:
+    def _lost(self, effect: queue.Lose, at: scoreboard.Glance | None) -> None:
         batch = self._forget(effect.key)
         left = batch.left
-        if progress is None:
+        if at is None:
             ran: Runs = []
         else:
             # One that died before its first task has failed at that task: else it would be tried for ever.
-            position = progress[1] if progress[0] == batch.message.batch else 0
+            position = at.position if at.batch == batch.message.batch else 0
             ran = runs_of(i for i in batch.order[: position + 1] if i in left) or runs_of(sorted(left)[:1])
         touched = set(indices_of(ran))
         untouched = runs_of(i for i in batch.order if i in left and i not in touched)
@@ -490,14 +512,21 @@ class Batches:
         record.ends.update(dict.fromkeys(indices_of(untouched), AttemptEnd.RETURNED))
         self._tell_lost(batch, ran, untouched, effect.cause, effect.detail)
 
-    def _tell_lost(self, batch: _Batch, ran: Runs, untouched: Runs, cause: Cause, detail: str) -> None:
+    def _tell_lost(self, batch: Batch, ran: Runs, untouched: Runs, cause: Cause, detail: str) -> None:
         message, owner = batch.message, batch.owner
         first = ran[0][0] if ran else (untouched[0][0] if untouched else 0)
         tail = self._history.tail(f"{message.job}.{first}", LOG_TAIL_LINES) if count_of(ran) else ""
         lost = wire.Lost(message.batch, owner.next_serial, ran, untouched, cause, detail, tail)
         self._deliver(owner, lost, b"")
 
-    def _deliver(self, owner: OwnerState, message: wire.Result | wire.Lost | Item, payload: bytes) -> None:
+    def _tell_returned(self, batch: Batch, indices: Sequence[int]) -> None:
+        """These have not begun, and will not be run here."""
+        batch.left.difference_update(indices)
+        batch.record.ends.update(dict.fromkeys(indices, AttemptEnd.RETURNED))
+        owner = batch.owner
+        self._deliver(owner, Returned(batch.message.batch, owner.next_serial, runs_of(indices)), b"")
+
+    def _deliver(self, owner: OwnerState, message: Returning, payload: bytes) -> None:
         """Send and keep until released; what an owner that is gone would have got is removed."""
         if self._owners.get(owner.owner) is not owner:
             self._discard(message)
@@ -506,7 +535,7 @@ class Batches:
         owner.keep(message, payload, time.monotonic())
         self._send(owner, message, payload)
 
-    def _discard(self, message: wire.Result | wire.Lost | Item) -> None:
+    def _discard(self, message: Returning) -> None:
         for name in _files_of(message):
             (self._spool / name).unlink(missing_ok=True)
 
@@ -515,7 +544,7 @@ class Batches:
         assert self._workers is not None
         return self._workers.spool
 
-    def _forget(self, key: Key) -> _Batch:
+    def _forget(self, key: Key) -> Batch:
         batch = self._batches.pop(key)
         self._parts.unpin(batch.message.parts)
         for hash_ in batch.missing:
@@ -526,13 +555,12 @@ class Batches:
                     del self._by_part[hash_]
         return batch
 
-    def _current(self, worker: int, batch: _Batch) -> int:
+    def _current(self, worker: int, batch: Batch) -> int:
         """The task that a worker is at: exact for batches of one, the latest started otherwise."""
         assert self._workers is not None
-        number, position = self._workers.progress(worker)
-        if number != batch.message.batch or position >= len(batch.order):
-            position = 0
-        return batch.order[position]
+        at = self._workers.glance(worker)
+        known = at.batch == batch.message.batch and at.position < len(batch.order)
+        return batch.order[at.position if known else 0]
 
     # ---- output that the owner cannot take yet
 
@@ -550,24 +578,7 @@ class Batches:
                 del self._unsent[worker]
 
 
-def _spec(key: Key, message: wire.Exec, size_bytes: int) -> BatchSpec:
-    needs = message.needs
-    return BatchSpec(
-        key,
-        message.job,
-        message.env,
-        needs.cpus,
-        message.fresh,
-        message.timeout_s,
-        needs.memory_bytes,
-        needs.gpus,
-        needs.resources,
-        priority=message.priority,
-        size_bytes=size_bytes,
-    )
-
-
-def _files_of(message: wire.Result | wire.Lost | Item) -> list[str]:
+def _files_of(message: Returning) -> list[str]:
     """The files in the spool that go with a message."""
     if isinstance(message, wire.Result):
         return [name for name, _ in message.large.values()]

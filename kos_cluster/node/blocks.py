@@ -81,6 +81,11 @@ class Blocks:
                 return self._store.usage()
         return True
 
+    @property
+    def link_rates(self) -> dict[str, float]:
+        """What links to this node carry, by the id of the sender."""
+        return self._fetching.rates.told()
+
     async def lend(self, peer: Peer, block: str, insist: bool) -> Lending | list[str]:
         """A block for a peer, or the ids of nodes that it can ask. Raises BlockLostError, ArenaFullError."""
         return await self._lendings.lend(peer, block, insist)

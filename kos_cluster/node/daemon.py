@@ -36,6 +36,7 @@ from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.listeners import Listeners
 from kos_cluster.net.local import HOST_VARIABLE
 from kos_cluster.net.streams import ItemsWanted
+from kos_cluster.net.takingback import TakeBack
 from kos_cluster.net.transport import Origin, Payload
 from kos_cluster.node import machine
 from kos_cluster.node.answers import Answers
@@ -406,6 +407,7 @@ class Daemon:
             wire.OwnerBeat: (Command.READ, self._on_owner_beat),
             wire.PutPart: (Command.SUBMIT, self._on_part),
             wire.Cancel: (Command.SUBMIT, self._on_cancel),
+            TakeBack: (Command.SUBMIT, self._on_take_back),
             RankTable: (Command.SUBMIT, self._on_rank_table),
             wire.Waits: (Command.SUBMIT, self._on_waits),
             ItemsWanted: (Command.SUBMIT, self._on_items_wanted),
@@ -479,6 +481,11 @@ class Daemon:
         if owner is not None:
             self._batches.cancel(owner, message.batches)
 
+    def _on_take_back(self, origin: Origin, message: TakeBack, _: memoryview) -> None:
+        owner = self._owner(origin)
+        if owner is not None:
+            self._batches.take_back(owner, message.batches)
+
     def _on_rank_table(self, origin: Origin, message: RankTable, payload: memoryview) -> None:
         owner = self._owner(origin)
         if owner is not None:
@@ -511,7 +518,7 @@ class Daemon:
             owner.jobs = message.jobs
             self._batches.claimed(owner, message.outstanding)
         unknown = self._batches.unknown(owner, message.outstanding)
-        self._listeners.send(origin.route, wire.NodeBeat(self._load, unknown))
+        self._listeners.send(origin.route, wire.NodeBeat(self._load, unknown, self._blocks.link_rates))
         self._batches.ask_again(owner)
         for kept, outcomes in owner.overdue(now):
             self._listeners.send(origin.route, kept, outcomes)

@@ -22,6 +22,7 @@ import asyncio
 import mmap
 import os
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kos_cluster.core.arena import Owner
+from kos_cluster.core.linkrates import LinkRates
 from kos_cluster.core.records import Member
 from kos_cluster.dmem.segments import Segment
 from kos_cluster.dmem.store import BlockStore
@@ -120,6 +122,7 @@ class Fetching:
         self._membership = membership
         self._credentials = credentials
         self._knows = knows
+        self.rates = LinkRates()
         self._fetches: dict[str, Fetch] = {}
         self._dropped: OrderedDict[tuple[Owner, str], None] = OrderedDict()
         self._slots = asyncio.Semaphore(FETCHES_LIMIT)
@@ -228,8 +231,10 @@ class Fetching:
     def _receive(self, fetch: Fetch, member: Member, request: GetBlock) -> Outcome:
         """One transfer, in a thread of its own."""
         begun: list[tuple[mmap.mmap, Receiving]] = []
+        began_s = 0.0
 
         def room(outcome: Outcome) -> memoryview:
+            nonlocal began_s
             creating = self._store.create(fetch.block, outcome.size, fetch.holder)
             try:
                 segment = asyncio.run_coroutine_threadsafe(creating, self._loop).result(ROOM_TIMEOUT_S)
@@ -243,12 +248,16 @@ class Fetching:
             self._loop.call_soon_threadsafe(fetch.began.set)
             mapping = segment.map(writable=True)
             begun.append((mapping, fetch.receiving))
+            began_s = time.monotonic()
             return memoryview(mapping)
 
         def came(count_bytes: int) -> None:
             begun[0][1].came(count_bytes)
 
         outcome = get_block(member.host, member.port, self._credentials(), request, room, came)
+        if begun:
+            elapsed_s = time.monotonic() - began_s
+            self._loop.call_soon_threadsafe(self.rates.measured, member.id, outcome.size, elapsed_s)
         for mapping, _ in begun:  # after a failure its views live on in the traceback, and the mapping with them
             mapping.close()
         return outcome

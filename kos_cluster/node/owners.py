@@ -20,6 +20,7 @@ from kos_cluster.core.records import JobSummary
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.streams import Item
+from kos_cluster.net.takingback import Returned
 from kos_cluster.net.transport import Route
 from kos_cluster.node import machine
 
@@ -32,7 +33,8 @@ REPEAT_AFTER_S = 2.0  # a result that was not released by then is sent again
 
 RECENT_JOBS = 64  # of one owner, known from its batches before it lists them
 
-Kept = tuple[wire.Result | wire.Lost | Item, bytes]
+Returning = wire.Result | wire.Lost | Returned | Item  # what is kept until the owner has it
+Kept = tuple[Returning, bytes]
 
 
 @dataclass(slots=True)
@@ -66,12 +68,12 @@ class OwnerState:
         """Whether a job is this owner's, as far as it has told."""
         return job in self.recent or any(known.job == job for known in self.jobs)
 
-    def keep(self, message: wire.Result | wire.Lost | Item, payload: bytes, now: float) -> None:
+    def keep(self, message: Returning, payload: bytes, now: float) -> None:
         self.outbox[message.serial] = ((message, payload), now)
         self.kept_batches[message.batch] = self.kept_batches.get(message.batch, 0) + 1
         self.outbox_bytes += len(payload)
 
-    def release(self, serials: list[int]) -> list[wire.Result | wire.Lost | Item]:
+    def release(self, serials: list[int]) -> list[Returning]:
         """Forget what the owner has; returns it, so that its large outcomes can be removed."""
         released = []
         for serial in serials:

@@ -16,7 +16,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections import deque
@@ -29,13 +28,13 @@ import msgspec
 
 from kos_cluster.errors import ProtocolError
 from kos_cluster.home import private_folder
-from kos_cluster.net import channel, local
+from kos_cluster.net import channel, local, scoreboard
 from kos_cluster.node.footprint import held_bytes
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16  # taken from a pipe at once
-PROGRESS_BYTES = 16
+NOTHING = scoreboard.Glance(0, 0, 0)
 UNSENT_LIMIT_BYTES = 256 << 20  # waiting for one worker to take them; it is ended beyond
 
 _to_fork_server = msgspec.msgpack.Encoder()
@@ -50,7 +49,15 @@ class Listener(Protocol):
     def worker_ready(self, worker: int) -> None: ...
     def worker_said(self, worker: int, message: local.FromTask, payload: bytes) -> None: ...
     def worker_wrote(self, worker: int, stream: str, data: bytes) -> None: ...
-    def worker_exited(self, worker: int, detail: str, out_of_memory: bool, progress: tuple[int, int]) -> None: ...
+    def worker_exited(self, worker: int, detail: str, out_of_memory: bool, last: Last) -> None: ...
+
+
+class Last(msgspec.Struct, frozen=True):
+    """What the scoreboard of a worker tells that has ended: what it was at, and outcomes that it has not sent."""
+
+    at: scoreboard.Glance
+    kept: list[scoreboard.Outcome]
+    elapsed_s: float
 
 
 @dataclass(slots=True)
@@ -58,7 +65,8 @@ class _Worker:
     number: int
     stream: socket.socket  # our end of its channel
     pipes: dict[str, int]  # "stdout" and "stderr" -> read end
-    progress: mmap.mmap
+    scoreboard: mmap.mmap
+    claims: tuple[int, int]  # the ends of its pipe, to read and to write
     pid: int = 0
     given: set[str] = field(default_factory=set)  # hashes of parts that it holds
     signal: int = 0  # wanted before its pid was known
@@ -93,13 +101,15 @@ class Workers:
         """Ask for a worker; `worker_ready` follows, or `worker_exited`."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        progress_fd = os.memfd_create("kos-progress", os.MFD_CLOEXEC)
-        os.ftruncate(progress_fd, PROGRESS_BYTES)
+        board_fd = os.memfd_create("kos-scoreboard", os.MFD_CLOEXEC)
+        os.ftruncate(board_fd, scoreboard.SIZE_BYTES)
+        claims = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         for fd in (out_write, err_write):
             os.set_blocking(fd, True)
-        worker = _Worker(number, ours, {"stdout": out_read, "stderr": err_read}, mmap.mmap(progress_fd, PROGRESS_BYTES))
+        pipes, board = {"stdout": out_read, "stderr": err_read}, mmap.mmap(board_fd, scoreboard.SIZE_BYTES)
+        worker = _Worker(number, ours, pipes, board, claims)
         self._workers[number] = worker
         self._loop.add_reader(ours, self._receive, worker)
         for stream, fd in worker.pipes.items():
@@ -108,15 +118,14 @@ class Workers:
         spawn = local.Spawn(number, str(self.spool), str(self._folder))
         try:
             assert self._control is not None
-            socket.send_fds(
-                self._control, [_to_fork_server.encode(spawn)], [out_write, err_write, progress_fd, theirs.fileno()]
-            )
+            passed = [out_write, err_write, board_fd, theirs.fileno(), claims[0]]
+            socket.send_fds(self._control, [_to_fork_server.encode(spawn)], passed)
         except OSError as error:
             log.warning("The fork server took no more work: %s", error)
             self._loop.call_soon(self._gone, worker, "the fork server is gone", False)
         finally:
             theirs.close()
-            for fd in (out_write, err_write, progress_fd):
+            for fd in (out_write, err_write, board_fd):
                 os.close(fd)
 
     def preload(self, modules: list[str]) -> None:
@@ -151,10 +160,31 @@ class Workers:
         else:
             worker.signal = what
 
-    def progress(self, number: int) -> tuple[int, int]:
-        """The batch and position of the task that a worker has started last; (0, 0) before its first."""
+    def let_claim(self, number: int, tasks: int) -> None:
+        """A worker is about to be given a batch, of which it is to claim so many tasks, one after the other."""
         worker = self._workers.get(number)
-        return _progress(worker) if worker is not None else (0, 0)
+        if worker is not None and tasks:
+            _take_claims(worker)  # there are none, unless user code has meddled with the pipe
+            os.write(worker.claims[1], bytes(tasks))
+
+    def withhold(self, number: int) -> int:
+        """Keep a worker from the tasks of its batch that it has not claimed, the last ones; how many they are."""
+        worker = self._workers.get(number)
+        return _take_claims(worker) if worker is not None else 0
+
+    def glance(self, number: int) -> scoreboard.Glance:
+        """The batch and position of the task that a worker has started last, and how many outcomes it keeps."""
+        worker = self._workers.get(number)
+        return scoreboard.glance(worker.scoreboard) if worker is not None else NOTHING
+
+    def kept(self, number: int) -> tuple[list[scoreboard.Outcome], float]:
+        """The outcomes that a worker keeps, which was at one task for a while; what it wrote is delivered before."""
+        worker = self._workers.get(number)
+        if worker is None:
+            return [], 0.0
+        for stream in list(worker.pipes):
+            self._drain(worker, stream)
+        return scoreboard.outcomes(worker.scoreboard)
 
     def memory_bytes(self, number: int, limit_bytes: int) -> int:
         """What a worker holds with all that it has started; exact above the limit, an upper bound below it."""
@@ -353,9 +383,9 @@ class Workers:
             self._drain(worker, stream)
         if worker.pid:
             _signal_group(worker.pid, signal.SIGKILL)  # what it had started itself
-        progress = _progress(worker)
+        last = Last(scoreboard.glance(worker.scoreboard), *scoreboard.outcomes(worker.scoreboard))
         self._drop(worker)
-        self._listener.worker_exited(worker.number, detail, out_of_memory, progress)
+        self._listener.worker_exited(worker.number, detail, out_of_memory, last)
 
     def _drop(self, worker: _Worker) -> None:
         del self._workers[worker.number]
@@ -365,12 +395,17 @@ class Workers:
         for fd in worker.pipes.values():
             self._loop.remove_reader(fd)
             os.close(fd)
-        worker.progress.close()
+        for fd in worker.claims:
+            os.close(fd)
+        worker.scoreboard.close()
 
 
-def _progress(worker: _Worker) -> tuple[int, int]:
-    batch, position = struct.unpack("<QQ", worker.progress[:PROGRESS_BYTES])
-    return batch, position
+def _take_claims(worker: _Worker) -> int:
+    """Take all claims out of a worker's pipe; how many they were."""
+    try:
+        return len(os.read(worker.claims[0], local.CLAIMS_LIMIT))
+    except BlockingIOError:
+        return 0
 
 
 def _signal_group(pid: int, what: signal.Signals) -> None:

@@ -27,8 +27,8 @@ from kos_cluster.net import local
 from kos_cluster.tasks import environment, memory_kills, processes, worker
 
 PACKET_LIMIT_BYTES = 256 << 10  # of one Spawn, which carries an environment
-PASSED_FDS = 4  # stdout, stderr, progress, channel
-PROGRESS_FD, CHANNEL_FD = 3, 4  # where a worker finds its progress memfd and its end of the channel
+PASSED_FDS = 5  # stdout, stderr, scoreboard, channel, claims
+SCOREBOARD_FD, CHANNEL_FD, CLAIMS_FD = 3, 4, 5  # where a worker finds the last three
 FAILED_START = 70  # a worker's exit status when it could not even start
 
 
@@ -123,9 +123,10 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._close_own()
-            processes.take_descriptors(stdout=fds[0], stderr=fds[1], extra={fds[2]: PROGRESS_FD, fds[3]: CHANNEL_FD})
+            extra = {fds[2]: SCOREBOARD_FD, fds[3]: CHANNEL_FD, fds[4]: CLAIMS_FD}
+            processes.take_descriptors(stdout=fds[0], stderr=fds[1], extra=extra)
             os.chdir(spawn.cwd)
-            status = worker.main(spawn, PROGRESS_FD, CHANNEL_FD)
+            status = worker.main(spawn, SCOREBOARD_FD, CHANNEL_FD, CLAIMS_FD)
         except BaseException:
             sys.excepthook(*sys.exc_info())  # to the worker's stderr, which the daemon keeps
         finally:

@@ -239,6 +239,7 @@ class Job:
             parent=self.parent,
             inputs=spec.reads,
             priority=options.priority,
+            speculate=options.speculate and not spec.yields,
         )
 
     def told(self, stories: list[Story]) -> list[Story]:

@@ -38,6 +38,7 @@ from kos_cluster.net.gangs import RankReady, RankTable
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.net.streams import Item
+from kos_cluster.net.takingback import Returned, TakeBack
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat
 from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S, Asking
@@ -364,6 +365,9 @@ class Mesh:
                     self._feed(ownership.StartedRunning(batch))
             case wire.Lost():
                 self._lost(link, message)
+            case Returned(batch, serial, runs):
+                self._feed(ownership.Returned(batch, runs))
+                self._returns.release(link, serial)
             case wire.Refused(batch, reason, stopping):
                 self._feed(ownership.BatchRefused(batch, reason, stopping))
             case wire.Missing(_, hashes):
@@ -402,9 +406,10 @@ class Mesh:
                     self._jobs[job].settle_all(runs, None)
                     self.holding.dropped(self._jobs[job], runs)
                     self._outgoing.settled(self._jobs[job], runs)
-                case ownership.CancelAt(node, batches):
+                case ownership.CancelAt(node, batches) | ownership.TakeBackAt(node, batches):
+                    wish = wire.Cancel if isinstance(effect, ownership.CancelAt) else TakeBack
                     if node in self._attachment.by_node:
-                        self._attachment.by_node[node].send(wire.Cancel(batches))
+                        self._attachment.by_node[node].send(wish(batches))
                 case ownership.AttemptOver(job, runs, attempt):
                     self._attachment.tell_all(wire.AttemptEnded(job, runs, attempt))
                 case ownership.JobIdle(job):
@@ -563,6 +568,7 @@ class Mesh:
         if link.peer is None:
             return
         self._node_load(link.peer.id, message.load, 0.0)
+        self._feed(ownership.NodeLinks(link.peer.id, message.links))
         for batch in message.unknown:
             dispatch = self._core.dispatch_of(batch)
             if dispatch is not None and dispatch.node == link.peer.id:

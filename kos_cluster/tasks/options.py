@@ -43,6 +43,7 @@ class Options:
     pack: bool = False  # on as few nodes as will do
     near: str | Sequence[str] = ()  # on nodes with tasks of these jobs, where there is room
     apart: str | Sequence[str] = ()  # never on a node with tasks of these jobs
+    speculate: bool = False  # tasks that last far longer than the others of a map run a second time elsewhere
     priority: int = 0  # each step doubles the job's share of what this user has
     sink: Sink | None = field(default=None, compare=False)
 
@@ -57,6 +58,10 @@ class Options:
         _check(isinstance(self.fresh, bool), "fresh", self.fresh, "True or False")
         _check(self.env is None or _variables(self.env), "env", self.env, "a mapping of names to text, without NULs")
         _check(_whole(self.gpus, 0), "gpus", self.gpus, "a whole number from 0")
+        _check(isinstance(self.speculate, bool), "speculate", self.speculate, "True or False")
+        if self.speculate and self.retries == 0:
+            hint = "Leave out one of the two."
+            raise UsageError("speculate=True runs tasks a second time, and retries=0 asks that none is.", hint)
         _check(_priority(self.priority), "priority", self.priority, PRIORITIES)
         _check(isinstance(self.spread, bool), "spread", self.spread, "True or False")
         _check(isinstance(self.pack, bool), "pack", self.pack, "True or False")

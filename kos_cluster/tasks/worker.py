@@ -1,9 +1,10 @@
 """A worker: the process that runs user code. The fork server calls `main` in a fresh fork.
 
 Theory of operation. One channel to the daemon, and one loop in the main thread: take parts, run batches. Within
-a batch the loop notes each task in the progress memfd before it starts, and sends outcomes on when `FLUSH_S` has
-passed, after a task that was not tiny, and at the end. User threads may show things while a task runs, so the channel
-has one lock.
+a batch the loop claims each task before it starts, since the daemon may have given it back (`net.local`), and notes it
+on the scoreboard. It sends outcomes on when `FLUSH_S` has passed, after a task that was not tiny, and at the end; those
+it keeps lie on the scoreboard meanwhile, where the daemon finds them when the next task lasts. User threads may show
+things while a task runs, so the channel has one lock.
 
 Rules: user code runs in the main thread. SIGINT means "cancel": it interrupts user code, and only that; the batch's
 remaining tasks then end as cancelled and the worker lives on. Results of `BULK_BYTES` and more go to files in
@@ -21,7 +22,6 @@ import pickle
 import resource
 import signal
 import socket
-import struct
 import sys
 import threading
 import types
@@ -38,6 +38,7 @@ from kos_cluster.core.records import Runs, indices_of, runs_of
 from kos_cluster.errors import KosError
 from kos_cluster.net import local
 from kos_cluster.net.channel import Channel, Frames
+from kos_cluster.net.scoreboard import SIZE_BYTES, Scoreboard
 from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks import blocks, environment, failures, places, randomness, serialise
 from kos_cluster.tasks.context import here
@@ -51,7 +52,6 @@ FLUSH_BYTES = 4 << 20  # of outcomes in one Done; a control message holds 16 MiB
 MEET_POLL_S = 0.1  # between two looks for an interrupt, while a rank waits for the others
 PARTS_LIMIT_BYTES = 512 << 20  # of parts held in memory
 WANTED_POLL_S = 0.5  # between two looks at what a thread of the task may have taken from the channel
-PROGRESS = struct.Struct("<QQ")  # batch, position
 _TO_BE_RUN = frozenset({types.CoroutineType, *GENERATORS})
 
 
@@ -73,11 +73,12 @@ class _Outcomes:
 class Worker:
     """Serves one daemon until it is told to stop."""
 
-    def __init__(self, spawn: local.Spawn, channel: Channel, progress: mmap.mmap) -> None:
+    def __init__(self, spawn: local.Spawn, channel: Channel, scoreboard: Scoreboard, claims_fd: int) -> None:
         self._channel = channel
         self._lock = threading.Lock()  # of the channel
         self._early: deque[Frames] = deque()  # came while a thread waited for Displayed
-        self._progress = progress
+        self._scoreboard = scoreboard
+        self._claims_fd = claims_fd
         self._spool = Path(spawn.spool)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(local.ToWorker).decode
@@ -190,14 +191,15 @@ class Worker:
         here.attempt, here.batch = run.attempt, run.batch
         self._interrupts.seen = False
         blocks.let_go()
-        PROGRESS.pack_into(self._progress, 0, run.batch, 0)  # set-up runs user code too, and may end the process
+        self._scoreboard.begin(run.batch, 0)  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
         refusal = self._prepare(run)
         if refusal is None:
             self._run_tasks(run, indices, payloads)
         else:
             cancelled = self._interrupts.seen and isinstance(refusal, KeyboardInterrupt)
-            out = self._fail_rest(run.batch, _Outcomes(), indices, refusal, cancelled=cancelled)
+            mine = indices[: 1 + self._claim_rest()]
+            out = self._fail_rest(run.batch, _Outcomes(), mine, refusal, cancelled=cancelled)
             self._flush(run.batch, out, last=True, retire=True)
 
     def _prepare(self, run: local.Run) -> BaseException | None:
@@ -236,14 +238,23 @@ class Worker:
     def _run_tasks(self, run: local.Run, indices: list[int], payloads: list[bytes]) -> None:
         loads, dumps, putenv = pickle.loads, serialise.dumps_result, os.putenv
         environ = vars(os.environ)["_data"]  # with putenv five times faster than assigning, which encodes each time
-        interrupts, progress, mark = self._interrupts, self._progress, PROGRESS.pack_into
+        claim, claims_fd = os.read, self._claims_fd
+        interrupts, begin, keep = self._interrupts, self._scoreboard.begin, self._scoreboard.keep
         batch, task_name, seed, large = run.batch, os.fsencode(run.job.replace("%", "%%")) + b".%d", run.seed, run.large
         function = self._functions.get(run.fn)
         out = _Outcomes()
         before = out.started
-        last = len(indices) - 1
+        ran = len(indices)
+        last = ran - 1
         for position, index in enumerate(indices):
-            mark(progress, 0, batch, position)
+            if position:
+                try:
+                    claim(claims_fd, 1)
+                except BlockingIOError:
+                    ran = position  # the rest was given back
+                    break
+            begin(batch, position)
+            plain = False  # whether its outcome may wait for others, since the daemon can tell it
             environ[b"KOS_TASK"] = name = task_name % index
             putenv(b"KOS_TASK", name)
             here.index = index
@@ -269,6 +280,7 @@ class Worker:
                 else:
                     args = kwargs = value = None  # not kept while waiting for more work
                     if type(outcome) is bytes and len(outcome) < BULK_BYTES:
+                        plain = True
                         out.indices.append(index)
                         out.data.append(outcome)
                         out.size += len(outcome)
@@ -277,21 +289,33 @@ class Worker:
             except KeyboardInterrupt as interrupt:  # it struck while an exception was being caught
                 self._fail(out, index, interrupt, cancelled=True)
             if interrupts.seen:
-                rest = indices[position + 1 :]
+                rest = indices[position + 1 : position + 1 + self._claim_rest()]
                 out = self._fail_rest(batch, out, rest, KeyboardInterrupt(), cancelled=True)
                 break
             now = perf_counter()
             if position != last and (
-                now - before >= NOT_TINY_S or now - out.started >= FLUSH_S or out.size >= FLUSH_BYTES
+                now - before >= NOT_TINY_S
+                or now - out.started >= FLUSH_S
+                or out.size >= FLUSH_BYTES
+                or not (plain and not blocks.departed and keep(position, out.data[-1], now - out.started))
             ):
                 self._flush(batch, out, last=False)
                 out = _Outcomes()
                 now = out.started
             before = now
         here.leave()
-        self._served += len(indices)
+        self._served += ran
         used_up = 0 < self._serves <= self._served or self._parts_bytes > PARTS_LIMIT_BYTES
         self._flush(batch, out, last=True, retire=used_up or interrupts.broke_import)
+
+    def _claim_rest(self) -> int:
+        """Make all of the batch's tasks ours that were not given back; how many they are."""
+        if os.getpid() != self._pid:
+            os._exit(0)  # as in `_send`: what is left is the original's
+        try:
+            return len(os.read(self._claims_fd, local.CLAIMS_LIMIT))
+        except BlockingIOError:
+            return 0
 
     def _run_on(self, run: local.Run, value: Any, out: _Outcomes) -> Any:
         """Run what a call has only made: a coroutine, or, where the owner takes items, a generator."""
@@ -400,6 +424,7 @@ class Worker:
             batch, _runs(out.indices), out.failed, out.large, elapsed_s, last, retire, peak_bytes, items, named
         )
         self._send(done, self._encode(out.data))
+        self._scoreboard.sent()
 
     def _flush_streams(self) -> None:
         for stream in self._streams:
@@ -417,17 +442,17 @@ def _runs(indices: list[int]) -> Runs:
     return runs_of(indices)
 
 
-def main(spawn: local.Spawn, progress_fd: int, channel_fd: int) -> int:
+def main(spawn: local.Spawn, scoreboard_fd: int, channel_fd: int, claims_fd: int) -> int:
     """Run a worker in this process, which has just been forked, until the daemon stops it. Returns its exit status."""
     _open_streams()
-    progress = mmap.mmap(progress_fd, PROGRESS.size)
-    os.close(progress_fd)
+    scoreboard = Scoreboard(mmap.mmap(scoreboard_fd, SIZE_BYTES))
+    os.close(scoreboard_fd)
     randomness.renew()
     sys.path.insert(0, "")  # as in an interactive session: the folder that the task works in
     environment.stand_for_main(types.ModuleType("__main__"))
     channel = Channel(socket.socket(fileno=channel_fd))
     with contextlib.suppress(EOFError):  # the daemon is gone; nobody waits for this worker
-        Worker(spawn, channel, progress).serve()
+        Worker(spawn, channel, scoreboard, claims_fd).serve()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     atexit._run_exitfuncs()  # what user code has registered
     channel.close()

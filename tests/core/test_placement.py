@@ -249,6 +249,17 @@ def test_it_waits_for_the_node_of_its_bytes_as_long_as_moving_them_takes():
     assert placed(Needs(), *nodes, leaning=reading(0.001, {"b": 0.001}, task_s=2.0)).node == "a"
 
 
+def test_moving_takes_as_long_as_the_link_was_measured_to_take():
+    """1 GiB, and one task ahead of it where it is."""
+
+    def chosen(rate: float, task_s: float) -> str | None:
+        nodes = [node("a", links={"b": rate, "c": 1e12}), node("b", slots=1, in_flight=1)]
+        return placed(Needs(), *nodes, leaning=reading(1, {"b": 1}, task_s=task_s)).node
+
+    assert chosen(1e6, 20.0) is None
+    assert chosen(1e9, 2.0) == "a"
+
+
 def test_it_does_not_wait_for_a_node_that_cannot_take_it():
     def chosen(**state: object) -> str | None:
         nodes = [node("a"), node("b", slots=1, **state)]

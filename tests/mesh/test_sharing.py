@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from kos_cluster.core.records import AttemptEnd, JobSummary
 from kos_cluster.errors import UsageError
 from kos_cluster.tasks.mapresult import MapResult
 from tests.mesh.conftest import Mesh, until
@@ -14,8 +18,12 @@ FLOOD = 4_000  # tasks of `FLOOD_TASK_S` each: minutes of all slots
 FLOOD_TASK_S = 0.05
 
 
+def told(mesh: Mesh, result: MapResult) -> JobSummary:
+    return next(job for job in mesh.cluster.own_jobs() if job.job == result.job)
+
+
 def done(mesh: Mesh, result: MapResult) -> int:
-    return next(job.done for job in mesh.cluster.own_jobs() if job.job == result.job)
+    return told(mesh, result).done
 
 
 def test_a_single_task_of_another_program_waits_for_no_flood(mesh: Mesh):
@@ -37,6 +45,82 @@ def test_a_higher_priority_has_the_larger_share(mesh: Mesh):
     for job in jobs:
         job.cancel()
     assert 0 < low < high / 2
+
+
+def _noted(index: int, folder: str, lasts: int) -> int:
+    """Note that it runs; the one of this index until a file is there."""
+    with open(f"{folder}/{index}", "a") as file:
+        file.write(os.environ["KOS_NODE"] + "\n")
+    while index == lasts and not os.path.exists(f"{folder}/go"):
+        time.sleep(0.005)
+    return index
+
+
+def _runs(folder: Path, count: int) -> list[list[str]]:
+    """The nodes on which each task has run."""
+    return [(folder / str(index)).read_text().split() for index in range(1_000, 1_000 + count)]
+
+
+def test_a_task_that_lasts_holds_up_no_other_of_its_map(mesh: Mesh, tmp_path: Path):
+    """Neither those that ended before it in its batch nor those behind it, which run elsewhere, each once."""
+    count, lasts = 3_000, 1_500
+    list(mesh.cluster.map(_noted, range(200), [str(tmp_path)] * 200, [-1] * 200))
+    result = mesh.cluster.map(_noted, range(1_000, 1_000 + count), [str(tmp_path)] * count, [1_000 + lasts] * count)
+    futures = result.futures
+    others = [future for index, future in enumerate(futures) if index != lasts]
+    until(lambda: all(future.done() for future in others), "all results but one", 60)
+    assert not futures[lasts].done()
+    (tmp_path / "go").touch()
+    assert futures[lasts].result(60) == 1_000 + lasts
+    ran = _runs(tmp_path, count)
+    assert sum(map(len, ran)) == count + told(mesh, result).reruns  # of a node that was lost, should one be
+    assert {node for nodes in ran for node in nodes} == {"node1", "node2"}
+
+
+def test_what_ended_before_its_worker_died_does_not_run_again(mesh: Mesh, tmp_path: Path):
+    count = 400
+    list(mesh.cluster.map(_noted, range(200), [str(tmp_path)] * 200, [-1] * 200))
+    result = mesh.cluster.map(_noted_then_killed, range(1_000, 1_000 + count), [str(tmp_path)] * count)
+    assert list(result) == list(range(1_000, 1_000 + count))
+    ran = _runs(tmp_path, count)
+    assert len(ran[200]) == 2
+    assert sum(map(len, ran)) == count + told(mesh, result).reruns
+
+
+def _noted_then_killed(index: int, folder: str) -> int:
+    if index == 1_200 and not os.path.exists(f"{folder}/killed"):
+        Path(f"{folder}/killed").touch()
+        _noted(index, folder, -1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _noted(index, folder, -1)
+
+
+def _straggles_at_first(index: int) -> int:
+    while index == 5 and os.environ["KOS_ATTEMPT"] == "1":
+        time.sleep(0.01)
+    return index
+
+
+def test_a_straggler_runs_a_second_time_and_its_story_tells_which_was_faster(mesh: Mesh):
+    result = mesh.cluster.map(_straggles_at_first, range(20), speculate=True)
+    futures = result.futures
+    assert [future.result(60) for future in futures] == list(range(20))
+    story = futures[5].story()
+    assert story is not None
+    first, second = (a for a in story.attempts if a.end is not AttemptEnd.RETURNED)
+    assert (first.number, first.end, first.cause) == (1, AttemptEnd.CANCELLED, "attempt 2 was faster")
+    assert (second.number, second.end) == (2, AttemptEnd.DONE) and second.node != first.node
+    with pytest.raises(UsageError, match="a second time, and retries=0"):
+        mesh.cluster.map(abs, [1], speculate=True, retries=0)
+
+
+def test_what_links_carry_is_measured_from_blocks_that_move(mesh: Mesh):
+    ref = mesh.cluster.put(bytes(8 << 20))
+    other = next(name for name in ("node1", "node2") if name != ref.node_name)
+    assert mesh.cluster.submit(len, ref, on=other).result(60) == 8 << 20
+    views = [node.view for node in mesh.cluster._mesh._core._nodes.values()]
+    (here,) = [view for view in views if view.name == other]
+    until(lambda: here.links.get(ref.node, 0) > 1e6, "the rate of the link is known")
 
 
 @pytest.mark.parametrize("priority", [11, -11, 1.5, "high", True])

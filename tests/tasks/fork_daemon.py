@@ -10,7 +10,6 @@ import pickle
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import msgspec
 
 from kos_cluster.core.records import Runs, indices_of
-from kos_cluster.net import local
+from kos_cluster.net import local, scoreboard
 from kos_cluster.net.channel import Channel
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.failures import Failure
@@ -64,18 +63,21 @@ class TestedWorker:
         self._stderr, err = os.pipe()
         for fd in (self._stdout, self._stderr):
             os.set_blocking(fd, False)
-        progress = os.memfd_create("progress")
-        os.ftruncate(progress, 16)
-        self._progress = mmap.mmap(progress, 16)
+        board = os.memfd_create("scoreboard")
+        os.ftruncate(board, scoreboard.SIZE_BYTES)
+        self.board = mmap.mmap(board, scoreboard.SIZE_BYTES)
+        self.claims = os.pipe2(os.O_NONBLOCK)
         self.out = self.err = ""
         spawn = local.Spawn(number, str(daemon.spool), str(daemon.folder))
-        socket.send_fds(daemon.server, [msgspec.msgpack.encode(spawn)], [out, err, progress, theirs.fileno()])
+        passed = [out, err, board, theirs.fileno(), self.claims[0]]
+        socket.send_fds(daemon.server, [msgspec.msgpack.encode(spawn)], passed)
         theirs.close()
-        for fd in (out, err, progress):
+        for fd in (out, err, board):
             os.close(fd)
 
     def progress(self) -> tuple[int, int]:
-        return struct.unpack("<QQ", self._progress[:])
+        at = scoreboard.glance(self.board)
+        return at.batch, at.position
 
     def part(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
@@ -103,6 +105,7 @@ class TestedWorker:
         run = local.Run(
             self._batch, "job", runs or [(0, len(calls))], 1, self.part(function), env, "node-a", **settings
         )
+        os.write(self.claims[1], bytes(len(calls) - 1))
         self.send(run, msgspec.msgpack.encode(payloads))
         return self._batch
 
@@ -157,7 +160,9 @@ class TestedWorker:
     def close(self) -> None:
         os.close(self._stdout)
         os.close(self._stderr)
-        self._progress.close()
+        self.board.close()
+        for fd in self.claims:
+            os.close(fd)
         self.channel.close()
 
 

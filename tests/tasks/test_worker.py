@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from kos_cluster.net import local
+from kos_cluster.core.records import indices_of
+from kos_cluster.net import local, scoreboard
 from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.tasks import failures, serialise, workspace
 from kos_cluster.tasks import worker as worker_module
@@ -220,6 +221,57 @@ class TestFailing:
 
         worker.run(lambda: sys.stdout.close(), [()])
         assert worker.value(lambda: 1) == 1
+
+
+class TestGivingBack:
+    def waiting(self, path: Path) -> Any:
+        def fn(n: int) -> int:
+            import os
+            import time
+
+            while n == 1 and not os.path.exists(path):
+                time.sleep(0.005)
+            return n
+
+        return fn
+
+    def test_what_the_daemon_takes_out_of_the_pipe_is_not_run(self, worker: TestedWorker, tmp_path: Path) -> None:
+        path = tmp_path / "go"
+        number = worker.start(self.waiting(path), [(n,) for n in range(5)])
+        until(lambda: worker.progress() == (number, 1))
+        assert len(os.read(worker.claims[0], 100)) == 3
+        path.touch()
+        assert worker.finish().values == {0: 0, 1: 1}
+        assert worker.run(lambda n: n, [(6,), (7,)]).values == {0: 6, 1: 7}
+
+    def test_outcomes_that_wait_for_the_next_task_are_on_the_scoreboard(
+        self, worker: TestedWorker, tmp_path: Path
+    ) -> None:
+        found: list[set[int]] = []
+        while not any(found):  # on a slow machine these tasks are not tiny, and nothing is kept
+            path = tmp_path / f"go{len(found)}"
+            number = worker.start(self.waiting(path), [(2,), (3,), (4,), (1,)])
+            until(lambda number=number: worker.progress() == (number, 3))  # type: ignore[misc]
+            kept, _ = scoreboard.outcomes(worker.board)
+            path.touch()
+            batch = worker.finish()
+            assert batch.values == {0: 2, 1: 3, 2: 4, 3: 1}
+            assert {each.position: serialise.loads_result(bytearray(each.data)) for each in kept}.items() <= (
+                batch.values.items()
+            )
+            sent = {index for message in batch.messages[:-1] for index in indices_of(message.runs)}
+            found.append({each.position for each in kept})
+            assert sent | found[-1] >= {0, 1, 2}
+            assert scoreboard.outcomes(worker.board)[0] == []
+
+    def test_a_set_up_that_fails_fails_what_was_not_given_back(self, daemon: ForkDaemon) -> None:
+        def fail() -> None:
+            raise ValueError("no set-up")
+
+        worker = daemon.worker()
+        initializer = worker.part(serialise.dumps_callable((fail, ())))  # type: ignore[arg-type]
+        batch = worker.run(lambda n: n, [(0,), (1,), (2,)], env=worker.environment(initializer=initializer))
+        assert set(batch.failures) == {0, 1, 2} and batch.retire
 
 
 class TestCancelling:

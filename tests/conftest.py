@@ -1,7 +1,8 @@
-"""What all tests share: a KOS_HOME of their own, short folders for sockets, and the list of skipped tests.
+"""What all tests share: a KOS_HOME of their own, short folders for sockets, and what is told at the end of a run.
 
-Rules: no test sees the user's clusters. Folders made here are removed, also when a test fails. Every skip is listed
-with its reason as the last block of the output, whatever came before it.
+Rules: no test sees the user's clusters. Folders made here are removed, also when a test fails. What a test recorded of
+its run, as fresh seeds, is told whether it passed or not. Every skip is listed with its reason as the last block of the
+output, whatever came before it.
 """
 
 from __future__ import annotations
@@ -74,8 +75,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
-    """Print every skipped test with its reason, after all other blocks."""
+    """Print what tests recorded, and every skipped test with its reason, after all other blocks."""
     yield
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    recorded = [tuple(told) for report in reports for told in getattr(report, "user_properties", ())]
+    if recorded:
+        terminalreporter.section("recorded")
+        for name, value in dict.fromkeys(recorded):
+            terminalreporter.line(f"{name}: {value}")
     by_reason: defaultdict[str, list[str]] = defaultdict(list)
     for report in terminalreporter.stats.get("skipped", []):
         by_reason[_reason(report)].append(report.nodeid)

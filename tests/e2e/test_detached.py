@@ -161,13 +161,18 @@ def test_a_map_outlives_its_submitter_and_its_driver(
     trio: Trio, submitted: Submitted, until: Callable[..., Any]
 ) -> None:
     job = trio.cluster.attach(submitted.map)
-    until(lambda: job.state().done >= 3, "some results are committed")
+    until(lambda: job.state().done == TASKS - WAITING, "all results but the last are committed")
     driver = job.state().driver_name
     watcher = next(name for name in trio.nodes if name != driver)
     attached = trio.nodes[watcher].start("attach", job.id)
     assert attached.stdout.readline().startswith("at ")  # it has attached
-    committed = {r.task for r in trio.cluster._mesh.request(wire.DetachedResults(job.id), list[TaskResult])}
-    assert 3 <= len(committed) < TASKS
+    results = trio.cluster._mesh.request(wire.DetachedResults(job.id), list[TaskResult])
+    committed = {result.task for result in results}
+    assert len(committed) == TASKS - WAITING
+    ids = {row["id"]: row["name"] for row in trio.cluster.nodes()}
+    kept = [{ids[id_] for id_ in result.holders} for result in results if result.inline is None]
+    assert kept, "not all of them are in the replicated state"
+    assert all(len(holders) == 2 and driver in holders for holders in kept), "those lie on two disks, one of them lost"
     trio.kill(driver)
     until(lambda: job.state().epoch == 2, "another node drives it", 30)
     submitted.go.touch()

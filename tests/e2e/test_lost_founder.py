@@ -100,7 +100,8 @@ def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Call
     until(lambda: fleet.alive(last) == {last}, "it is gone from the members")
     assert cluster.mint_token("client", 60.0).startswith("KOS1.")
 
-    # The last voter stays.
+    # The last voter stays, and it is said what its loss would mean.
+    assert "this is the only node, and its loss is the cluster's" in admin.ok("cluster", "status")
     refused = admin.kos("cluster", "remove", last, "--yes")
     assert (refused.returncode, refused.stdout) == (errors.StateError.exit_code, ""), refused.stderr
     assert f"kos: {last} cannot be removed. It is the last voter; without it the cluster could agree" in refused.stderr

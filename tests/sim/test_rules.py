@@ -90,6 +90,15 @@ def test_a_machine_that_says_its_peer_sent_nonsense_is_a_violation():
         assert run_seed(1, QUIET).rule == "honest peers"
 
 
+def test_a_term_that_goes_back_is_a_violation():
+    def forget(self: Any, sender: str, message: Any) -> None:
+        self._state.term -= 1
+
+    with patched([(following.Following, "heartbeat", forget)]):
+        result = run_seed(1, QUIET)
+    assert result.rule == "monotony" and "went from term" in result.what
+
+
 def test_an_exception_of_a_machine_is_a_finding_with_its_place():
     def fail(self: Any, sender: str, message: Any) -> None:
         raise ZeroDivisionError("planted")

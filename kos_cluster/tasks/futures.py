@@ -3,6 +3,7 @@
 Rules. A result is unpickled in the thread that asks for it first, never in the mesh thread, so slow or hostile
 unpickling of one's own data can't stall the mesh. `cancel()` also stops a task that runs. An interrupt while waiting
 cancels the task. A future that is passed to a task keeps its outcome as it came, beside what it was unpickled to.
+What a future needs for those who wait for it is made when somebody does, so that one of a queued task takes 100 bytes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import contextvars
 import hashlib
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures._base import PENDING
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kos_cluster.tasks import failures, places, serialise, showing
 
@@ -51,26 +53,59 @@ class _Undecoded(Exception):
         self.outcome = outcome
 
 
+class Source(Protocol):
+    """The job of a future's task."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def owner(self) -> object: ...
+    def cancel_task(self, index: int) -> None: ...
+    def story(self, index: int) -> Story | None: ...
+
+
+_MADE_WHEN_USED: dict[str, Callable[[], Any]] = {
+    "_condition": threading.Condition,
+    "_waiters": list,
+    "_done_callbacks": list,
+    "_notice": threading.Lock,
+}
+
+
 class Future(concurrent.futures.Future[Any]):
     """What `submit` returns. `task` is its id, "JOB.INDEX"; `owner` the connection that it belongs to."""
 
-    def __init__(
-        self, task: str, cancel: Callable[[], None], story: Callable[[], Story | None], owner: object = None
-    ) -> None:
-        super().__init__()
-        self.task = task
-        self.owner = owner
-        self._notice = threading.Lock()
-        self._cancel_remote = cancel
-        self._ask_story = story
-        self._keeps = False
-        self._kept: Outcome | None = None  # as it came, when it is kept
-        self._viewed = False  # what it was unpickled to may be views of its payload
-        self._hash = ""
+    # What most futures never get beyond is told by the class.
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _keeps = False
+    _kept: Outcome | None = None  # as it came, when it is kept
+    _viewed = False  # what it was unpickled to may be views of its payload
+    _hash = ""
+
+    def __init__(self, source: Source, index: int) -> None:
+        self._source = source  # and nothing of what the base class makes
+        self._index = index
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not there: make it, once, whichever thread comes first."""
+        make = _MADE_WHEN_USED.get(name)
+        if make is None:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'", name=name, obj=self)
+        return self.__dict__.setdefault(name, make())
+
+    @property
+    def task(self) -> str:
+        return f"{self._source.id}.{self._index}"
 
     @property
     def job(self) -> str:
-        return self.task.partition(".")[0]
+        return self._source.id
+
+    @property
+    def owner(self) -> object:
+        return self._source.owner
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result. Raises what the task raised, TaskLostError, CancelledError, or TimeoutError."""
@@ -107,12 +142,12 @@ class Future(concurrent.futures.Future[Any]):
             return self.cancelled()
         if not self._end_as_cancelled():
             return False
-        self._cancel_remote()
+        self._source.cancel_task(self._index)
         return True
 
     def story(self) -> Story | None:
         """Every attempt at this task: node, times, how it ended. None once the cluster is closed."""
-        return self._ask_story()
+        return self._source.story(self._index)
 
     def settle(self, outcome: Settled) -> None:
         """Called by the mesh: the outcome, an error of the mesh, or None when cancelled. Only the first counts."""
@@ -201,7 +236,7 @@ class Future(concurrent.futures.Future[Any]):
         except _Undecoded as held:
             return held.outcome
         except KeyboardInterrupt:
-            self._cancel_remote()  # the future itself ends when that is known to be done
+            self._source.cancel_task(self._index)  # the future itself ends when that is known to be done
             raise
 
     def _decoded(self, outcome: Outcome) -> Any:
@@ -214,7 +249,7 @@ class Future(concurrent.futures.Future[Any]):
         except BaseException as error:
             with self._condition:
                 self._keep(outcome)  # it tells the node, for tasks that are passed this future
-                self._exception: BaseException | None = error
+                self._exception = error
                 self._result = None
             raise
         with self._condition:

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kos_cluster.core import ownership
@@ -62,6 +62,21 @@ class _RankEnd(NamedTuple):
     error: BaseException | None
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """What a gang is a future of."""
+
+    id: str
+    cancel: Callable[[], None]
+    owner: None = None
+
+    def cancel_task(self, index: int) -> None:
+        self.cancel()
+
+    def story(self, index: int) -> None:
+        return None
+
+
 class Gang(Future):
     """A gang that runs, or waits for its slots. `result()` gives what each rank returned, by rank."""
 
@@ -92,13 +107,18 @@ class Gang(Future):
         except BaseException:
             _leave(self)
             raise
-        super().__init__(self._job.id, self._cancel_all, lambda: None)
+        super().__init__(_Whole(self._job.id, self._cancel_all), 0)
         threading.Thread(target=self._run, name=f"kos-gang-{self.id}", daemon=True).start()
 
     @property
     def id(self) -> str:
         """As `kos ps` shows it: the job of its first epoch. `jobs` has those of all."""
-        return self.task
+        return self.job
+
+    @property
+    def task(self) -> str:
+        """All of its ranks together have no number."""
+        return self.job
 
     @property
     def epoch(self) -> int:

@@ -181,6 +181,15 @@ class Job:
                 found.append(outcome.error())
         return found
 
+    @property
+    def owner(self) -> object:
+        """The connection that it belongs to."""
+        return self._mesh
+
+    def cancel_task(self, index: int) -> None:
+        """Cancel one task, unless it is final."""
+        self._mesh.cancel(self, index)
+
     def cancel(self) -> None:
         """Cancel every task that is not final, also those that run."""
         self._mesh.cancel(self, None)
@@ -328,12 +337,7 @@ class Job:
             call()
 
     def _new_future(self, index: int) -> Future:
-        return Future(
-            f"{self.id}.{index}",
-            lambda: self._mesh.cancel(self, index),
-            lambda: self._mesh.story(self, index),
-            self._mesh,
-        )
+        return Future(self, index)
 
 
 def _those_of(runs: Runs, known: Mapping[int, T]) -> dict[int, T]:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_why_and_stories_tell_what_a_task_waits_for_and_takes(mesh: Mesh, tmp_pa
 
 def test_a_future_of_another_connection_or_in_another_place_is_refused(mesh: Mesh):
     future = mesh.cluster.submit(add, 1)
-    stranger = futures.Future("x.0", lambda: None, lambda: None)
+    stranger = futures.Future(SimpleNamespace(id="x", owner=None), 0)  # type: ignore[arg-type]
     with pytest.raises(errors.UsageError, match=r"task x\.0 belongs to another connection"):
         mesh.cluster.submit(add, [stranger])
     with pytest.raises(errors.NotPicklableError, match="only as an argument of submit or map"):

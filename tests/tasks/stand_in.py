@@ -62,6 +62,8 @@ class StandInJob:
         self._count = 0
         self._waiting: queue.SimpleQueue[tuple[int, bytes, Future] | None] = queue.SimpleQueue()
         self._states: dict[int, TaskState] = {}
+        self._futures: dict[int, Future] = {}
+        self.owner = None
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -73,7 +75,7 @@ class StandInJob:
     def add(self, payload: bytes) -> Future:
         index = self._count
         self._count += 1
-        future = Future(f"{self.id}.{index}", lambda: self._drop(index, future), lambda: self._story(index))
+        future = self._futures[index] = Future(self, index)
         self._states[index] = TaskState.WAITING
         self._waiting.put((index, payload, future))
         return future
@@ -95,13 +97,13 @@ class StandInJob:
         for thread in self._threads:
             thread.join()
 
-    def _drop(self, index: int, future: Future) -> None:
+    def cancel_task(self, index: int) -> None:
         """A task that runs goes on here, which a mesh would take for a node that does not answer."""
         if self._states[index] is TaskState.WAITING:
             self._states[index] = TaskState.CANCELLED
-            future.settle(None)
+            self._futures[index].settle(None)
 
-    def _story(self, index: int) -> Story:
+    def story(self, index: int) -> Story:
         return Story(f"{self.id}.{index}", "", self._states[index], ())
 
     def _serve(self, node: str) -> None:

@@ -53,6 +53,7 @@ class OneJob:
         self.ends = ends
         self.ran: list[int] = []
         self.id = ""
+        self.owner = None
 
     def launch(self, spec: JobSpec, id: str) -> OneJob:
         self.id = id
@@ -63,9 +64,13 @@ class OneJob:
         self.ran = [index for index in range(len(payloads)) if index not in done]
 
     def future(self, index: int) -> Future:
-        future = Future(f"{self.id}.{index}", lambda: None, lambda: None)
+        future = Future(self, index)
         future.settle(self.ends(index))
         return future
+
+    def cancel_task(self, index: int) -> None: ...
+
+    def story(self, index: int) -> None: ...
 
     def close(self) -> None: ...
 

@@ -262,7 +262,7 @@ class TestGivingBack:
             sent = {index for message in batch.messages[:-1] for index in indices_of(message.runs)}
             found.append({each.position for each in kept})
             assert sent | found[-1] >= {0, 1, 2}
-            assert scoreboard.outcomes(worker.board)[0] == []
+            until(lambda: scoreboard.outcomes(worker.board)[0] == [])
 
     def test_a_set_up_that_fails_fails_what_was_not_given_back(self, daemon: ForkDaemon) -> None:
         def fail() -> None:

@@ -15,14 +15,15 @@ import time
 from html import escape
 
 from kos_cluster.services.monitor.model import Model
-from kos_cluster.services.monitor.snapshot import RUNNING, JobSight, NodeSight
+from kos_cluster.services.monitor.snapshot import CANCELLED, RUNNING, JobSight, NodeSight
 
 NODES_LIMIT = 12
 JOBS_LIMIT = 8
 WIDTH_PX = 760
 TEXT_COLUMNS = 100
 _ROW_PX = 24
-_COLOURS = {"alive": "#1a7f37", "suspect": "#8a5a00", "dead": "#cf222e", "done": "#1a7f37", "failed": "#cf222e"}
+_GOOD, _WARN, _BAD, _ACCENT = "#1a7f37", "#8a5a00", "#cf222e", "#0969da"
+_COLOURS = {"alive": _GOOD, "suspect": _WARN, "dead": _BAD, "done": _GOOD, "failed": _BAD, "cancelled": _WARN}
 # The live monitor hides the picture below it; without one the picture hides the output above it.
 _STYLE = (
     ".jp-OutputArea-child:has(.kos-monitor) + .jp-OutputArea-child:has(.kos-still),"
@@ -115,17 +116,18 @@ def _node(node: NodeSight, y: int) -> str:
         shares = (("slots", node.busy_share), ("CPU", node.cpu_share), ("memory", node.memory_share))
         for place, (name, share) in enumerate(shares):
             x = 300 + place * 150
-            parts += [_bar(x, y + 9, 50, [(share, "#0969da")]), _text(x + 60, y + 16, f"{share:.0%} {name}", "soft")]
+            parts += [_bar(x, y + 9, 50, [(share, _ACCENT)]), _text(x + 60, y + 16, f"{share:.0%} {name}", "soft")]
     return "".join(parts)
 
 
 def _job(job: JobSight, y: int) -> str:
     total = job.total or 1
-    shares = [(job.done / total, "#1a7f37"), (job.failed / total, "#cf222e"), (job.running / total, "#0969da")]
+    not_done = _WARN if job.state == CANCELLED else _BAD
+    shares = [(job.done / total, _GOOD), (job.failed / total, not_done), (job.running / total, _ACCENT)]
     counts = f"{job.done:,} of {job.total:,}" + (f", {job.reruns:,} rerun" if job.reruns else "")
     return "".join(
         (
-            _dot(22, y + 12, _COLOURS.get(job.state, "#0969da")),
+            _dot(22, y + 12, _COLOURS.get(job.state, _ACCENT)),
             _text(34, y + 16, job.name[:40], "strong"),
             _text(330, y + 16, job.state, "soft"),
             _bar(406, y + 9, 160, shares),

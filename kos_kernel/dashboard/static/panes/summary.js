@@ -9,7 +9,7 @@ const TILES = [
   ["busy", "Slots", 1, (t) => [`${t.busy}`, `of ${t.slots} busy${t.queued ? `, ${kit.count(t.queued)} queued` : ""}`]],
   ["cpu", "CPU", 1, (t) => [kit.percent(t.cpu_share), "of all nodes"]],
   ["memory", "Memory", 1, (t) => [kit.percent(t.memory_share), "of all nodes"]],
-  ["network", "Network", 0, (t) => [`${kit.bytes(t.received_bytes_s + t.sent_bytes_s)}/s`, `${kit.bytes(t.received_bytes_s)} in, ${kit.bytes(t.sent_bytes_s)} out`]],
+  ["network", "Network", 0, (t) => [`${kit.bytes(t.received_bytes_s + t.sent_bytes_s)}/s`, `↓ ${kit.bytes(t.received_bytes_s)} ↑ ${kit.bytes(t.sent_bytes_s)}`]],
   ["ended", "Tasks", 0, (t) => [kit.count(t.done), `done${t.failed ? `, ${kit.count(t.failed)} not` : ""}; ${t.ended_per_s >= 10 ? kit.count(Math.round(t.ended_per_s)) : t.ended_per_s.toFixed(1)}/s`]],
 ];
 

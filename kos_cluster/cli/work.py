@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -67,7 +68,7 @@ def logs_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = kos.connect(parsed.cluster)
     logs = cluster.logs(parsed.id)
     if not logs and not cluster.stories(parsed.id):  # else it is known, and wrote nothing
-        raise _unknown(parsed.id)
+        raise _not_sent(cluster.jobs(), parsed.id) or _unknown(parsed.id)
     if parsed.json:
         console.json([{"task": task, "output": data.decode(errors="replace")} for task, data in logs])
         return 0
@@ -92,15 +93,25 @@ def why_(parsed: argparse.Namespace, console: Console) -> int:
 
 def story_(parsed: argparse.Namespace, console: Console) -> int:
     """Tell what happened to each task."""
-    stories = kos.connect(parsed.cluster).stories(parsed.id)
+    cluster = kos.connect(parsed.cluster)
+    stories = cluster.stories(parsed.id)
     if not stories:
-        raise _unknown(parsed.id)
+        raise _not_sent(cluster.jobs(), parsed.id) or _unknown(parsed.id)
     if parsed.json:
         console.json(stories)
     else:
         rows = [row for story in stories for row in _story_rows(story)]
         console.listing([record for story in stories for record in _story_records(story)], STORY_COLUMNS, rows)
     return 0
+
+
+def _not_sent(jobs: Sequence[JobSummary], id_: str) -> NoSuchTaskError | None:
+    """The error for what waits at its owner, if it does."""
+    job, _, index = id_.partition(".")
+    total = next((known.total for known in jobs if known.job == job), 0)
+    if not total or (index and not (index.isascii() and index.isdigit() and int(index) < total)):
+        return None
+    return NoSuchTaskError(f"Nothing of {id_} has reached a node yet.", f"Type 'kos why {id_}' for what it waits for.")
 
 
 def _unknown(id_: str) -> NoSuchTaskError:

@@ -133,7 +133,8 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     entry; its outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in
     user code on these. `last` is true when the batch is finished and the worker is idle again. `retire`: the worker
     must not be used again. `peak_memory_bytes`: the most that the worker's process has held. `items`: how many a task
-    that yields has yielded. `blocks`: those that these outcomes refer to.
+    that yields has yielded. `blocks`: those that these outcomes refer to. `causes`: what some of the failed raised, a
+    line each.
     """
 
     batch: int
@@ -146,6 +147,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     peak_memory_bytes: int = 0
     items: int = 0
     blocks: list[str] = []
+    causes: dict[int, str] = {}
 
 
 class Item(msgspec.Struct, frozen=True, tag=True):

@@ -433,6 +433,7 @@ class Batches:
         cause = self._queue.stopping(key)
         failed = dict.fromkeys(message.failed, AttemptEnd.FAILED)
         record.ends.update(failed)
+        self._history.raised(record.job, message.causes)
         if cause is not None and message.failed:
             self._report_stopped(batch, message, cause)
         elif message.runs or message.last:

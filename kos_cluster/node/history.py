@@ -1,7 +1,7 @@
 """What this node remembers of the tasks it ran: attempts for `kos story`, the last output for `kos logs`.
 
-Limits: `BATCHES_LIMIT` batches, `LOGS_LIMIT` tasks' output of `LOG_TAIL_BYTES` each, what `TAKERS_LIMIT` tasks take;
-the oldest go first.
+Limits: `BATCHES_LIMIT` batches, `LOGS_LIMIT` tasks' output of `LOG_TAIL_BYTES` each, what `TAKERS_LIMIT` tasks take,
+and what `CAUSES_LIMIT` tasks raised; the oldest go first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from kos_cluster.core.records import (
     INPUTS_TOLD_LIMIT,
@@ -24,6 +26,7 @@ from kos_cluster.core.records import (
 BATCHES_LIMIT = 8192
 LOGS_LIMIT = 2048
 TAKERS_LIMIT = 20_000  # tasks of which it is remembered whose results they take
+CAUSES_LIMIT = 2048  # failed tasks of which it is remembered what they raised
 LOG_TAIL_BYTES = 16 << 10
 STORIES_LIMIT = 10_000  # told in one answer
 
@@ -82,6 +85,7 @@ class History:
         self._batches: deque[BatchRecord] = deque(maxlen=BATCHES_LIMIT)
         self._logs: OrderedDict[str, bytearray] = OrderedDict()
         self._inputs: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # task -> those whose results it takes
+        self._causes: OrderedDict[str, str] = OrderedDict()  # task -> what it raised
 
     def arrived(self, record: BatchRecord, inputs: Mapping[int, tuple[str, ...]] | None = None) -> None:
         """A batch came; `inputs`: the tasks whose results its tasks take, of those that take any."""
@@ -100,6 +104,13 @@ class History:
         tail += data
         if len(tail) > LOG_TAIL_BYTES:
             del tail[:-LOG_TAIL_BYTES]
+
+    def raised(self, job: str, causes: Mapping[int, str]) -> None:
+        """What tasks have raised, in a line each."""
+        for index, cause in causes.items():
+            self._causes[f"{job}.{index}"] = cause
+        while len(self._causes) > CAUSES_LIMIT:
+            self._causes.popitem(last=False)
 
     def tail(self, task: str, lines: int) -> str:
         """The last lines that a task wrote."""
@@ -135,6 +146,8 @@ class History:
     def _story(self, task: str, name: str, attempts: list[Attempt]) -> Story:
         attempts.sort(key=lambda a: (a.sent_s, a.number))
         last = attempts[-1]
+        if last.end is AttemptEnd.FAILED and not last.cause:
+            attempts[-1] = msgspec.structs.replace(last, cause=self._causes.get(task, ""))
         state = _STATE_OF_END.get(last.end, TaskState.FAILED)
         if last.end is AttemptEnd.OPEN and last.started_s is not None:
             state = TaskState.RUNNING

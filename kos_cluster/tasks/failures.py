@@ -19,6 +19,7 @@ from kos_cluster.errors import KosError
 
 TEXT_LIMIT = 64 << 10  # characters of a failure's message, and of its traceback
 PICKLE_LIMIT_BYTES = 256 << 10  # of the exception itself
+CAUSE_LIMIT = 200  # characters of a failure in one line
 FOLD_LIMIT = 10  # distinct failures that a summary lists
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _MACHINERY = tuple(os.path.join(_ROOT, package, "") for package in ("kos_cluster", "kos_kernel"))
@@ -52,6 +53,12 @@ class Failure(msgspec.Struct, frozen=True):
     @property
     def header(self) -> str:
         return f"node {self.node}, task {self.task}, attempt {self.attempt}"
+
+    @property
+    def cause(self) -> str:
+        """What was raised, in one line, for the task's story."""
+        line = f"{self.type_name}: {' '.join(self.message.split())}".removesuffix(": ")
+        return line if len(line) <= CAUSE_LIMIT else f"{line[: CAUSE_LIMIT - 3]}..."
 
 
 class RemoteTraceback(Exception):

@@ -41,6 +41,11 @@ class Outcome:
         """What a failed task raised."""
         return failures.to_exception(serialise.loads(self.payload))
 
+    def cause(self) -> str:
+        """The same in one line."""
+        failure: failures.Failure = serialise.loads(self.payload)
+        return failure.cause
+
 
 Settled = Outcome | BaseException | None  # how a task ended; None: cancelled
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from kos_cluster.core import ownerevents, placement
-from kos_cluster.core.records import JobSummary, Runs, Story, indices_of
+from kos_cluster.core.records import AttemptEnd, JobSummary, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks.futures import Future, Outcome, Settled
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TAKERS_LIMIT = 100_000  # tasks of one job of which it is remembered whose results they take, the newest
+CAUSES_LIMIT = 200  # failed tasks of one job of which it is remembered here what they raised, the first
 ARGUMENT_LIMIT_BYTES = 256 << 20  # of one call's pickled arguments
 
 
@@ -80,6 +81,7 @@ class Job:
         self._inflows: dict[int, Inflow] = {}  # of tasks that yield, while their streams are held
         self._futures: dict[int, Future] = {}
         self._outcomes: dict[int, Settled] = {}
+        self._causes: dict[int, str] = {}  # what failed tasks have raised
         self._when_over: list[Callable[[], None]] = []
 
     # ---- for users
@@ -252,11 +254,16 @@ class Job:
         )
 
     def told(self, stories: list[Story]) -> list[Story]:
-        """Stories of this job's tasks, with the tasks whose results these take."""
-        if not self._inputs:
-            return stories
-        takes = ((story, self._inputs.get(int(story.task.partition(".")[2]), ())) for story in stories)
-        return [msgspec.structs.replace(story, inputs=inputs) for story, inputs in takes]
+        """Stories of this job's tasks, with the tasks whose results these take, and with what they have raised."""
+        return [self._told(story) for story in stories] if self._inputs or self._causes else stories
+
+    def _told(self, story: Story) -> Story:
+        index = int(story.task.partition(".")[2])
+        attempts = story.attempts
+        if attempts and attempts[-1].end is AttemptEnd.FAILED and not attempts[-1].cause:
+            last = msgspec.structs.replace(attempts[-1], cause=self._causes.get(index, ""))
+            attempts = (*attempts[:-1], last)
+        return msgspec.structs.replace(story, attempts=attempts, inputs=self._inputs.get(index, ()))
 
     def rank_in_place(self, rank: int, address: bytes) -> None:
         """A rank of the gang that this job is says where it listens. May come again."""
@@ -318,6 +325,8 @@ class Job:
                 payload = self._payloads.pop(index, None)
                 if payload is None:
                     continue  # it has its outcome already
+                if isinstance(outcome, Outcome) and outcome.failed and len(self._causes) < CAUSES_LIMIT:
+                    self._causes[index] = outcome.cause()
                 self._mesh.blocks.unused(payload)
                 for part in self._input_parts.pop(index, {}).values():
                     self._mesh.blocks.unused(part)

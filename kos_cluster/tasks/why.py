@@ -102,13 +102,13 @@ def _why_waiting(
     summary: JobSummary, standing: tuple[Needs, Sequence[str]] | None, nodes: Iterable[Mapping[str, Any]]
 ) -> str:
     if standing is None:
-        free = [
-            f"{n['name']}: {n['slots'] - n['running']} of {n['slots']} slots free"
-            for n in nodes
-            if n["state"] == "alive"
-        ]
-        whose = summary.user or "another process"
-        return f"its owner ({whose}) has not sent it; 'kos why' there tells why. {'; '.join(free)}"
+        alive = [n for n in nodes if n["state"] == "alive"]
+        free = ", ".join(f"{n['name']} {n['slots'] - n['running']} of {n['slots']}" for n in alive)
+        return (
+            f"it has not been sent to a node; only its owner knows why, which is a process of "
+            f"{summary.user or 'another user'}. In that notebook type '%kos why {summary.job}'. "
+            f"Slots free: {free or 'none'}"
+        )
     needs, told = standing
     if told and told[0].startswith("needs "):
         return "; ".join(told)

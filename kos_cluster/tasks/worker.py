@@ -49,6 +49,7 @@ from kos_cluster.tasks.yielding import GENERATORS, Yielding
 FLUSH_S = 0.020  # an outcome waits no longer than this for the next task's
 NOT_TINY_S = 0.002  # after a task of this length, sending its outcome at once costs nothing that counts
 FLUSH_BYTES = 4 << 20  # of outcomes in one Done; a control message holds 16 MiB
+CAUSES_LIMIT = 100  # failed tasks in one Done that are told with what they raised
 MEET_POLL_S = 0.1  # between two looks for an interrupt, while a rank waits for the others
 PARTS_LIMIT_BYTES = 512 << 20  # of parts held in memory
 WANTED_POLL_S = 0.5  # between two looks at what a thread of the task may have taken from the channel
@@ -58,12 +59,13 @@ _TO_BE_RUN = frozenset({types.CoroutineType, *GENERATORS})
 class _Outcomes:
     """What a batch has brought since the last Done."""
 
-    __slots__ = ("data", "failed", "indices", "large", "size", "started", "yielding")
+    __slots__ = ("causes", "data", "failed", "indices", "large", "size", "started", "yielding")
 
     def __init__(self) -> None:
         self.indices: list[int] = []
         self.data: list[bytes] = []
         self.failed: list[int] = []
+        self.causes: dict[int, str] = {}
         self.large: dict[int, tuple[str, int]] = {}
         self.size = 0
         self.started = perf_counter()
@@ -402,6 +404,8 @@ class Worker:
         out.data.append(data)
         out.size += len(data)
         out.failed.append(index)
+        if len(out.causes) < CAUSES_LIMIT:
+            out.causes[index] = failure.cause
 
     def _fail_rest(
         self, batch: int, out: _Outcomes, indices: list[int], error: BaseException, *, cancelled: bool
@@ -421,7 +425,17 @@ class Worker:
         items = out.yielding.count if out.yielding is not None else 0
         named = blocks.take_departed()
         done = local.Done(
-            batch, _runs(out.indices), out.failed, out.large, elapsed_s, last, retire, peak_bytes, items, named
+            batch,
+            _runs(out.indices),
+            out.failed,
+            out.large,
+            elapsed_s,
+            last,
+            retire,
+            peak_bytes,
+            items,
+            named,
+            out.causes,
         )
         self._send(done, self._encode(out.data))
         self._scoreboard.sent()

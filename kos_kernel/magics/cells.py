@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kos_cluster.errors import GangError, KosError, UsageError
+from kos_cluster.errors import GangError, KosError, NotPicklableError, UsageError
 from kos_cluster.tasks.failures import fold
 from kos_kernel.attaching import ensure_cluster
 from kos_kernel.magics.command import words
@@ -168,9 +168,12 @@ class _Travel:
     def _pack_items(self, items: Iterable[Any]) -> tuple[list[Parcel], list[str]]:
         packed: list[Parcel] = []
         wanted: dict[str, None] = {}
-        for item in items:
+        for index, item in enumerate(items):
             packing = Packing(self._namespace)
-            packing.add("item", item)
+            try:
+                packing.add("item", item)
+            except NotPicklableError as error:
+                raise NotPicklableError(f"Element {index} of --over: {error.message}", error.hint) from error
             packed.append(packing.parcel())
             wanted.update(dict.fromkeys(packing.wanted))
             self._modules |= packed[-1].modules

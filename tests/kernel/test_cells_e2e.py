@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -36,7 +39,7 @@ def notebook(home: str) -> Iterator[Kernel]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -302,7 +305,7 @@ def test_a_listing_that_is_assigned_is_an_object_and_shows_nothing(notebook: Ker
     assert "[execute_result] NAME " in ok(notebook.run("nodes")).shown()[0]
 
 
-def test_why_tells_where_tasks_are_and_what_each_node_does_with_them(notebook: Kernel, tmp_path: Any) -> None:
+def test_why_tells_where_tasks_are_and_what_each_node_does(notebook: Kernel, home: str, tmp_path: Any) -> None:
     path = str(tmp_path / "go")
     ok(
         notebook.run(
@@ -318,9 +321,34 @@ def test_why_tells_where_tasks_are_and_what_each_node_does_with_them(notebook: K
     wait_for(running)
     shown = ok(notebook.run("%kos why {many.job}")).shown()[0]
     assert "it needs 1 slot. node1: all 1 slots hold work of this owner; node2: all 1 slots" in shown
+    job = notebook.value("many.job")
+    told = {task: notebook.run(f"%kos story {job}.{task}").error["traceback"] for task in (3, 4)}
+    assert told[3] == [f"Nothing of {job}.3 has reached a node yet. Type 'kos why {job}.3' for what it waits for."]
+    assert "No node knows" in told[4][0]
+
+    def elsewhere() -> dict[str, str]:
+        """By node, in another process, which is not the owner; empty until a node has been told of the job."""
+        return {row["node"]: row["why"] for row in json.loads(kos("why", job, "--json", home=home).stdout or "[]")}
+
+    wait_for(lambda: sorted(elsewhere()) == ["", "node1", "node2"])
+    waiting = elsewhere()[""]
+    assert "only its owner knows why" in waiting and f"'%kos why {job}'" in waiting
+    assert re.search(r"Slots free: node1 \d of 1, node2 \d of 1$", waiting)
     ok(notebook.run(f"open({path!r}, 'w').close()\nlist(many)\nwhy = %kos why {{many.job}}.3"))
     assert notebook.value("[(row['state'], row['why']) for row in why]") == "[('done', 'it is over: done')]"
     assert "No node knows a job or task 'nothing'" in notebook.run("%kos why nothing").error["traceback"][0]
+
+
+def test_a_task_that_failed_tells_what_it_raised(notebook: Kernel, home: str, tmp_path: Any) -> None:
+    """In the notebook, from the nodes, and in a report."""
+    ok(notebook.run("import kos_cluster\nf = kos_cluster.connect().submit(int, 'seven')\nf.exception()"))
+    said = "ValueError: invalid literal for int() with base 10: 'seven'"
+    assert notebook.value("f.story().attempts[-1].cause") == said
+    for line in ("%kos story {f.task}", "%kos why {f.task}"):
+        assert said in ok(notebook.run(line)).shown()[0]
+    assert said in kos("story", notebook.value("f.task"), home=home).stdout
+    ok(notebook.run(f"%kos report {tmp_path}/out.html"))
+    assert html.escape(said) in (tmp_path / "out.html").read_text()
 
 
 def test_a_report_is_written_beside_the_notebook(notebook: Kernel, tmp_path: Any) -> None:

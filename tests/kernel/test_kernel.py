@@ -69,9 +69,11 @@ def test_the_kernelspec_names_this_python_and_our_module(jupyter: Path) -> None:
     assert spec["display_name"] == "Python 3 (KOS)"
 
 
-def test_kernels_are_listed_and_removed(home: str, tmp_path: Path) -> None:
+def test_kernels_are_listed_and_removed(home: str, jupyter: Path, tmp_path: Path) -> None:
     assert kos("kernel", "install", "--user", "--cluster", "local", home=home).returncode == 0
     assert installed(home) == ["kos", "kos-local"]
+    environment = json.loads((jupyter / "kernels" / "kos-local" / "kernel.json").read_text())["env"]
+    assert environment == {"KOS_CLUSTER": "local", "KOS_HOME": home}
     assert "Python 3 (KOS): local" in kos("kernel", "list", home=home).stdout
     assert kos("kernel", "remove", "--cluster", "local", home=home).returncode == 0
     assert installed(home) == ["kos"]
@@ -176,9 +178,15 @@ def test_a_kernel_that_is_killed_leaves_no_task_behind(kernel: Kernel, tmp_path:
     lasting.wait_gone(pids, STOPPED_WITHIN_S)
 
 
-@pytest.mark.parametrize("state", [state for state in BUSY if "wait" in state])
+WAITING = {state: code for state, code in BUSY.items() if "wait" in state} | {
+    "gathering": "cluster.gather([cluster.submit(work, path, fresh=True) for _ in range(2)])",
+    "taking what is done": "list(cluster.as_completed(cluster.submit(work, path, fresh=True) for _ in range(2)))",
+}
+
+
+@pytest.mark.parametrize("state", WAITING)
 def test_an_interrupt_stops_what_is_waited_for(shared: Kernel, tmp_path: Path, state: str) -> None:
-    cell, pids = begun(shared, tmp_path / "pids", 2 if "map" in state else 1, BUSY[state])
+    cell, pids = begun(shared, tmp_path / "pids", 2 if "2" in WAITING[state] else 1, WAITING[state])
     shared.interrupt()
     lasting.wait_gone(pids, STOPPED_WITHIN_S)
     shared.wait(lambda: cell.idle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -53,15 +54,20 @@ BAD_LINES = {
     "%%kos run --distribute --over [1, 2]\n1": "--over takes the name of a variable, not '[1,'",
     "%%kos run --distribute --over seven\n1": "int cannot be iterated",
     "%%kos run --distribute --env KOS_NOT_SET\n1": "KOS_NOT_SET",
-    "%%kos run --distribute\nlock": "'lock' (_thread.lock, ",
+    "%%kos run --distribute\nlock": f"'lock' (_thread.lock, {sys.getsizeof(threading.Lock())} bytes) cannot travel: ",
+    "%%kos run --distribute --over xs\nlock": f"'lock' (_thread.lock, {sys.getsizeof(threading.Lock())} bytes)",
+    "%%kos run --distribute --over locks\nitem": "Element 0 of --over: 'item' (_thread.lock, ",
     "%%kos run --distribute\nlen(big)": "big 120.0 MiB",
 }
+NEXT_STEP = re.compile(r"[.:] \S.*[.?]$")  # after what is wrong
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
 def test_a_mistake_shows_one_sentence(kernel: Any, line: str) -> None:
-    kernel.run("import threading\nlock = threading.Lock()\nseven = 7\nxs = [1]\nbig = bytearray(120 << 20)")
-    assert BAD_LINES[line] in sentence(kernel.run(line))
+    kernel.run("import threading\nlock = threading.Lock()\nlocks = [lock]\nseven = 7\nxs = [1]")
+    kernel.run("big = bytearray(120 << 20)")
+    said = sentence(kernel.run(line))
+    assert BAD_LINES[line] in said and NEXT_STEP.search(said)
 
 
 def test_a_syntax_error_is_shown_as_ipython_shows_it(kernel: Any) -> None:

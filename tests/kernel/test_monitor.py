@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import shutil
 import subprocess
 import tomllib
@@ -50,6 +51,7 @@ def test_the_module_is_one_without_imports_and_names_every_pane() -> None:
     source = module.source()
     assert source.count("export default") == 1
     assert "\nimport " not in source and "://" not in source.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"\b(fetch|WebSocket|EventSource|XMLHttpRequest|sendBeacon|eval)\b", source)  # but the comm
     assert f"const panes = [{', '.join(f'{pane.NAME}Pane' for pane in PANES)}];" in source
 
 

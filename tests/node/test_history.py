@@ -26,6 +26,17 @@ def test_a_story_tells_what_happened_on_other_nodes_before() -> None:
     assert memory.stories("job.6") == memory.stories("jo") == []
 
 
+def test_what_failed_tasks_have_raised_is_told_of_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "CAUSES_LIMIT", 2)
+    memory = History("ada")
+    failed = dict.fromkeys(range(3), AttemptEnd.FAILED)
+    memory.arrived(BatchRecord("job", "work", [(0, 4)], 1, 1.0, done=True, ends=failed))
+    memory.raised("job", {0: "ValueError: 0", 1: "ValueError: 1"})
+    memory.raised("job", {2: "ValueError: 2"})
+    told = {story.task: story.attempts[-1].cause for story in memory.stories("job")}
+    assert told == {"job.0": "", "job.1": "ValueError: 1", "job.2": "ValueError: 2", "job.3": ""}
+
+
 def test_jobs_are_told_the_newest_last() -> None:
     memory = History("ada")
     for job in ("old", "new", "old", "other"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from kos_cluster.services import demo
 
+IMAGES = demo.NOTEBOOK.parents[1] / "docs" / "images"
 NOTEBOOK = demo.NOTEBOOK.with_name("02_monitor.ipynb")
 
 
@@ -35,6 +38,15 @@ def test_the_monitor_leaves_a_widget_a_picture_and_text(executed: Any) -> None:
     assert "script" not in still.data["text/html"]
     assert still.data["text/html"].count("http") == still.data["text/html"].count("http://www.w3.org/2000/svg")
     assert "node3" in still.data["text/plain"]
+
+
+def test_its_pictures_are_those_of_the_documentation() -> None:
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    attached = [(cell, *each) for cell in cells for each in cell.get("attachments", {}).items()]
+    assert attached
+    for cell, name, bundle in attached:
+        assert f"](attachment:{name})" in "".join(cell["source"])
+        assert base64.b64decode(bundle["image/png"]) == (IMAGES / name).read_bytes()
 
 
 def test_the_work_and_its_failures_are_counted(executed: Any) -> None:

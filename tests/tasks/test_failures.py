@@ -54,6 +54,19 @@ def test_the_header_and_the_remote_traceback_show_once() -> None:
     assert text.rstrip().endswith("ValueError: bad")
 
 
+@pytest.mark.parametrize(
+    ("exc", "cause"),
+    [
+        (ValueError("bad\n  row"), "ValueError: bad row"),
+        (StopIteration(), "StopIteration"),
+        (NeedsTwo("a", "b"), f"{__name__}.NeedsTwo: a and b"),
+        (ValueError("x" * 500), f"ValueError: {'x' * 185}..."),
+    ],
+)
+def test_a_story_has_it_in_one_bounded_line(exc: Exception, cause: str) -> None:
+    assert failure_of(exc, node="node-a", task="j.3", attempt=1).cause == cause
+
+
 def test_notes_travel() -> None:
     exc = ValueError("bad")
     exc.add_note("row 17")

@@ -1,8 +1,8 @@
 """`kos bench notebook`: what the notebook's side costs, beside the same without it.
 
 Theory of operation. Everything is measured in processes of their own: IPython shells and Jupyter kernels as a user's
-are, on a cluster of two nodes on loopback. The notebook's package is only named in what they run, since the command
-does not need it. What is compared alternates, so that a disturbance of the machine meets both.
+are, on a cluster of two nodes on loopback; no browser is there. The notebook's package is only named in what they run,
+since the command does not need it. What is compared alternates, so that a disturbance of the machine meets both.
 
 Rules: data goes to stdout, progress to stderr. An aim that was not reached is printed as such.
 """
@@ -10,6 +10,7 @@ Rules: data goes to stdout, progress to stderr. An aim that was not reached is p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -17,9 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
+from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from kos_cluster.errors import KosError
@@ -31,38 +35,42 @@ from kos_cluster.services.bench.main import target_of
 NODES = 2
 SETTLE_S = 3.0  # after which the fork servers have loaded what cells need
 PAUSE_S = 0.1  # between two cells: nobody types faster
-PROBE_TIMEOUT_S = 120
+FEWEST = 3  # of what starts a process: a tenth of the repeats, but so many
+WARM_UPS = 5  # rounds of cells that do not count: the first worker of a kind is made for them
+MEASURE_TIMEOUT_S = 120
+ROUND_TIMEOUT_S = 2  # beside, for each round of cells
 READY_TIMEOUT_S = 60
 
-PROBE = """
-import json, statistics, sys, time
+LOAD = """
+import time
 import IPython.core.completer
 from IPython.core.interactiveshell import InteractiveShell
-repeats, pause_s = int(sys.argv[1]), float(sys.argv[2])
 shell = InteractiveShell.instance()
 began = time.perf_counter()
 shell.run_line_magic("load_ext", "kos_kernel")
-figures = {"load": [time.perf_counter() - began]}
+print(time.perf_counter() - began)
+"""
+# Run in a kernel, as a cell: submits and cells in turn.
+CELLS = """
+import json, time
 import kos_cluster
-cluster = kos_cluster.connect()
+cluster, shell = kos_cluster.connect(), get_ipython()
 def noop(): pass
-works = {
+works = {{
     "submit": lambda: cluster.submit(noop).result(),
     "cell": lambda: shell.run_cell_magic("kos", "run --distribute", "pass\\n"),
-    "complete": lambda: shell.complete("%kos run --on n", cursor_pos=15),
-}
-for name in works:
-    figures[name] = []
-for round_ in range(repeats + 5):
+}}
+figures = {{name: [] for name in works}}
+for round_ in range({warm_ups} + {repeats}):
     for name, work in works.items():
-        time.sleep(pause_s)
+        time.sleep({pause_s})
         began = time.perf_counter()
         work()
-        if round_ >= 5:
+        if round_ >= {warm_ups}:
             figures[name].append(time.perf_counter() - began)
-figures["cell beyond submit"] = [c - s for c, s in zip(figures["cell"], figures["submit"])]
 print(json.dumps(figures))
 """
+COMPLETED = "%kos run --on n"
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -106,20 +114,23 @@ def measured(repeats: int) -> list[Figure]:
                 embedded.up(home, NODES)
             time.sleep(SETTLE_S)
             print("measuring cells", file=sys.stderr, flush=True)
-            loads = [_probe(environ, 1)["load"][0] for _ in range(max(3, repeats // 10))]
-            cells = _probe(environ, repeats)
+            few = max(FEWEST, repeats // 10)
+            loads = [_load_s(environ) for _ in range(few)]
+            cells = _in_kernel(environ, repeats)
             print("measuring kernels", file=sys.stderr, flush=True)
-            plain, ours = _kernels(environ, max(3, repeats // 10))
+            plain, ours = _kernels(environ, few)
         finally:
             with daemons.changing(home):
                 embedded.down(ClusterHome(home, EMBEDDED_NAME))
-    beyond = [ours_s - plain_s for plain_s, ours_s in zip(plain, ours, strict=True)]
+    beyond = _differences(ours, plain)
     return [
         Figure("load", "%load_ext kos_kernel, beyond IPython", loads, 0.3),
         Figure("submit", "a no-op by cluster.submit(...).result()", cells["submit"]),
         Figure("cell", "a no-op cell by %%kos run --distribute", cells["cell"]),
-        Figure("cell beyond submit", "the difference of these two", cells["cell beyond submit"], 0.01),
-        Figure("completion", "of a node's name", cells["complete"], 0.05),
+        Figure("cell beyond submit", "the difference of these two", _differences(cells["cell"], cells["submit"]), 0.01),
+        Figure(
+            "completion", f"of {COMPLETED!r}, from the question to the kernel to its answer", cells["complete"], 0.05
+        ),
         Figure("plain kernel", "ipykernel, from its start until it answers", plain),
         Figure("kernel", "Python 3 (KOS), likewise", ours),
         Figure("kernel beyond plain", "the difference of these two", beyond, 1.0),
@@ -142,19 +153,50 @@ def rendered(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _probe(environ: dict[str, str], repeats: int) -> dict[str, list[float]]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(repeats), str(PAUSE_S)],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=PROBE_TIMEOUT_S + repeats,
-        check=False,
-    )
+def _differences(these: list[float], those: list[float]) -> list[float]:
+    return [one - other for one, other in zip(these, those, strict=True)]
+
+
+def _load_s(environ: dict[str, str]) -> float:
+    """Seconds that a fresh IPython takes to load the extension."""
+    words = [sys.executable, "-c", LOAD]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=MEASURE_TIMEOUT_S, check=False)
     if done.returncode != 0:
-        raise KosError("The notebook's side could not be measured.", f"What happened: {done.stderr.strip()[-500:]}")
-    figures: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+        raise _not_measured(done.stderr.strip()[-500:])
+    return float(done.stdout.splitlines()[-1])
+
+
+def _in_kernel(environ: dict[str, str], repeats: int) -> dict[str, list[float]]:
+    """What a kernel takes for submits, cells and completions, the very first completion among them."""
+    with _kernel("kos_kernel", environ) as client:
+        figures = _cells(client, repeats)
+        figures["complete"] = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            client.complete(COMPLETED, len(COMPLETED), reply=True, timeout=MEASURE_TIMEOUT_S)
+            figures["complete"].append(time.perf_counter() - began)
+            time.sleep(PAUSE_S)
     return figures
+
+
+def _cells(client: BlockingKernelClient, repeats: int) -> dict[str, list[float]]:
+    printed: list[str] = []
+
+    def hear(message: dict[str, Any]) -> None:
+        if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
+            printed.append(message["content"]["text"])
+
+    code = CELLS.format(warm_ups=WARM_UPS, repeats=repeats, pause_s=PAUSE_S)
+    timeout_s = MEASURE_TIMEOUT_S + ROUND_TIMEOUT_S * (WARM_UPS + repeats)
+    reply = client.execute_interactive(code, output_hook=hear, allow_stdin=False, timeout=timeout_s)["content"]
+    if reply["status"] != "ok":
+        raise _not_measured(f"{reply.get('ename')}: {reply.get('evalue')}")
+    figures: dict[str, list[float]] = json.loads("".join(printed).splitlines()[-1])
+    return figures
+
+
+def _not_measured(what: str) -> KosError:
+    return KosError("The notebook's side could not be measured.", f"What happened: {what}")
 
 
 def _kernels(environ: dict[str, str], repeats: int) -> tuple[list[float], list[float]]:
@@ -167,17 +209,24 @@ def _kernels(environ: dict[str, str], repeats: int) -> tuple[list[float], list[f
 
 
 def _ready_s(module: str, environ: dict[str, str]) -> float:
+    began = time.perf_counter()
+    with _kernel(module, environ):
+        return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _kernel(module: str, environ: dict[str, str]) -> Iterator[BlockingKernelClient]:
+    """A kernel of this module, once it answers."""
     manager = KernelManager()
     spec = manager.kernel_spec
     assert spec is not None
     spec.argv = [sys.executable, "-P", "-m", module, "-f", "{connection_file}"]
-    began = time.perf_counter()
     manager.start_kernel(env=environ, stderr=subprocess.DEVNULL)
     client = manager.client()
     client.start_channels()
     try:
         client.wait_for_ready(timeout=READY_TIMEOUT_S)
-        return time.perf_counter() - began
+        yield client
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

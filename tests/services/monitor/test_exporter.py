@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kos_cluster.cli import metrics
+from kos_cluster.cli.main import run
 from kos_cluster.core.records import Load, MemberState
-from kos_cluster.errors import UsageError
+from kos_cluster.errors import PortTakenError, UsageError
 from kos_cluster.services.monitor.endpoint import Server, application, is_loopback, read_token
 from kos_cluster.services.monitor.exporter import ClusterCollector
 from kos_cluster.services.monitor.snapshot import Missed, Snapshot
@@ -125,6 +129,19 @@ def test_a_token_is_asked_for() -> None:
             assert code == 401
             assert "kos_" not in text
         assert "kos_up 1.0" in read(address, TOKEN)
+
+
+def test_without_an_address_only_this_machine_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def taken(host: str, port: int, _: object) -> None:
+        asked.append((host, port))
+        raise PortTakenError("It is taken.")
+
+    monkeypatch.setattr(metrics, "Server", taken)
+    monkeypatch.setattr(metrics.Sampler, "cluster", lambda sampler: SimpleNamespace(name="local"))
+    assert run(["metrics"], io.StringIO(), io.StringIO()) == PortTakenError.exit_code
+    assert asked == [("127.0.0.1", 7566)]
 
 
 @pytest.mark.parametrize("path", ["/etc", "/metrics/..", "/%00", "/metrics/x"])

@@ -46,7 +46,7 @@ function taskList({ ask, root, story, cancel }) {
     row.where = kit.el("span");
     row.took = kit.el("span", { class: "kos-figure" });
     row.cause = kit.el("span", { class: "kos-cause" });
-    row.stop = kit.button("Cancel", "Cancel this task", () => cancel(`${job.id}.${row.task}`));
+    row.stop = kit.button("Cancel", "Cancel this task", () => cancel(`${job.id}.${row.task}`, list));
     row.append(cell("", row.number), cell("", row.state), cell("kos-where", row.where), cell("", row.took), cell("kos-why", row.cause), cell("kos-acts", row.stop));
     return row;
   }
@@ -193,7 +193,7 @@ export default {
       row.counts = kit.el("span", { class: "kos-figure" });
       row.where = kit.el("span", { class: "kos-small" });
       row.story = kit.button("Story", "Story", () => story(row.job));
-      row.stop = kit.button("Cancel", "Cancel", () => cancel(row.job));
+      row.stop = kit.button("Cancel", "Cancel", () => cancel(row.job, list));
       row.append(
         cell("kos-who", row.name, row.id_),
         cell("kos-jobstate", row.state),
@@ -231,7 +231,8 @@ export default {
     const none = kit.el("p", { class: "kos-none" });
 
     const cancel = Object.assign(
-      (id) => {
+      (id, list) => {
+        list.box.focus(); // the button goes with what it cancels
         root.say(`Cancelling ${id}…`);
         ask("work", "cancel", { id }).then(() => root.say(`${id} is cancelled.`), (error) => root.say(error.message, true));
       },

@@ -325,8 +325,7 @@ class Job:
                 payload = self._payloads.pop(index, None)
                 if payload is None:
                     continue  # it has its outcome already
-                if isinstance(outcome, Outcome) and outcome.failed and len(self._causes) < CAUSES_LIMIT:
-                    self._causes[index] = outcome.cause()
+                self._note_cause(index, outcome)
                 self._mesh.blocks.unused(payload)
                 for part in self._input_parts.pop(index, {}).values():
                     self._mesh.blocks.unused(part)
@@ -344,6 +343,11 @@ class Job:
             future.settle(outcome)
         for call in over:
             call()
+
+    def _note_cause(self, index: int, outcome: Settled) -> None:
+        """Remember what a failed task raised. One that was not even run has raised nothing, and has no payload."""
+        if isinstance(outcome, Outcome) and outcome.failed and outcome.payload and len(self._causes) < CAUSES_LIMIT:
+            self._causes[index] = outcome.cause()
 
     def _new_future(self, index: int) -> Future:
         return Future(self, index)

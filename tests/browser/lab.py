@@ -170,7 +170,7 @@ class Notebook:
 
     def picture(self, name: str, of: Locator | None = None) -> Path:
         path = self._pictures / f"{name}.png"
-        (of or self.page).screenshot(path=path)
+        (of or self.page).screenshot(path=path, animations="disabled")  # what moves is where it goes to
         return path
 
     def close(self) -> None:

@@ -104,7 +104,7 @@ FIRST_PAINT = """() => {
 OWN_PAINT = "performance.getEntriesByName('kos-monitor-painted').at(-1).duration"  # as the front end marks it itself
 
 # Whether each picture of the text is there.
-PICTURES = "[...document.querySelectorAll('.jp-MarkdownOutput img')].map((each) => each.naturalWidth > 0)"
+PICTURES = "[...document.querySelectorAll('.jp-RenderedMarkdown img')].map((each) => each.naturalWidth > 0)"
 
 STICKING_OUT = """() => [...document.querySelectorAll(".kos-monitor *")]
   .filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === "visible")

@@ -389,11 +389,13 @@ def test_a_restarted_kernel_shows_it_again(notebook: Notebook) -> None:
 
 def test_voila_shows_the_same_notebook(lab: Lab) -> None:
     """The second notebook, as it is in JupyterLab when all its cells have run."""
-    shutil.copy(ROOT / "notebooks" / "02_monitor.ipynb", lab.machine.work)
+    for name in ("02_monitor.ipynb", "monitor.png"):
+        shutil.copy(ROOT / "notebooks" / name, lab.machine.work)
     opened = lab.open("02_monitor.ipynb")
     try:
         for index in range(opened.page.locator(".jp-Notebook .jp-CodeCell").count()):
             opened.run(index)
+        until(lambda: opened.page.evaluate(probes.PICTURES) == [True], "its picture is shown")
         shows_the_second_notebook(opened.page)
     finally:
         opened.close()
@@ -408,7 +410,6 @@ def test_voila_shows_the_same_notebook(lab: Lab) -> None:
 
 
 def shows_the_second_notebook(page: Any) -> None:
-    until(lambda: page.evaluate(probes.PICTURES) == [True], "its picture is shown")
     monitor = page.locator(".kos-monitor").first
     monitor.scroll_into_view_if_needed()
     expect(monitor.locator(".kos-row.kos-node[data-state=alive]")).to_have_count(3)

@@ -42,7 +42,7 @@ def test_the_monitor_leaves_a_widget_a_picture_and_text(executed: Any) -> None:
 def test_its_pictures_lie_beside_it() -> None:
     """As HTML: of one in Markdown, Voila in a Jupyter server never ends its page."""
     words = "".join("".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"])
-    pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+">', words)
+    pictures = re.findall(r'<img src="([^"]+)" width="600" alt="[^"]+">', words)
     assert pictures
     assert "](" not in words
     assert all((NOTEBOOK.parent / picture).is_file() for picture in pictures)

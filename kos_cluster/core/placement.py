@@ -251,7 +251,9 @@ def by_inputs(
         group = rank(needs, node, now)
         if node.id in leaning.apart or group in (CLOSED, NEVER):
             continue
-        (able if group in ranks(prefetch) else waited_for).append(node)
+        # In the queue of a node that is busy with other work it might stand for ever, so that is waited for here.
+        moves = node.slots_free > 0 or leaning.here.get(node.id, 0) > 0
+        (able if group in ranks(prefetch) and moves else waited_for).append(node)
     best = min(able, key=lambda node: begins_in_s(needs, node, leaning), default=None)
     if best is None:
         return None, False

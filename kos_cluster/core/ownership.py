@@ -172,7 +172,7 @@ class Ownership(OwnerTables):
                 self._node_up(event)
             case NodeLoad(id_, load):
                 if id_ in self._nodes:
-                    self._nodes[id_].view.loaded(load)
+                    self._nodes[id_].view.loaded(load, now)
                     self._index.changed(id_)
             case NodeLinks(id_, rates) if id_ in self._nodes:
                 self._nodes[id_].view.links = rates
@@ -382,6 +382,8 @@ class Ownership(OwnerTables):
             node.batches.discard(batch.number)
             node.view.hold(batch.job.spec.needs, -1)
             node.view.in_flight += batch.job.spec.needs.cpus if batch.waits else 0  # which were lent already
+            if batch.sent_s < node.view.loaded_s:
+                node.view.busy = max(0, node.view.busy - batch.job.spec.needs.cpus)  # it was gossiped with that
             batch.job.gone_from(batch.node)
             self._index.changed(batch.node)
 

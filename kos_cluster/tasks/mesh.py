@@ -88,7 +88,7 @@ class Mesh:
         self.streams = Streams(self, self._returns, lambda: self._attachment.by_node, self._feed, self._post)
         self.blocks = OwnBlocks(self)
         self.holding = Holding(self, self._feed, self._resume, self._post)
-        self.remaking = Remaking(self, self._core, self._feed, self._begin, self._fail_held, self._close_job)
+        self.remaking = Remaking(self, self._core, self._jobs, self._outgoing, self._feed, self._begin, self._close_job)
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._woken = False
         self._announcing = False
@@ -499,11 +499,6 @@ class Mesh:
             job.since_s = time.monotonic()
             self._active.add(job_id)
             self._lending.lend(job.parent, True)
-
-    def _fail_held(self, job_id: str, index: int, error: BaseException) -> None:
-        self._jobs[job_id].settle_all([(index, 1)], error)
-        self._outgoing.settled(self._jobs[job_id], [(index, 1)])
-        self._feed(ownership.HeldFailed(job_id, index))
 
     def _idle(self, job_id: str) -> None:
         """All tasks so far are final."""

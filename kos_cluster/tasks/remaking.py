@@ -23,14 +23,14 @@ from __future__ import annotations
 import concurrent.futures
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from kos_cluster.core.ownerevents import Event, InputLost, Released, ResultLost
+from kos_cluster.core.ownerevents import Event, HeldFailed, InputLost, Released, ResultLost
 from kos_cluster.core.records import HeldTasks, indices_of, runs_of
 from kos_cluster.errors import BlockLostError, InputFailedError, KosError
 from kos_cluster.net import wire
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kos_cluster.core.ownership import Ownership
     from kos_cluster.tasks.job import Job
     from kos_cluster.tasks.mesh import Mesh
+    from kos_cluster.tasks.outgoing import Outgoing
 
 KEPT_ARGUMENTS_BYTES = 1 << 20  # of one task, from which on they are not kept
 KEPT_LIMIT_BYTES = 64 << 20  # of all tasks whose results stay
@@ -93,24 +94,26 @@ class _Making:
 
 
 class Remaking:
-    """Part of `owner`, a connection. `feed` gives an event to its table, `begin` says that a job has work again, `fail`
-    that a held task ends with this error, `close` that a closed job is not needed for this any more.
+    """Part of `owner`, a connection, with its table, its jobs by id and what it sends. `feed` gives an event to the
+    table, `begin` says that a job has work again, `close` that a closed job is not needed for this any more.
     """
 
     def __init__(
         self,
         owner: Mesh,
         core: Ownership,
+        jobs: Mapping[str, Job],
+        outgoing: Outgoing,
         feed: Callable[[Event], None],
         begin: Callable[[str], None],
-        fail: Callable[[str, int, BaseException], None],
         close: Callable[[Job], None],
     ) -> None:
         self._owner = owner
         self._core = core
+        self._table = jobs
+        self._outgoing = outgoing
         self._feed = feed
         self._begin = begin
-        self._fail = fail
         self._close = close
         self._origins: weakref.WeakValueDictionary[str, Origin] = weakref.WeakValueDictionary()
         self._making: dict[str, _Making] = {}
@@ -218,6 +221,12 @@ class Remaking:
         """A job's tasks that wait for lost results, the first of them."""
         held = ((index, list(missed)) for (id_, index), missed in self._held.items() if id_ == job)
         return tuple(HeldTasks(index, 1, tuple(names[:1]), len(names) - 1) for index, names in islice(held, ROWS_LIMIT))
+
+    def _fail(self, job: str, index: int, error: BaseException) -> None:
+        """A held task ends."""
+        self._table[job].settle_all([(index, 1)], error)
+        self._outgoing.settled(self._table[job], [(index, 1)])
+        self._feed(HeldFailed(job, index))
 
     # ---- making again
 

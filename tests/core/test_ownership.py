@@ -606,3 +606,13 @@ def test_a_task_whose_lost_input_does_not_come_fails_and_one_that_is_cancelled_i
     assert own.JobIdle("j") in core.handle(own.HeldFailed("j", 0), 3.0)
     assert not core.handle(own.Released("j", [(0, 2)]), 4.0)
     assert (core.summary("j").failed, core.summary("j").cancelled) == (2, 1)
+
+
+def test_what_has_ended_since_a_nodes_load_was_heard_is_not_counted_as_its_load():
+    core = machine(nodes=2, slots=1)
+    (d,) = dispatches(opened(core, 1, needs=Needs(on="node0")))
+    core.handle(own.NodeLoad("id0", Load(running=1)), 2.0)
+    done(core, d, 3.0)
+    core.handle(own.Opened(own.JobSpec("k", "g", inputs=Inputs(1 << 30, {"id0": 1 << 30}))), 3.0)
+    (next_one,) = dispatches(core.handle(own.Added("k", 1), 3.0))
+    assert next_one.node == "id0", "it is known to be free"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from kos_cluster.core.batching import Durations
 from kos_cluster.core.ownerevents import JobSpec
+from kos_cluster.core.placement import Inputs
 from kos_cluster.core.records import Attempt, AttemptEnd, Runs, TaskState, indices_of, runs_of
 
 HISTORY_LIMIT = 4096  # batches remembered per job
@@ -60,6 +61,22 @@ class BatchRow:
         """Note how the attempt ended for these tasks."""
         self.ends.update(dict.fromkeys(indices_of(runs), end))
 
+    def hold_again(self, index: int, cause: str) -> bool:
+        """A task of this batch did not begin for want of its input: it waits, held. False when it is not owed."""
+        if not self.owes([(index, 1)]):
+            return False
+        self.left.discard(index)
+        self.ends[index] = AttemptEnd.INPUT_LOST
+        self.cause = self.cause or cause
+        job = self.job
+        job.mark([(index, 1)], WAITING)
+        job.held.add(index)
+        job.held_attempt[index] = self.attempt + 1
+        job.sent -= 1
+        job.waiting += 1
+        job.reruns += 1
+        return True
+
     def attempt_of(self, index: int, node: str) -> Attempt:
         """This batch as one attempt of a task, with the node's name."""
         end = self.ends.get(index, AttemptEnd.OPEN if index in self.left else AttemptEnd.DONE)
@@ -77,6 +94,8 @@ class JobRow:
     state: bytearray = field(default_factory=bytearray)
     pending: deque[tuple[int, int, int]] = field(default_factory=deque)  # (start, stop, attempt)
     held: set[int] = field(default_factory=set)  # waiting tasks that are not pending yet
+    held_attempt: dict[int, int] = field(default_factory=dict)  # of those that were sent before: the next one's number
+    reads: dict[int, Inputs] = field(default_factory=dict)  # by tasks that are not final, beside what all of them read
     batches: dict[int, BatchRow] = field(default_factory=dict)
     history: deque[BatchRow] = field(default_factory=lambda: deque(maxlen=HISTORY_LIMIT))
     durations: Durations = field(default_factory=Durations)
@@ -94,6 +113,11 @@ class JobRow:
     last_node: str = ""  # id of the node that took the newest batch
     held_since_s: float | None = None  # it waits for the node of its inputs
     unplaced_since_s: float | None = None  # no node could take its next batch
+
+    @property
+    def next_reads(self) -> Inputs | None:
+        """What the next waiting task reads by itself."""
+        return self.reads.get(self.pending[0][0]) if self.reads and self.pending else None
 
     @property
     def idle(self) -> bool:
@@ -122,17 +146,23 @@ class JobRow:
         else:
             self._append(start, start + count)
 
-    def release(self, runs: Runs, size_bytes: int) -> None:
-        """Those of these tasks that are held may be sent."""
+    def release(self, runs: Runs, size_bytes: int, reads: Inputs | None) -> None:
+        """Those of these tasks that are held may be sent; each reads this."""
         self.size_bytes += size_bytes
+        for index in [index for index in indices_of(runs) if index in self.held_attempt]:
+            self.held.discard(index)
+            self.pending.appendleft((index, index + 1, self.held_attempt.pop(index)))
         for start, count in runs_of(index for index in indices_of(runs) if index in self.held):
             self.held.difference_update(range(start, start + count))
+            if reads is not None:
+                self.reads.update(dict.fromkeys(range(start, start + count), reads))
             self._append(start, start + count)
 
     def fail_held(self, index: int) -> None:
         """A held task fails without having been sent."""
         if index in self.held:
             self.held.discard(index)
+            self.held_attempt.pop(index, None)
             self.state[index] = FAILED
             self.waiting -= 1
             self.failed += 1
@@ -170,6 +200,31 @@ class JobRow:
         self.waiting += count
         self.sent -= count
 
+    def may_run_again(self, index: int) -> bool:
+        """Whether a task is done and has tries left."""
+        done = 0 <= index < len(self.state) and self.state[index] == DONE
+        return done and not self.spec.gang and self._last_attempt(index) <= self.spec.retries
+
+    def run_again(self, index: int, cause: str) -> bool:
+        """A task that is done waits again, as its result is lost for this cause. False when it has no tries left."""
+        if not self.may_run_again(index):
+            return False
+        attempt = self._last_attempt(index)
+        for batch in self.all_batches():
+            if holds(batch.runs, index) and index not in batch.left | batch.ends.keys():
+                batch.ends[index] = AttemptEnd.RESULT_LOST
+                batch.cause = batch.cause or cause
+        self.done -= 1
+        self.waiting += 1
+        self.reruns += 1
+        self.state[index] = WAITING
+        self.pending.appendleft((index, index + 1, attempt + 1))
+        return True
+
+    def _last_attempt(self, index: int) -> int:
+        """The number of a task's newest attempt, as far as batches are remembered."""
+        return max((batch.attempt for batch in self.all_batches() if holds(batch.runs, index)), default=1)
+
     def settle(self, runs: Runs, state: int) -> int:
         """Sent tasks become final; gives how many."""
         count = self.mark(runs, state)
@@ -193,6 +248,8 @@ class JobRow:
             else:
                 self.sent -= 1
             self.state[index] = CANCELLED
+            self.reads.pop(index, None)
+            self.held_attempt.pop(index, None)
         self.cancelled += len(dropped)
         self.held -= dropped
         if dropped:
@@ -205,6 +262,8 @@ class JobRow:
         for start, count in runs:
             self.state[start : start + count] = bytes((state,)) * count
             total += count
+            for index in range(start, start + count) if self.reads and state > SENT else ():
+                self.reads.pop(index, None)
         return total
 
     def all_batches(self) -> Iterable[BatchRow]:

@@ -53,11 +53,28 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """Held tasks may be sent; their payloads have grown by `size_bytes` together."""
+    """Held tasks may be sent; their payloads have grown by `size_bytes` together. `inputs`: what each of them reads."""
 
     job: str
     runs: Runs
     size_bytes: int = 0
+    inputs: Inputs | None = None
+
+
+class ResultLost(msgspec.Struct, frozen=True):
+    """The result of a task that is done is nowhere any more, for this cause: it is to run again."""
+
+    job: str
+    index: int
+    cause: str
+
+
+class InputLost(msgspec.Struct, frozen=True):
+    """A task of a batch did not begin, as what it reads is lost. It is held until that was made again."""
+
+    batch: int
+    index: int
+    cause: str
 
 
 class HeldFailed(msgspec.Struct, frozen=True):
@@ -246,6 +263,8 @@ Event = (
     Opened
     | Added
     | Released
+    | ResultLost
+    | InputLost
     | HeldFailed
     | NodeUp
     | NodeLoad

@@ -16,6 +16,8 @@ later ones are dropped, so a task may run more than once and still has one resul
     sent      lost, may have run, none left     failed
     sent      lost, did not run; refused,       waiting, same attempt
               or taken back (`takingback`)
+    sent      its input is lost, tries left     held, next attempt
+    done      its result is lost, tries left    waiting, next attempt
     held,     cancelled, or its job             cancelled
     waiting,
     sent
@@ -44,6 +46,7 @@ from kos_cluster.core.ownerevents import (
     Event,
     GiveUp,
     HeldFailed,
+    InputLost,
     JobIdle,
     JobsElsewhere,
     JobSpec,
@@ -56,6 +59,7 @@ from kos_cluster.core.ownerevents import (
     Outcomes,
     RanksPlaced,
     Released,
+    ResultLost,
     Returned,
     StartedRunning,
     TakeBackAt,
@@ -90,6 +94,7 @@ __all__ = [
     "Event",
     "GiveUp",
     "HeldFailed",
+    "InputLost",
     "JobIdle",
     "JobSpec",
     "JobsElsewhere",
@@ -103,6 +108,7 @@ __all__ = [
     "Ownership",
     "RanksPlaced",
     "Released",
+    "ResultLost",
     "Returned",
     "StartedRunning",
     "TakeBackAt",
@@ -126,14 +132,18 @@ class Ownership(OwnerTables):
         match event:
             case Outcomes():
                 self._outcomes(event, now, effects)
-            case Released(id_, runs, size_bytes):
-                if id_ in self._jobs:
-                    self._jobs[id_].release(runs, size_bytes)
+            case Released(id_, runs, size_bytes, inputs) if id_ in self._jobs:
+                self._jobs[id_].release(runs, size_bytes, inputs)
+                self._order.wait(self._jobs[id_])
+            case ResultLost(id_, index, cause) if id_ in self._jobs:
+                if self._jobs[id_].run_again(index, cause):
                     self._order.wait(self._jobs[id_])
-            case HeldFailed(id_, index):
-                if id_ in self._jobs:
-                    self._jobs[id_].fail_held(index)
-                    self._idle_check(self._jobs[id_], effects)
+            case InputLost(number, index, cause) if number in self._batches:
+                if self._batches[number].hold_again(index, cause):
+                    self._batch_over(self._batches[number], now)
+            case HeldFailed(id_, index) if id_ in self._jobs:
+                self._jobs[id_].fail_held(index)
+                self._idle_check(self._jobs[id_], effects)
             case Added(id_, count, size_bytes, settled, held):
                 job = self._jobs[id_]
                 job.add(count, size_bytes, held=held)
@@ -162,7 +172,7 @@ class Ownership(OwnerTables):
                 self._node_up(event)
             case NodeLoad(id_, load):
                 if id_ in self._nodes:
-                    self._nodes[id_].view.loaded(load)
+                    self._nodes[id_].view.loaded(load, now)
                     self._index.changed(id_)
             case NodeLinks(id_, rates) if id_ in self._nodes:
                 self._nodes[id_].view.links = rates
@@ -229,9 +239,13 @@ class Ownership(OwnerTables):
             self._commit(job, fresh, event.failed, batch)
             effects.append(Commit(job.spec.job, fresh))
         self._cancel_other(batch, now, effects)
-        if not batch.left:  # what has not come yet is on its way, or is sent again
-            self._end(batch, "", now)
+        self._batch_over(batch, now)
         self._idle_check(job, effects)
+
+    def _batch_over(self, batch: BatchRow, now: float) -> None:
+        """It is, when nothing is left of it: what has not come yet is on its way, or is sent again."""
+        if not batch.left:
+            self._end(batch, batch.cause, now)
 
     def _commit(self, job: JobRow, fresh: Runs, failed: frozenset[int], batch: BatchRow) -> None:
         job.done += job.settle(fresh, DONE)
@@ -368,6 +382,8 @@ class Ownership(OwnerTables):
             node.batches.discard(batch.number)
             node.view.hold(batch.job.spec.needs, -1)
             node.view.in_flight += batch.job.spec.needs.cpus if batch.waits else 0  # which were lent already
+            if batch.sent_s < node.view.loaded_s:
+                node.view.busy = max(0, node.view.busy - batch.job.spec.needs.cpus)  # it was gossiped with that
             batch.job.gone_from(batch.node)
             self._index.changed(batch.node)
 
@@ -476,7 +492,8 @@ class Ownership(OwnerTables):
     def _send(self, job: JobRow, node: KnownNode, now: float) -> Dispatch:
         each_bytes = job.size_bytes // max(1, len(job.state))
         ready = job.waiting - len(job.held)
-        size = 1 if job.spec.single else job.durations.batch_size(ready, self._index.slots, each_bytes)
+        alone = job.spec.single or job.next_reads is not None
+        size = 1 if alone else job.durations.batch_size(ready, self._index.slots, each_bytes)
         runs, attempt = job.take(size)
         return self._sent(job, node, runs, attempt, now)
 

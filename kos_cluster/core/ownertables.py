@@ -83,6 +83,15 @@ class OwnerTables:
             cancelled=job.cancelled,
         )
 
+    def may_run_again(self, job_id: str, index: int) -> bool:
+        """Whether a task that is done may run again, should its result be lost."""
+        return job_id in self._jobs and self._jobs[job_id].may_run_again(index)
+
+    def tries_left(self, batch: int) -> bool:
+        """Whether the tasks of a batch that is with a node may have another attempt."""
+        known = self._batches.get(batch)
+        return known is not None and known.attempt <= known.job.spec.retries and not known.job.spec.gang
+
     def story(self, job_id: str, index: int) -> Story | None:
         """A task's attempts in order; None when the job or task is not (or no longer) known."""
         return next(iter(self.stories(job_id, [index])), None)

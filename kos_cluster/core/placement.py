@@ -55,6 +55,7 @@ class Candidate:
     memory_bytes: int
     in_flight: int = 0  # slots
     busy: int = 0
+    loaded_s: float = 0.0  # when that was heard
     memory_available_bytes: int = 0
     packages: frozenset[str] = frozenset()
     # Packages whose objects it cannot read -> why; the key "" stands for every payload.
@@ -81,9 +82,13 @@ class Candidate:
         for name, count in needs.resources:
             self.resources_in_flight[name] = self.resources_in_flight.get(name, 0) + sign * count
 
-    def loaded(self, load: Load) -> None:
+    def loaded(self, load: Load, now: float = 0.0) -> None:
         """Take in what was gossiped last."""
-        self.busy, self.memory_available_bytes = load.running + load.queued, load.memory_available_bytes
+        self.loaded_s, self.busy, self.memory_available_bytes = (
+            now,
+            load.running + load.queued,
+            load.memory_available_bytes,
+        )
         self.memory_declared_bytes, self.gpus_in_use = load.memory_declared_bytes, load.gpus_in_use
         self.resources_in_use = dict(zip(sorted(self.resources), load.resources_in_use, strict=False))
         self.over_memory = load.over_memory
@@ -251,7 +256,9 @@ def by_inputs(
         group = rank(needs, node, now)
         if node.id in leaning.apart or group in (CLOSED, NEVER):
             continue
-        (able if group in ranks(prefetch) else waited_for).append(node)
+        # In the queue of a node that is busy with other work it might stand for ever, so that is waited for here.
+        moves = node.slots_free > 0 or leaning.here.get(node.id, 0) > 0
+        (able if group in ranks(prefetch) and moves else waited_for).append(node)
     best = min(able, key=lambda node: begins_in_s(needs, node, leaning), default=None)
     if best is None:
         return None, False

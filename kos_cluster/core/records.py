@@ -164,6 +164,8 @@ class AttemptEnd(enum.StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     MEMORY_LIMIT = "memory-limit"  # it held more than it had declared
     RETURNED = "returned"  # came back without having started
+    RESULT_LOST = "result-lost"  # it was done, and what it had made was lost since
+    INPUT_LOST = "input-lost"  # it did not begin: what it reads was lost
 
 
 class Cause(enum.StrEnum):

@@ -53,7 +53,8 @@ class Relations:
         """What speaks for and against nodes for the job's next batch."""
         spec, needs = job.spec, job.spec.needs
         apart = self._apart(job) if needs.apart or self._shunning else ()
-        if needs.layout is Layout.ANY and not needs.near and not apart and spec.inputs is None:
+        inputs = job.next_reads or spec.inputs
+        if needs.layout is Layout.ANY and not needs.near and not apart and inputs is None:
             return Leaning(last=job.last_node) if job.last_node else PLAIN
         return Leaning(
             last=job.last_node,
@@ -61,7 +62,7 @@ class Relations:
             here=job.at,
             near=self.near(needs),
             apart=apart,
-            inputs=spec.inputs,
+            inputs=inputs,
             task_s=UNMEASURED_S if job.durations.mean_s is None else job.durations.mean_s,
             waited_s=0.0 if job.held_since_s is None else now - job.held_since_s,
         )

@@ -2,7 +2,8 @@
 
 Theory of operation. One connection a process and arena, made when it is first needed. Requests take turns; each has a
 serial, so that an answer to one that was interrupted is told from the next one's, and what it gave is given back. A
-block that is read is a read-only mapping; the block is released when the last view of it is gone, wherever that is.
+block that is read is a mapping, read-only or private; the block is released when the last view of it is gone, wherever
+that is.
 
 Rules: a forked child makes a connection of its own. `release` may be called anywhere, by the garbage collector too: it
 takes no lock and does not wait.
@@ -98,11 +99,14 @@ class Attached:
         assert isinstance(answer, protocol.Sealed)
         return answer.node
 
-    def read(self, block: str, home: str = "") -> mmap.mmap:
-        """A block, to be read; fetched from node `home` if it is not here. Raises BlockLostError, ArenaFullError."""
+    def read(self, block: str, home: str = "", *, private: bool = False) -> mmap.mmap:
+        """A block, to be read; fetched from node `home` if it is not here. Raises BlockLostError, ArenaFullError.
+
+        A `private` one can be written to, and its reader alone sees that: a page is copied when it is written.
+        """
         segment = self._given(block, lambda serial: protocol.Hold(serial, block, home))
         try:
-            mapping = segment.map()
+            mapping = segment.map(access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ)
         except BaseException:
             self.release(block)
             raise

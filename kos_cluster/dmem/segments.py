@@ -59,9 +59,11 @@ class Segment:
                 raise BlockingIOError(error.errno, "it is still mapped to be written") from None
             raise
 
-    def map(self, *, writable: bool = False) -> mmap.mmap:
-        """Its content. The mapping outlives this object's descriptor."""
-        return mmap.mmap(self.fd, self.size_bytes, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    def map(self, *, access: int = mmap.ACCESS_READ) -> mmap.mmap:
+        """Its content; with ACCESS_COPY, what is written to it is seen here alone. It outlives this descriptor."""
+        if access == mmap.ACCESS_READ:  # a shared mapping could be made writable later, so it would hinder sealing
+            return mmap.mmap(self.fd, self.size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        return mmap.mmap(self.fd, self.size_bytes, access=access)
 
     def close(self) -> None:
         """Give up this process's descriptor; mappings stay."""

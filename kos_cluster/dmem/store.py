@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import shutil
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -221,7 +222,7 @@ class BlockStore:
 
     def _read_back(self, block: str, segment: Segment) -> None:
         try:
-            with segment.map(writable=True) as mapping, memoryview(mapping) as view:
+            with segment.map(access=mmap.ACCESS_WRITE) as mapping, memoryview(mapping) as view:
                 self._spill.read(block, view)
             segment.seal()
         except BaseException:

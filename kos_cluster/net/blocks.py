@@ -38,5 +38,5 @@ def nowhere(block: str, failures: Iterable[str]) -> BlockLostError:
     said = "; ".join(dict.fromkeys(failures)) or "no other node is alive"
     return BlockLostError(
         f"The block {block[:12]} could not be got from any node: {said}.",
-        "Put it again, or run the task again that made it.",
+        "What was put cannot be made again: put it again, or run the task again that made it.",
     )

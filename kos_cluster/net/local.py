@@ -96,6 +96,7 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     seed: int | None = None
     gpus: str = ""  # for CUDA_VISIBLE_DEVICES: those that the worker was given; empty when it was given none
     stream: tuple[int, int] | None = None  # its task yields: the owner has so many items, and wants those until there
+    stays: dict[int, str] | None = None  # large results stay here, those of these tasks as blocks of these names
 
 
 class ItemsWanted(msgspec.Struct, frozen=True, tag=True):
@@ -133,8 +134,9 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     entry; its outcome is the file of that name in the spool, of that many bytes. `elapsed_s` is the time spent in
     user code on these. `last` is true when the batch is finished and the worker is idle again. `retire`: the worker
     must not be used again. `peak_memory_bytes`: the most that the worker's process has held. `items`: how many a task
-    that yields has yielded. `blocks`: those that these outcomes refer to. `causes`: what some of the failed raised, a
-    line each.
+    that yields has yielded. `blocks`: those that these outcomes refer to. An index in `stayed` has a pickle that names
+    a block as its outcome, which has so many bytes. One in `lost` has failed before it began, as these blocks that it
+    reads are nowhere. `causes`: what some of the failed raised, a line each.
     """
 
     batch: int
@@ -148,6 +150,8 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     items: int = 0
     blocks: list[str] = []
     causes: dict[int, str] = {}
+    stayed: dict[int, int] = {}
+    lost: dict[int, list[str]] = {}
 
 
 class Item(msgspec.Struct, frozen=True, tag=True):

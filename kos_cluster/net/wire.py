@@ -158,6 +158,7 @@ class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
     stream: tuple[int, int] | None = None  # its one task yields: so many items are here, those until there are wanted
     gang: bool = False  # it is a rank of a gang whose slots are reserved in the name of its job
     priority: int = 0  # of its job among those of its user
+    stays: dict[int, str] | None = None  # large results stay there, those of these tasks as blocks of these names
 
 
 class Missing(msgspec.Struct, frozen=True, tag="MISSING"):
@@ -199,6 +200,8 @@ class Result(msgspec.Struct, frozen=True, tag="RESULT"):
     last: bool
     items: int = 0  # that its task has yielded, if it yields
     blocks: list[str] = []  # that these outcomes refer to, and the owner keeps if they are at this node
+    stayed: dict[int, int] = {}  # the bytes of those that stay here as blocks, which their pickles name
+    lost: dict[int, list[str]] = {}  # of tasks that could not begin: the blocks that they read and no node has
 
 
 class Lost(msgspec.Struct, frozen=True, tag="LOST"):

@@ -55,7 +55,8 @@ class Send(Protocol):
     def __call__(self, owner: OwnerState, message: wire.Message, payload: Payload = b"") -> bool: ...
 
 
-KeepBlocks = Callable[[Owner, Sequence[str]], None]  # these, which results refer to, are the owner's from now on
+# These, which results refer to, are the owner's from now on, and not their writers'; None: nobody's.
+KeepBlocks = Callable[[Owner | None, Sequence[str]], None]
 
 
 class Batches:
@@ -418,6 +419,7 @@ class Batches:
             message.seed,
             ",".join(gpus),
             None if message.stream is None else (message.stream[0], batch.wanted),
+            message.stays,
         )
         self._workers.let_claim(worker, len(batch.order) - 1)
         self._workers.send(worker, run, batch.payload)
@@ -431,11 +433,12 @@ class Batches:
         record.returned_bytes += len(payload) + sum(size_bytes for _, size_bytes in message.large.values())
         record.peak_memory_bytes = max(record.peak_memory_bytes, message.peak_memory_bytes)
         cause = self._queue.stopping(key)
-        failed = dict.fromkeys(message.failed, AttemptEnd.FAILED)
-        record.ends.update(failed)
+        record.ends.update(dict.fromkeys(message.failed, AttemptEnd.FAILED))
+        record.ends.update(dict.fromkeys(message.lost, AttemptEnd.INPUT_LOST))
         self._history.raised(record.job, message.causes)
         if cause is not None and message.failed:
             self._report_stopped(batch, message, cause)
+            self._keep_blocks(None, message.blocks)
         elif message.runs or message.last:
             owner = batch.owner
             result = wire.Result(
@@ -448,6 +451,8 @@ class Batches:
                 message.last,
                 message.items,
                 message.blocks,
+                message.stayed,
+                message.lost,
             )
             if message.blocks:
                 self._keep_blocks(owner.owner, message.blocks)

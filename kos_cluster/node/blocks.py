@@ -90,11 +90,16 @@ class Blocks:
         """A block for a peer, or the ids of nodes that it can ask. Raises BlockLostError, ArenaFullError."""
         return await self._lendings.lend(peer, block, insist)
 
-    def returned(self, owner: Owner, blocks: Sequence[str]) -> None:
-        """Results of this owner's tasks refer to these; those that are here it keeps, and their writers need not."""
+    def returned(self, owner: Owner | None, blocks: Sequence[str]) -> None:
+        """Results of this owner's tasks refer to these; those that are here it keeps, and their writers need not.
+
+        An owner that has ended keeps nothing; None: the results are given to nobody.
+        """
+        known = owner is not None and self._knows(owner)
         for block in blocks:
             if self._store.has(block):
-                self._store.keep(block, owner)
+                if owner is not None and known:
+                    self._store.keep(block, owner)
                 self._store.passed_on(block)
 
     def owner_ended(self, owner: Owner) -> None:

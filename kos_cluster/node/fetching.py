@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -49,10 +48,8 @@ DROPPED_LIMIT = 4096  # blocks that were dropped lately, and are not kept when t
 class Receiving:
     """A block of which a part is here. Any thread may follow it."""
 
-    _fd = -1
-
     def __init__(self, segment: Segment) -> None:
-        self._fd = os.dup(segment.fd)
+        self._content = memoryview(segment.map())
         self.size_bytes = segment.size_bytes
         self._came_bytes = 0
         self._failed = False
@@ -70,14 +67,11 @@ class Receiving:
 
     def chunks(self) -> Iterator[memoryview]:
         """What is here, and then what comes. Raises ConnectionError when it does not come."""
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, self.size_bytes)))
         done = 0
         while done < self.size_bytes:
-            there = self._more_than(done)
-            while done < there:
-                count = os.preadv(self._fd, [buffer[: min(len(buffer), there - done)]], done)
-                yield buffer[:count]
-                done += count
+            there = min(self._more_than(done), done + CHUNK_BYTES)
+            yield self._content[done:there]
+            done = there
 
     def _more_than(self, done: int) -> int:
         """Wait until more bytes are here than were read; how many there are."""
@@ -87,10 +81,6 @@ class Receiving:
             if self._failed:
                 raise ConnectionError("the block did not come")
             return self._came_bytes
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
 
 
 @dataclass(eq=False)
@@ -246,7 +236,7 @@ class Fetching:
             fetch.keepers = outcome.keepers
             fetch.receiving = Receiving(segment)
             self._loop.call_soon_threadsafe(fetch.began.set)
-            mapping = segment.map(writable=True)
+            mapping = segment.map(access=mmap.ACCESS_WRITE)
             begun.append((mapping, fetch.receiving))
             began_s = time.monotonic()
             return memoryview(mapping)

@@ -11,7 +11,7 @@ port.
 from __future__ import annotations
 
 import asyncio
-import os
+import mmap
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -88,15 +88,11 @@ class Lendings:
             leave()
         holder = self._store.new_holder()
         segment = await self._store.hold(block, holder)
-        fd = os.dup(segment.fd)
-        release = partial(self._store.release, block, holder)
-        end = partial(self._ended, block, release, fd)
-        return Lending(segment.size_bytes, self._store.keepers(block), _chunks(fd, segment.size_bytes), end)
+        end = partial(self._ended, block, partial(self._store.release, block, holder))
+        return Lending(segment.size_bytes, self._store.keepers(block), _chunks(segment.map()), end)
 
-    def _ended(self, block: str, release: Callable[[], None], fd: int = -1) -> None:
+    def _ended(self, block: str, release: Callable[[], None]) -> None:
         """A lending is over; told by any thread."""
-        if fd >= 0:
-            os.close(fd)
         with suppress(RuntimeError):  # the daemon's loop has ended meanwhile
             self._loop.call_soon_threadsafe(release)
             self._loop.call_soon_threadsafe(self._over, block)
@@ -117,10 +113,7 @@ class Lendings:
             self._takers.popitem(last=False)
 
 
-def _chunks(fd: int, size_bytes: int) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, size_bytes)))
-    done = 0
-    while done < size_bytes:
-        count = os.preadv(fd, [buffer[: min(len(buffer), size_bytes - done)]], done)
-        yield buffer[:count]
-        done += count
+def _chunks(mapping: mmap.mmap) -> Iterator[memoryview]:
+    content = memoryview(mapping)
+    for start in range(0, len(content), CHUNK_BYTES):
+        yield content[start : start + CHUNK_BYTES]

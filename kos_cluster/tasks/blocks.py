@@ -4,12 +4,17 @@ Theory of operation. A reference is a name and where the block was made; it trav
 and, in a task, `stay` make one. A task's argument that is a reference is resolved in the worker, before the function is
 called; one that is inside of another argument stays a reference. Who drops a block, and when: `tasks.ownblocks`.
 
+A large result becomes a block of its worker's node by itself (`result_stays`). What travels in its place is a pickle of
+a few bytes that names the block and unpickles to the value, in the client and in a task that takes the result. The
+value is the reader's own: its arrays can be written to, and nobody else sees that.
+
 Rules: workers import this, so it stays small. Nothing here counts; references that arrive are told to `counting`.
 """
 
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import secrets
 import weakref
@@ -17,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kos_cluster.dmem.attached import attached
-from kos_cluster.errors import UnreachableError, UsageError
+from kos_cluster.errors import BlockLostError, KosError, UnreachableError, UsageError
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.context import here
 
@@ -76,6 +81,12 @@ class Counting(Protocol):
     def returned(self, ref: BlockRef, /) -> None:
         """A reference has been unpickled here."""
 
+    def owns(self, block: str, /) -> bool:
+        """Whether the block is this process's."""
+
+    def result(self, ref: BlockRef, /) -> memoryview:
+        """What a block of this process's holds, to be changed at will. Raises BlockLostError, StateError."""
+
 
 arrivals = Arrivals()
 counting: weakref.WeakSet[Counting] = weakref.WeakSet()
@@ -91,11 +102,52 @@ def stay(value: Any) -> BlockRef:
     """
     if here.arena is None:
         raise UsageError("stay() was called outside of a task.", "Use cluster.put(value) there.")
-    pieces = serialise.dumps_block(value)
-    block = secrets.token_hex(16)
+    return _laid(secrets.token_hex(16), serialise.dumps_block(value))
+
+
+def result_stays(pieces: serialise.Segments, block: str = "") -> bytes:
+    """In a worker: let a task's pickled result stay here, as a block of that name if it has one. The pickle for it.
+
+    Raises ArenaFullError, UsageError when there is such a block, UnreachableError.
+    """
+    ref = _laid(block or secrets.token_hex(16), pieces)
+    departed[ref.id] = None
+    return pickle.dumps(_Stayed(ref), serialise.PROTOCOL)
+
+
+def _laid(block: str, pieces: serialise.Segments) -> BlockRef:
+    assert here.arena is not None
     node = attached(here.arena).write(block, pieces)
     _staying.append(block)
     return BlockRef(block, sum(map(len, pieces)), node, here.node)
+
+
+class _Stayed:
+    """Unpickles to the result that the block holds."""
+
+    def __init__(self, ref: BlockRef) -> None:
+        self._ref = ref
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        ref = self._ref
+        return _result, (MARK + ref.id, ref.size_bytes, ref.node, ref.node_name)
+
+
+def _result(marked: str, size_bytes: int, node: str, node_name: str) -> Any:
+    ref = BlockRef(marked.removeprefix(MARK), size_bytes, node, node_name)
+    return serialise.loads(_own_view(ref))
+
+
+def _own_view(ref: BlockRef) -> memoryview:
+    if here.arena is not None:
+        return mapped(here.arena, ref, private=True)
+    for each in list(counting):
+        if each.owns(ref.id):
+            return each.result(ref)
+    raise BlockLostError(
+        f"The result in block {ref.id[:12]} of node {ref.node_name} is kept for nobody any more.",
+        "Keep its future while you need it, or run its task again.",
+    )
 
 
 def take_departed() -> list[str]:
@@ -140,6 +192,20 @@ def named_in(payload: bytes | bytearray | memoryview) -> list[str]:
     return [name.decode() for name in _NAMED.findall(payload)]
 
 
-def mapped(arena: Path, ref: BlockRef) -> memoryview:
+def lost_of(payload: bytes | bytearray | memoryview) -> list[str]:
+    """In a worker: those of the blocks that a pickle refers to which no node has."""
+    assert here.arena is not None
+    lost = []
+    for block in named_in(payload):
+        try:
+            attached(here.arena).read(block)
+        except BlockLostError:
+            lost.append(block)
+        except KosError:  # it is there, or not known to be lost
+            continue
+    return lost
+
+
+def mapped(arena: Path, ref: BlockRef, *, private: bool = False) -> memoryview:
     """What a block holds, from the arena in that folder. Raises BlockLostError, ArenaFullError, UnreachableError."""
-    return memoryview(attached(arena).read(ref.id, ref.node))
+    return memoryview(attached(arena).read(ref.id, ref.node, private=private))

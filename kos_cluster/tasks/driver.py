@@ -4,9 +4,10 @@ Theory of operation. The driver connects as the client of this machine, opens th
 tasks that have no result yet. Outcomes go to the daemon as they come, those of `COLLECT_S` together; the daemon commits
 them by agreement. It has no state: when it is lost, another goes on from what is committed.
 
-Rules. User code does not run here; results stay pickled, but a program's, whose exit code is wanted. When the daemon
-closes the channel the driver ends at once, and with it all that it has at nodes. With `retries=0` a task that a lost
-driver may have started is not started again.
+Rules. User code does not run here; results stay pickled, but a program's, whose exit code is wanted. They all come
+here, however large, since a copy in shared memory ends with its node. When the daemon closes the channel the driver
+ends at once, and with it all that it has at nodes. With `retries=0` a task that a lost driver may have started is not
+started again.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Driver:
         self._tell(len(waiting))
 
     def _launch(self, spec: JobSpec, payloads: list[bytes], waiting: list[int]) -> None:
-        job = self._cluster.launch(dataclasses.replace(spec, sink=self._link), id=self._order.job)
+        job = self._cluster.launch(dataclasses.replace(spec, sink=self._link, stays=False), id=self._order.job)
         job.resume(payloads, self._order.settled)
         for index in waiting:
             self._follow(job, index)

@@ -2,7 +2,8 @@
 
 Rules. A result is unpickled in the thread that asks for it first, never in the mesh thread, so slow or hostile
 unpickling of one's own data can't stall the mesh. `cancel()` also stops a task that runs. An interrupt while waiting
-cancels the task. A future that is passed to a task keeps its outcome as it came, beside what it was unpickled to.
+cancels the task. A future that is passed to a task keeps its outcome as it came, beside what it was unpickled to; so
+does one whose result stays where it was made, as that is small, and what the task made is what others are passed.
 What a future needs for those who wait for it is made when somebody does, so that one of a queued task takes 100 bytes.
 """
 
@@ -18,6 +19,7 @@ from concurrent.futures._base import PENDING
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kos_cluster.errors import BlockLostError, KosError
 from kos_cluster.tasks import failures, places, serialise, showing
 
 if TYPE_CHECKING:
@@ -45,6 +47,31 @@ class Outcome:
         """The same in one line."""
         failure: failures.Failure = serialise.loads(self.payload)
         return failure.cause
+
+
+class Origin(Protocol):
+    """How a result was made."""
+
+    def made_again(self, lost: BlockLostError, /) -> Outcome:
+        """Wait until it has been made again. Raises BlockLostError when it cannot be, or what became of its task."""
+
+
+@dataclass(frozen=True, slots=True)
+class StayedOutcome(Outcome):
+    """A result that stays in the shared memory of the node with this id: the payload names the block."""
+
+    size_bytes: int = 0
+    node: str = ""
+    origin: Origin | None = None
+
+    def value(self) -> Any:
+        """As any outcome's; when nobody has it any more, it is made again first."""
+        try:
+            return serialise.loads(self.payload)
+        except BlockLostError as lost:
+            if self.origin is None:
+                raise
+            return self.origin.made_again(lost).value()
 
 
 Settled = Outcome | BaseException | None  # how a task ended; None: cancelled
@@ -128,7 +155,7 @@ class Future(concurrent.futures.Future[Any]):
                 raise
             return self._exception
         except BaseException as error:
-            if self.done() and error is self._exception:
+            if self.done() and (error is self._exception or self._unread(error)):
                 return error
             raise
         return None
@@ -219,7 +246,19 @@ class Future(concurrent.futures.Future[Any]):
         return places.reduced(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self).__await__()
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Any:
+        over: concurrent.futures.Future[None] = concurrent.futures.Future()
+        super().add_done_callback(lambda _: over.set_result(None) if over.set_running_or_notify_cancel() else None)
+        try:
+            await asyncio.wrap_future(over)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if isinstance(self._result, StayedOutcome):  # to get it may take a while, in which the loop goes on
+            return await asyncio.to_thread(self.result)
+        return await asyncio.wrap_future(self)
 
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled() else "done" if self.done() else "pending"
@@ -247,11 +286,14 @@ class Future(concurrent.futures.Future[Any]):
     def _decoded(self, outcome: Outcome) -> Any:
         """Unpickle once; what comes out stays."""
         with self._condition:
+            self._keeps = self._keeps or isinstance(outcome, StayedOutcome)
             self._viewed = not self._keeps
         try:
             readable = outcome if self._viewed else replace(outcome, payload=memoryview(outcome.payload).toreadonly())
             value = readable.value()
         except BaseException as error:
+            if self._unread(error):
+                raise
             with self._condition:
                 self._keep(outcome)  # it tells the node, for tasks that are passed this future
                 self._exception = error
@@ -262,6 +304,10 @@ class Future(concurrent.futures.Future[Any]):
                 self._keep(outcome)
             self._result = value
         return value
+
+    def _unread(self, error: BaseException) -> bool:
+        """Whether this says that a result which stayed cannot be got now; it may be later."""
+        return isinstance(error, KosError) and isinstance(self._result, StayedOutcome)
 
     def _keep(self, outcome: Outcome) -> None:
         """Keep this, unless one is kept: what other tasks were passed stays."""

@@ -153,7 +153,9 @@ class Holding:
             self._fail(held, error)
             return
         if grown is not None:
-            self._feed(Released(held.job.id, [(held.index, 1)], grown))
+            one: Runs = [(held.index, 1)]
+            read = self._owner.blocks.read_by(held.job.payloads(one))
+            self._feed(Released(held.job.id, one, grown, read.inputs))
 
     def _fail(self, held: _Held, settled: Settled) -> None:
         held.job.settle_all([(held.index, 1)], settled)

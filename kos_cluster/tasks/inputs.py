@@ -24,7 +24,7 @@ from kos_cluster.core.records import INPUTS_TOLD_LIMIT
 from kos_cluster.errors import InputFailedError, LimitError, UsageError
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks import serialise
-from kos_cluster.tasks.futures import Outcome, Settled
+from kos_cluster.tasks.futures import Origin, Outcome, Settled, StayedOutcome
 from kos_cluster.tasks.places import Gathering, Whole
 
 if TYPE_CHECKING:
@@ -96,6 +96,12 @@ def joined(call: bytes, inputs: Inputs) -> tuple[bytes, dict[str, Payload]]:
             parts[hash_] = outcome.payload
             values.append(hash_)
     return pickle.dumps(Whole(call, values), serialise.PROTOCOL), parts
+
+
+def origins_of(inputs: Inputs) -> tuple[Origin, ...]:
+    """How those of these results were made that stay where they were made."""
+    endings = [future.ending() for future in inputs]
+    return tuple(ending.origin for ending in endings if isinstance(ending, StayedOutcome) and ending.origin is not None)
 
 
 # ---- failures

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -21,14 +21,15 @@ from kos_cluster.core import ownerevents, placement
 from kos_cluster.core.records import AttemptEnd, JobSummary, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
-from kos_cluster.tasks.futures import Future, Outcome, Settled
-from kos_cluster.tasks.inputs import Inputs, joined, named
+from kos_cluster.tasks.futures import Future, Origin, Outcome, Settled
+from kos_cluster.tasks.inputs import Inputs, joined, named, origins_of
 from kos_cluster.tasks.options import Options
 from kos_cluster.tasks.output import Sink
 from kos_cluster.tasks.streaming import Inflow
 
 if TYPE_CHECKING:
     from kos_cluster.net.transport import Payload
+    from kos_cluster.tasks import remaking
     from kos_cluster.tasks.mesh import Mesh
 
 T = TypeVar("T")
@@ -36,6 +37,13 @@ T = TypeVar("T")
 TAKERS_LIMIT = 100_000  # tasks of one job of which it is remembered whose results they take, the newest
 CAUSES_LIMIT = 200  # failed tasks of one job of which it is remembered here what they raised, the first
 ARGUMENT_LIMIT_BYTES = 256 << 20  # of one call's pickled arguments
+
+
+class Taker(Protocol):
+    """Who is told how a task ends."""
+
+    def settle(self, outcome: Settled, /) -> None:
+        """Called once."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class JobSpec:
     reads: placement.Inputs | None = None  # the blocks that its tasks read, as far as it is known where they are
     group: str = ""  # jobs of one group share the cap `options.max_parallel`
     alone: bool = False  # each task travels alone, whatever it takes
+    stays: bool = True  # large results stay where they were made
 
 
 class Job:
@@ -67,6 +76,7 @@ class Job:
         self.since_s = time.monotonic()
         self.progress_shown = False
         self.closed = False  # no more tasks will come
+        self.lightened = False  # and nothing is kept that is large
         self.needs = spec.options.needs(spec.modules)
         self.fn_hash = part_hash(spec.fn)
         environment = msgspec.msgpack.encode(spec.environment)
@@ -80,6 +90,9 @@ class Job:
         self._input_parts: dict[int, dict[str, Payload]] = {}  # the large ones of those that are not final
         self._inflows: dict[int, Inflow] = {}  # of tasks that yield, while their streams are held
         self._futures: dict[int, Future] = {}
+        self._again: dict[int, Taker] = {}  # of tasks that run again, which are over for their futures
+        self._made_of: dict[int, tuple[Origin, ...]] = {}  # of tasks that are not final: the results that they take
+        self._blocks: dict[int, str] = {}  # of tasks that run again: the names of the blocks that they are to make
         self._outcomes: dict[int, Settled] = {}
         self._causes: dict[int, str] = {}  # what failed tasks have raised
         self._when_over: list[Callable[[], None]] = []
@@ -272,6 +285,7 @@ class Job:
 
     def lighten(self) -> None:
         """The job is over: keep nothing that is large."""
+        self.lightened = True
         self.parts.clear()
         self.spec = replace(self.spec, fn=b"", parts={})
 
@@ -299,7 +313,28 @@ class Job:
                 self._payloads[index] = payload
                 if parts:
                     self._input_parts[index] = parts
+                self._made_of[index] = origins_of(inputs)
         return len(payload) - len(call)
+
+    def made_of(self, index: int) -> tuple[Origin, ...]:
+        """How the results were made that a task takes."""
+        return self._made_of.get(index, ())
+
+    def blocks(self, runs: Runs) -> dict[int, str]:
+        """The blocks that these tasks are to make again."""
+        return _those_of(runs, self._blocks)
+
+    def again(self, origin: remaking.Origin, taker: Taker) -> None:
+        """A task that is over runs again, for what it has made to be made again. In the mesh thread."""
+        for data in (origin.payload, *origin.parts.values()):
+            self._mesh.blocks.used(data)
+        with self._changed:
+            self._payloads[origin.index] = origin.payload
+            if origin.parts:
+                self._input_parts[origin.index] = origin.parts
+            self._made_of[origin.index] = origin.inputs
+            self._blocks[origin.index] = origin.block
+            self._again[origin.index] = taker
 
     def input_parts(self, runs: Runs) -> dict[int, dict[str, Payload]]:
         """The parts with large inputs of these tasks, by index."""
@@ -319,7 +354,7 @@ class Job:
         self._settle([(index, outcome) for index in indices_of(runs)])
 
     def _settle(self, settled: Sequence[tuple[int, Settled]]) -> None:
-        asked: list[tuple[Future, Settled]] = []
+        asked: list[tuple[Taker, Settled]] = []
         with self._changed:
             for index, outcome in settled:
                 payload = self._payloads.pop(index, None)
@@ -329,18 +364,20 @@ class Job:
                 self._mesh.blocks.unused(payload)
                 for part in self._input_parts.pop(index, {}).values():
                     self._mesh.blocks.unused(part)
+                self._made_of.pop(index, None)
+                self._blocks.pop(index, None)
                 # The job forgets a future here, so that its result goes when the user drops it.
-                future = self._futures.pop(index, None)
-                if future is None:
+                taker = self._again.pop(index, None) or self._futures.pop(index, None)
+                if taker is None:
                     self._outcomes[index] = outcome
                 else:
-                    asked.append((future, outcome))
+                    asked.append((taker, outcome))
             over: list[Callable[[], None]] = []
             if not self._payloads:
                 over, self._when_over = self._when_over, over
             self._changed.notify_all()
-        for future, outcome in asked:  # without the lock: callbacks may add tasks
-            future.settle(outcome)
+        for taker, outcome in asked:  # without the lock: callbacks may add tasks
+            taker.settle(outcome)
         for call in over:
             call()
 

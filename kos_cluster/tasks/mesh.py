@@ -30,7 +30,7 @@ import uvloop
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
 from kos_cluster.core.placement import Placement
-from kos_cluster.core.records import Attempt, JobSummary, Load, Member, MemberState, Needs, Runs, Story, indices_of
+from kos_cluster.core.records import JobSummary, Load, Member, MemberState, Needs, Runs, Story, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -50,9 +50,11 @@ from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S, tell
 from kos_cluster.tasks.ownblocks import OwnBlocks
+from kos_cluster.tasks.remaking import Remaking
 from kos_cluster.tasks.renewal import Renewal
 from kos_cluster.tasks.returns import Payloads, Returns
 from kos_cluster.tasks.slotlending import SlotLending
+from kos_cluster.tasks.stories import earlier
 from kos_cluster.tasks.streaming import Streams
 
 BEAT_S = 1.0
@@ -86,6 +88,7 @@ class Mesh:
         self.streams = Streams(self, self._returns, lambda: self._attachment.by_node, self._feed, self._post)
         self.blocks = OwnBlocks(self)
         self.holding = Holding(self, self._feed, self._resume, self._post)
+        self.remaking = Remaking(self, self._core, self._jobs, self._outgoing, self._feed, self._begin, self._close_job)
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._woken = False
         self._announcing = False
@@ -141,7 +144,9 @@ class Mesh:
         return self.ask(self._summaries)
 
     def _summaries(self) -> list[JobSummary]:
-        return [msgspec.structs.replace(job, held=self.holding.told(job.job)) for job in self._core.summaries()]
+        held = self.holding.told, self.remaking.told
+        jobs = self._core.summaries()
+        return [msgspec.structs.replace(job, held=tuple(h for told in held for h in told(job.job))) for job in jobs]
 
     def story(self, job: Job, index: int) -> Story | None:
         return None if self.closed else next(iter(self.stories(job.id, [index])), None)
@@ -193,24 +198,26 @@ class Mesh:
 
     def place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
         """The node for a task that another owner is to submit there, or why there is none now."""
-        return self.ask(lambda: self._place(needs))
+        placed = self.ask(lambda: self._core.place(needs, self._now()))
+        return self._attachment.members.get(placed.node or ""), placed.reasons
 
     def member(self, id_: str) -> Member | None:
         """What is known of a node by now."""
         return self.ask(lambda: self._attachment.members.get(id_))
-
-    def _place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
-        placed = self._core.place(needs, self._now())
-        return self._attachment.members.get(placed.node or ""), placed.reasons
 
     def _why_never(self, job: Job) -> tuple[str, ...]:
         if job.needs.on and not self._attachment.linked(job.needs.on):
             return ()  # it is alive, and will be linked in a moment
         return self._core.impossible(job.needs)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked in the mesh thread."""
+        return threading.current_thread() is self._thread
+
     def ask(self, question: Callable[[], T]) -> T:
         """Run something short in the mesh thread and wait for its answer."""
-        if threading.current_thread() is self._thread:
+        if self.is_current:
             return question()
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -419,17 +426,20 @@ class Mesh:
 
     def _accept(self, node: str, message: wire.Result, payloads: Payloads) -> None:
         """Take outcomes in; those that the core commits settle their tasks."""
+        message, payloads = self.remaking.without_lost(message, payloads)
         failed = frozenset(message.failed)
         event = ownership.Outcomes(message.batch, node, message.runs, failed, message.elapsed_s)
         effects = self._core.handle(event, self._now())
         outcomes: dict[int, Outcome] = {}
         for effect in effects:
             if isinstance(effect, ownership.Commit):
-                indices = indices_of(message.runs)
-                outcomes = {i: Outcome(data, i in failed) for i, data in zip(indices, payloads, strict=True)}
-                self._jobs[effect.job].settle(effect.runs, outcomes)
-                self._outgoing.settled(self._jobs[effect.job], effect.runs)
-        self.blocks.adopt(message.blocks, outcomes.values())
+                job = self._jobs[effect.job]
+                outcomes = self.remaking.outcomes(job, node, message, payloads)
+                self.blocks.adopt(node, message.blocks, outcomes.values())
+                job.settle(effect.runs, outcomes)
+                self._outgoing.settled(job, effect.runs)
+        if not outcomes:
+            self.blocks.adopt(node, message.blocks, ())
         self._carry_out([effect for effect in effects if not isinstance(effect, ownership.Commit)])
 
     def _lost(self, link: NodeLink, message: wire.Lost) -> None:
@@ -444,7 +454,8 @@ class Mesh:
         link = self._attachment.by_node.get(dispatch.node)
         if link is not None:
             job = self._jobs[dispatch.job]
-            history = self._history(dispatch) if dispatch.attempt > 1 else {}
+            stories = self.stories(job.id, list(indices_of(dispatch.runs))) if dispatch.attempt > 1 else []
+            history = earlier(stories, dispatch.attempt)
             try:
                 stream = self.streams.sent(dispatch, job) if job.spec.yields else None
                 self._outgoing.send(link, job, dispatch, history, stream)
@@ -458,15 +469,6 @@ class Mesh:
         for batch, node, index in self._core.batches_of(job.id):
             if index in ranks and (link := self._attachment.by_node.get(node)) is not None:
                 link.send(RankTable(batch), table)
-
-    def _history(self, dispatch: ownership.Dispatch) -> dict[int, list[Attempt]]:
-        """The attempts before this one, for the node to tell when it is asked for a story."""
-        told = {}
-        for index in indices_of(dispatch.runs):
-            story = self._core.story(dispatch.job, index)
-            if story is not None:
-                told[index] = [a for a in story.attempts if a.number < dispatch.attempt]
-        return told
 
     # ---- jobs
 
@@ -487,12 +489,16 @@ class Mesh:
         self._resume(ownership.Added(job_id, count, size_bytes))
 
     def _resume(self, added: ownership.Added) -> None:
-        if added.job not in self._active:
-            job = self._jobs[added.job]
-            job.since_s = time.monotonic()
-            self._active.add(added.job)
-            self._lending.lend(job.parent, True)
+        self._begin(added.job)
         self._feed(added)
+
+    def _begin(self, job_id: str) -> None:
+        """A job has tasks that are not final."""
+        if job_id not in self._active:
+            job = self._jobs[job_id]
+            job.since_s = time.monotonic()
+            self._active.add(job_id)
+            self._lending.lend(job.parent, True)
 
     def _idle(self, job_id: str) -> None:
         """All tasks so far are final."""
@@ -515,11 +521,13 @@ class Mesh:
 
     def _retire(self, job: Job) -> None:
         """A job that is over for good keeps its story for a while, and nothing that is large."""
+        if self.remaking.needs(job.id):
+            return
         self._outgoing.forget(job)
         self.blocks.unused(job.spec.fn)
         job.lighten()
         self._jobs.move_to_end(job.id)
-        over = [old for old in self._jobs.values() if old.closed and old.id not in self._active]
+        over = [old for old in self._jobs.values() if old.lightened and old.id not in self._active]
         for old in over[: max(0, len(over) - JOBS_KEPT)]:
             del self._jobs[old.id]
             self._core.forget(old.id)
@@ -554,6 +562,7 @@ class Mesh:
         self._attachment.give_up_dead()
         self.blocks.tell()
         self.streams.beat()
+        self.remaking.tidy()
         for id_, link in list(self._attachment.by_node.items()):
             if now - link.heard_s > NODE_SILENT_S and self._core.outstanding(id_):
                 self._attachment.down(id_, f"it has been silent for {now - link.heard_s:.0f} s")

@@ -90,6 +90,7 @@ class Outgoing:
             stream=stream,
             gang=job.spec.in_place is not None,
             priority=options.priority,
+            stays=job.blocks(dispatch.runs) if job.spec.stays else None,
         )
         link.send(message, _encode(payloads))
 

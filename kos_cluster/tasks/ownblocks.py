@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import os
 import secrets
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,15 +30,16 @@ from typing import TYPE_CHECKING, Any
 from kos_cluster.core.placement import Inputs
 from kos_cluster.core.records import Member, MemberState
 from kos_cluster.dmem.attached import attached
-from kos_cluster.errors import KosError, UnreachableError, UsageError
+from kos_cluster.errors import ArenaFullError, BlockLostError, KosError, UnreachableError, UsageError
 from kos_cluster.net.blocks import DROPPED_LIMIT, DropBlocks, KeepBlock, nowhere
 from kos_cluster.net.transfers import GetBlock, Outcome, get_block
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.blocks import BlockRef, counting, mapped, named_in
+from kos_cluster.tasks.futures import Outcome as TaskOutcome
+from kos_cluster.tasks.futures import StayedOutcome
 
 if TYPE_CHECKING:
-    from kos_cluster.tasks.futures import Outcome as TaskOutcome
     from kos_cluster.tasks.mesh import Mesh
 
 log = logging.getLogger(__name__)
@@ -112,17 +115,31 @@ class OwnBlocks:
         """A reference has been unpickled here. It counts, as the block may be ours, or may become it."""
         self._follow(ref)
 
-    def adopt(self, blocks: Sequence[str], outcomes: Iterable[TaskOutcome]) -> None:
-        """A node keeps these blocks for us, as results of our tasks refer to them: those among them that are taken."""
+    def adopt(self, node: str, blocks: Sequence[str], outcomes: Collection[TaskOutcome]) -> None:
+        """A node keeps these blocks for us, as results of our tasks refer to them: those among them that are taken.
+
+        When none are, what the node made once more of a block that is known elsewhere is dropped there.
+        """
         for block in blocks:
+            if outcomes:
+                self._owed.get(node, {}).pop(block, None)  # what it was to drop was made before
+            elif block in self._known and self._known[block][1] != node:
+                self._owed.setdefault(node, {})[block] = None
             self._places.setdefault(block, set())
             self._note(block, 1)
         for outcome in outcomes if blocks else ():
             for block in named_in(outcome.payload):
                 self._note(block, 1)
+                if isinstance(outcome, StayedOutcome):
+                    self._known[block] = outcome.size_bytes, outcome.node
                 weakref.finalize(outcome, self._note, block, -1).atexit = False
         for block in blocks:
             self._note(block, -1)
+
+    def drop_elsewhere(self, block: str) -> None:
+        """A block is made again: what nodes out of reach may still have of it is not wanted. In the mesh thread."""
+        for node in self._lives.keys() - self._mesh.linked():
+            self._owed.setdefault(node, {})[block] = None
 
     def used(self, payload: Payload) -> None:
         """A task that is not done yet has this payload."""
@@ -179,7 +196,7 @@ class OwnBlocks:
 
     def tell(self) -> None:
         """Tell nodes what they may drop; again, if they have not answered."""
-        for node in [node for node in self._owed if node not in self._telling]:
+        for node in [node for node, owed in self._owed.items() if owed and node not in self._telling]:
             if node in self._mesh.linked():
                 self._telling[node] = asyncio.get_running_loop().create_task(self._tell(node), name="drop-blocks")
             else:
@@ -217,23 +234,43 @@ class OwnBlocks:
     def content(self, ref: BlockRef) -> memoryview:
         """What a block holds, where this machine's node has it, or a copy. Raises BlockLostError, ArenaFullError."""
         place = self._here()
-        return mapped(place[1], ref) if place is not None else self._copied(ref)
+        return mapped(place[1], ref) if place is not None else self._copied(ref).toreadonly()
+
+    def owns(self, block: str) -> bool:
+        """Whether the block is this process's. Any thread."""
+        return block in self._places
+
+    def result(self, ref: BlockRef) -> memoryview:
+        """What a result that stayed holds, to be changed at will: mapped privately, or where that cannot be, a copy.
+
+        Raises BlockLostError.
+        """
+        if self._mesh.closed:
+            raise BlockLostError(
+                f"The result in block {ref.id[:12]} was dropped when the connection was closed.",
+                "Take results before you close the connection.",
+            )
+        place = self._here()
+        if place is not None:
+            with suppress(ArenaFullError, UnreachableError):  # this machine's node cannot have it: a copy of one's own
+                return mapped(place[1], ref, private=True)
+        return self._copied(ref)
 
     def _copied(self, ref: BlockRef) -> memoryview:
         """A copy from another machine, where the block was made if that lives."""
         failures = []
         request = GetBlock(ref.id, insist=True)
         for member in sorted(self._mesh.members, key=lambda member: member.id != ref.node):
-            data = bytearray()
+            given: list[memoryview] = []
 
-            def room(outcome: Outcome, data: bytearray = data) -> memoryview:
-                data.extend(bytes(outcome.size))
-                return memoryview(data)
+            def room(outcome: Outcome, given: list[memoryview] = given) -> memoryview:
+                given.append(memoryview(mmap.mmap(-1, outcome.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
+                return given[0]
 
             if member.id in self._mesh.linked():
                 try:
                     get_block(member.host, member.port, self._mesh.credentials, request, room, lambda _: None)
-                    return memoryview(data).toreadonly()
+                    return given[0]
                 except KosError as error:
                     failures.append(error.message.rstrip("."))
         raise nowhere(ref.id, failures)

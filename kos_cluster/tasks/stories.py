@@ -8,6 +8,7 @@ import msgspec
 
 from kos_cluster.core.records import Attempt, AttemptEnd, Story, TaskState
 
+_KNOWN_LATER = {AttemptEnd.OPEN: frozenset(AttemptEnd), AttemptEnd.DONE: frozenset({AttemptEnd.RESULT_LOST})}
 _FINAL = (TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED)
 
 
@@ -20,13 +21,18 @@ def merged(told: Iterable[list[Story]]) -> list[Story]:
     return [_merge(stories) for _, stories in sorted(by_task.items(), key=lambda item: _order(item[0]))]
 
 
+def earlier(stories: Iterable[Story], attempt: int) -> dict[int, list[Attempt]]:
+    """The attempts before this one, by the tasks' indices."""
+    return {_order(story.task)[1]: [a for a in story.attempts if a.number < attempt] for story in stories}
+
+
 def _merge(stories: list[Story]) -> Story:
     attempts: dict[tuple[int, str], Attempt] = {}
     for story in stories:
         for attempt in story.attempts:
             key = (attempt.number, attempt.node)
             known = attempts.get(key)
-            if known is None or known.end is AttemptEnd.OPEN:
+            if known is None or attempt.end in _KNOWN_LATER.get(known.end, ()):
                 attempts[key] = attempt
     ordered = sorted(attempts.values(), key=lambda a: (a.number, a.sent_s))
     last = max(stories, key=lambda s: (s.state in _FINAL, max(a.number for a in s.attempts)))

@@ -7,9 +7,10 @@ it keeps lie on the scoreboard meanwhile, where the daemon finds them when the n
 things while a task runs, so the channel has one lock.
 
 Rules: user code runs in the main thread. SIGINT means "cancel": it interrupts user code, and only that; the batch's
-remaining tasks then end as cancelled and the worker lives on. Results of `BULK_BYTES` and more go to files in
-the spool. A worker that cannot be set up, has taken more parts than `PARTS_LIMIT_BYTES`, or was interrupted while it
-imported something, asks to be retired.
+remaining tasks then end as cancelled and the worker lives on. Results of `BULK_BYTES` and more stay in the node's
+shared memory where their owner wants that and there is room; else they go to files in the spool. A worker that cannot
+be set up, has taken more parts than `PARTS_LIMIT_BYTES`, or was interrupted while it imported something, asks to be
+retired.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
@@ -35,7 +36,7 @@ from typing import Any
 import msgspec
 
 from kos_cluster.core.records import Runs, indices_of, runs_of
-from kos_cluster.errors import KosError
+from kos_cluster.errors import BlockLostError, KosError
 from kos_cluster.net import local
 from kos_cluster.net.channel import Channel, Frames
 from kos_cluster.net.scoreboard import SIZE_BYTES, Scoreboard
@@ -59,7 +60,18 @@ _TO_BE_RUN = frozenset({types.CoroutineType, *GENERATORS})
 class _Outcomes:
     """What a batch has brought since the last Done."""
 
-    __slots__ = ("causes", "data", "failed", "indices", "large", "size", "started", "yielding")
+    __slots__ = (
+        "causes",
+        "data",
+        "failed",
+        "indices",
+        "large",
+        "lost",
+        "size",
+        "started",
+        "stayed",
+        "yielding",
+    )
 
     def __init__(self) -> None:
         self.indices: list[int] = []
@@ -67,6 +79,8 @@ class _Outcomes:
         self.failed: list[int] = []
         self.causes: dict[int, str] = {}
         self.large: dict[int, tuple[str, int]] = {}
+        self.stayed: dict[int, int] = {}
+        self.lost: dict[int, list[str]] = {}
         self.size = 0
         self.started = perf_counter()
         self.yielding: Yielding | None = None  # of a task that yields, which is alone in its batch
@@ -248,6 +262,7 @@ class Worker:
         before = out.started
         ran = len(indices)
         last = ran - 1
+        args: Any = None
         for position, index in enumerate(indices):
             if position:
                 try:
@@ -277,6 +292,9 @@ class Worker:
                     interrupts.in_user_code = False
                 except BaseException as error:
                     interrupts.in_user_code = False
+                    if args is None and isinstance(error, BlockLostError):
+                        call = self._part(large[index]) if index in large else payloads[position]
+                        out.lost[index] = blocks.lost_of(call)
                     args = kwargs = value = None
                     self._fail(out, index, error, cancelled=interrupts.seen and isinstance(error, KeyboardInterrupt))
                 else:
@@ -287,7 +305,7 @@ class Worker:
                         out.data.append(outcome)
                         out.size += len(outcome)
                     else:
-                        self._keep_large(out, index, outcome)
+                        self._keep_large(out, index, outcome, run.stays)
             except KeyboardInterrupt as interrupt:  # it struck while an exception was being caught
                 self._fail(out, index, interrupt, cancelled=True)
             if interrupts.seen:
@@ -367,9 +385,14 @@ class Worker:
 
     # ---- outcomes
 
-    def _keep_large(self, out: _Outcomes, index: int, outcome: bytes | Segments) -> None:
+    def _keep_large(
+        self, out: _Outcomes, index: int, outcome: bytes | Segments, stays: Mapping[int, str] | None
+    ) -> None:
+        pieces: Segments = [outcome] if isinstance(outcome, bytes) else outcome
+        if stays is not None and self._stay(out, index, pieces, stays.get(index, "")):
+            return
         try:
-            spooled = self._spill([outcome] if isinstance(outcome, bytes) else outcome)
+            spooled = self._spill(pieces)
         except OSError as error:
             problem = KosError(f"The result could not be written on node {here.node}: {error}.", "Make room there.")
             self._fail(out, index, problem)
@@ -377,6 +400,18 @@ class Worker:
         out.large[index] = spooled
         out.indices.append(index)
         out.data.append(b"")
+
+    def _stay(self, out: _Outcomes, index: int, pieces: Segments, block: str) -> bool:
+        """Let a result stay here as a block. False when the arena cannot have it, be it that it is full."""
+        try:
+            data = blocks.result_stays(pieces, block)
+        except KosError:  # whatever it is, the result has another way
+            return False
+        out.stayed[index] = sum(map(len, pieces))
+        out.indices.append(index)
+        out.data.append(data)
+        out.size += len(data)
+        return True
 
     def _spill(self, segments: Segments) -> tuple[str, int]:
         name = os.urandom(16).hex()
@@ -436,6 +471,8 @@ class Worker:
             items,
             named,
             out.causes,
+            out.stayed,
+            out.lost,
         )
         self._send(done, self._encode(out.data))
         self._scoreboard.sent()

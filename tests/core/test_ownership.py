@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kos_cluster.core import ownership as own
+from kos_cluster.core.placement import Inputs
 from kos_cluster.core.records import (
     AttemptEnd,
     Cause,
@@ -535,3 +536,83 @@ def test_a_task_that_waits_for_its_owner_leaves_its_slot_to_the_next():
     core.handle(own.BatchWaits(first.batch, False), 3.0)
     assert dispatches(done(core, first, elapsed_s=1.0)) == [], "the second has the slot"
     assert len(dispatches(done(core, second))) == 1
+
+
+def test_a_task_goes_to_what_it_reads_by_itself():
+    for number in range(4):
+        core = machine(nodes=4)
+        core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
+        core.handle(own.Added("j", 2, held=True), 1.0)
+        reads = Inputs(1 << 30, {f"id{number}": 1 << 30})
+        (d,) = dispatches(core.handle(own.Released("j", [(1, 1)], 10, reads), 2.0))
+        assert (d.node, d.runs) == (f"id{number}", [(1, 1)])
+
+
+def test_it_waits_for_a_node_that_is_busy_with_other_work_instead_of_queueing_there():
+    core = machine(nodes=2, slots=1)
+    core.handle(own.Opened(own.JobSpec("long", "g", needs=Needs(on="node0"))), 1.0)
+    (long,) = dispatches(core.handle(own.Added("long", 1), 1.0))
+    assert long.node == "id0"
+    (d,) = dispatches(opened(core, 1))
+    done(core, d, elapsed_s=1e-4)
+    core.handle(own.Added("j", 1, held=True), 3.0)
+    reads = Inputs(1 << 22, {"id0": 1 << 22})
+    assert not dispatches(core.handle(own.Released("j", [(1, 1)], 10, reads), 3.0)), "it would be there in no time"
+    (late,) = dispatches(core.tick(4.0))
+    assert late.node == "id1", "to move it has become cheaper"
+
+
+def test_a_lost_result_is_made_by_the_next_attempt():
+    core = machine()
+    (d,) = dispatches(opened(core, 1, retries=1))
+    done(core, d)
+    assert core.may_run_again("j", 0)
+    (again,) = dispatches(core.handle(own.ResultLost("j", 0, "its node is lost"), 3.0))
+    assert (again.attempt, again.runs) == (2, [(0, 1)])
+    assert (core.summary("j").done, core.summary("j").running) == (0, 1)
+    assert own.JobIdle("j") in done(core, again)
+    story = core.story("j", 0)
+    assert story is not None
+    assert [(a.number, a.end, a.cause) for a in story.attempts] == [
+        (1, AttemptEnd.RESULT_LOST, "its node is lost"),
+        (2, AttemptEnd.DONE, ""),
+    ]
+    assert not core.may_run_again("j", 0), "its tries are used up"
+    assert core.handle(own.ResultLost("j", 0, "again"), 4.0) == []
+    assert core.summary("j").done == 1
+    assert not core.may_run_again("j", 1) and not core.may_run_again("k", 0)
+
+
+def test_a_task_whose_input_is_lost_is_held_until_it_is_there():
+    core = machine(nodes=1)
+    (d,) = dispatches(opened(core, 1))
+    assert core.tries_left(d.batch)
+    assert not dispatches(core.handle(own.InputLost(d.batch, 0, "its input is lost"), 2.0))
+    assert core.outstanding("id0") == [] and core.summary("j").running == 0
+    core.handle(own.InputLost(d.batch, 0, "said twice"), 2.0)
+    (again,) = dispatches(core.handle(own.Released("j", [(0, 1)]), 3.0))
+    assert again.attempt == 2
+    done(core, again)
+    story = core.story("j", 0)
+    assert story is not None and [a.end for a in story.attempts] == [AttemptEnd.INPUT_LOST, AttemptEnd.DONE]
+
+
+def test_a_task_whose_lost_input_does_not_come_fails_and_one_that_is_cancelled_is_not_sent():
+    core = machine(nodes=1)
+    sent = dispatches(opened(core, 2))
+    for d in sent:
+        core.handle(own.InputLost(d.batch, d.runs[0][0], "its input is lost"), 2.0)
+    core.handle(own.Cancelled("j", 1), 3.0)
+    assert own.JobIdle("j") in core.handle(own.HeldFailed("j", 0), 3.0)
+    assert not core.handle(own.Released("j", [(0, 2)]), 4.0)
+    assert (core.summary("j").failed, core.summary("j").cancelled) == (2, 1)
+
+
+def test_what_has_ended_since_a_nodes_load_was_heard_is_not_counted_as_its_load():
+    core = machine(nodes=2, slots=1)
+    (d,) = dispatches(opened(core, 1, needs=Needs(on="node0")))
+    core.handle(own.NodeLoad("id0", Load(running=1)), 2.0)
+    done(core, d, 3.0)
+    core.handle(own.Opened(own.JobSpec("k", "g", inputs=Inputs(1 << 30, {"id0": 1 << 30}))), 3.0)
+    (next_one,) = dispatches(core.handle(own.Added("k", 1), 3.0))
+    assert next_one.node == "id0", "it is known to be free"

@@ -54,7 +54,7 @@ def test_what_is_sealed_cannot_change_whoever_has_a_descriptor() -> None:
 
 def test_a_writer_that_still_has_it_mapped_cannot_seal_it() -> None:
     segment = Segment.allocate(100)
-    mapping = segment.map(writable=True)
+    mapping = segment.map(access=mmap.ACCESS_WRITE)
     with pytest.raises(BlockingIOError, match="still mapped"):
         segment.seal()
     mapping.close()

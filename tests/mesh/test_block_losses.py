@@ -26,6 +26,8 @@ CLIENT = """
     cluster = kos.connect()
     ref = cluster.put(np.zeros({size}, dtype=np.uint8))
     view = ref.get()
+    future = cluster.submit(np.ones, {size}, dtype=np.uint8, on=ref.node_name)
+    stayed = future.result()
     running = cluster.submit(hold, ref, {mark!r}, on=ref.node_name)
     print(ref.node_name, flush=True)
     time.sleep(600)
@@ -69,7 +71,7 @@ def test_memory_comes_back_whoever_is_killed_in_whichever_order(
     assert client.stdout is not None
     node = client.stdout.readline().strip()
     until(mark.exists, "a worker holds the block", WAIT_S)
-    assert shared_bytes(mesh) >= BLOCK_BYTES
+    assert shared_bytes(mesh) >= 2 * BLOCK_BYTES
     pids = {"client": client.pid, "worker": int(mark.read_text()), "daemon": mesh.pid(node)}
     for who in order:
         with suppress(ProcessLookupError):  # a worker ends with its daemon

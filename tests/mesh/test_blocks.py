@@ -196,7 +196,7 @@ def test_what_is_dropped_is_gone_and_its_reader_is_told(mesh: Mesh) -> None:
     stale = kos.BlockRef(ref.id, ref.size_bytes, ref.node, ref.node_name)
     del ref
     wait_until_empty(mesh)
-    with pytest.raises(errors.BlockLostError, match=r"could not be got from any node: .* has no block .* Put it again"):
+    with pytest.raises(errors.BlockLostError, match=r"could not be got from any node: .* has no block .* put it again"):
         stale.get()
     with pytest.raises(errors.BlockLostError):
         mesh.cluster.submit(len, stale, on=stale.node_name).result()

@@ -97,7 +97,9 @@ def test_a_large_result_is_passed_as_it_came_and_once_to_a_node(mesh: Mesh, monk
     assert [future.result(WAIT_S) for future in sums] == [0, 1, 2, 3]
     assert max(read) < 1000, "the array was unpickled here"
     received = sum(a.received_bytes for f in sums for s in mesh.cluster.stories(f.task) for a in s.attempts)
-    assert 4_000_000 < received < 5_000_000
+    assert received < 10_000, "its bytes came with a call"
+    usage = mesh.cluster.memory()["node2"]
+    assert usage.blocks == 1 and 4_000_000 < usage.used_bytes < 5_000_000, "it came to the node once"
     assert array.result()[5] == 5
     array.result()[5] = 7  # one's own copy
     assert mesh.cluster.submit(lambda a: int(a[5]), array).result(WAIT_S) == 5

@@ -15,6 +15,7 @@ from kos_cluster.errors import UnreachableError
 from kos_cluster.net.blocks import DropBlocks
 from kos_cluster.node import machine
 from kos_cluster.tasks import ownblocks
+from kos_cluster.tasks.futures import StayedOutcome
 from kos_cluster.tasks.ownblocks import OwnBlocks
 
 WAIT_S = 60.0
@@ -54,7 +55,7 @@ class Nodes:
 
     def drop(self, *names: str) -> None:
         """Have blocks that any node may have, and need them no more."""
-        self.blocks.adopt(names, [])
+        self.blocks.adopt("a", names, [])
 
     async def hears(self, id_: str, *names: str) -> None:
         """The node is told to drop just these, since the last time."""
@@ -130,5 +131,41 @@ def test_what_is_remembered_for_a_node_out_of_reach_is_bounded_and_ends_when_it_
         nodes.drop("w")
         await nodes.hears("a", "w")
         assert not nodes.blocks._owed
+
+    play(scene)
+
+
+def test_what_is_left_of_a_block_that_is_made_again_is_dropped_and_what_was_made_is_not() -> None:
+    async def scene(nodes: Nodes) -> None:
+        block = "0" * 32
+        outcome = StayedOutcome(f"kos-block:{block}".encode(), False, 1, "a")
+        nodes.up.remove("b")
+        nodes.blocks.drop_elsewhere(block)
+        nodes.blocks.adopt("a", [block], [outcome])
+        nodes.comes("b")
+        await nodes.hears("b", block)
+        nodes.blocks.adopt("b", [block], [])  # an attempt that was given up has made it as well
+        nodes.blocks.adopt("a", [block], [])  # what was taken is said once more
+        nodes.blocks.tell()
+        await nodes.hears("b", block)
+        assert not nodes.told["a"], "it is still wanted there"
+        del outcome
+        await nodes.hears("a", block)
+
+    play(scene)
+
+
+def test_a_block_that_was_to_be_dropped_is_kept_when_it_is_made_again() -> None:
+    async def scene(nodes: Nodes) -> None:
+        block = "0" * 32
+        nodes.up.remove("b")
+        nodes.drop(block)
+        await nodes.hears("a", block)
+        outcome = StayedOutcome(f"kos-block:{block}".encode(), False, 1, "b")
+        nodes.blocks.adopt("b", [block], [outcome])
+        nodes.comes("b")
+        nodes.drop("y")
+        await nodes.hears("b", "y")
+        del outcome
 
     play(scene)

@@ -141,6 +141,11 @@ class TestLargeResults:
         assert batch.values[1] == b"x" * BULK_BYTES
         assert list(batch.spooled) == [1]
 
+    def test_where_there_is_no_arena_it_lies_in_the_spool_too(self, worker: TestedWorker) -> None:
+        batch = worker.run(lambda n: b"x" * n, [(BULK_BYTES,)], stays={})
+        assert batch.values[0] == b"x" * BULK_BYTES
+        assert list(batch.spooled) == [0] and not batch.messages[0].stayed
+
     def test_an_array(self, worker: TestedWorker) -> None:
         def make() -> Any:
             import numpy

@@ -36,7 +36,7 @@ PROBE_TIMEOUT_S = 300
 DASK = ("dask", "distributed")
 
 KOS_PROBE = """
-import json, os, sys, time, numpy, kos_cluster as kos
+import concurrent.futures, json, os, sys, time, numpy, kos_cluster as kos
 put_bytes, result_bytes, broadcast_bytes = map(int, sys.argv[1:])
 cluster = kos.connect()
 names = [node["name"] for node in cluster.nodes()]
@@ -47,14 +47,15 @@ def rate(size, work):
     kept = work()
     return size / (time.perf_counter() - began)
 def make(size):
-    return kos.stay(numpy.ones(size, dtype=numpy.uint8))
+    return numpy.ones(size, dtype=numpy.uint8)
 def use(array):
     return int(array[-1])
 array = numpy.ones(put_bytes, dtype=numpy.uint8)
 figures = {"copy": rate(put_bytes, array.copy), "put": rate(put_bytes, lambda: cluster.put(array))}
 del array
-ref = cluster.submit(make, result_bytes, on=names[0]).result()
-figures["result"] = rate(result_bytes, lambda: cluster.submit(use, ref, on=names[1]).result())
+future = cluster.submit(make, result_bytes, on=names[0])
+concurrent.futures.wait([future])
+figures["result"] = rate(result_bytes, lambda: cluster.submit(use, future, on=names[1]).result())
 array = numpy.ones(broadcast_bytes, dtype=numpy.uint8)
 def broadcast():
     ref = cluster.put(array)

@@ -1,0 +1,281 @@
+"""Results that stayed where they were made and are lost with their nodes: their tasks are run again.
+
+Theory of operation. Beside each result that stays, its owner keeps how it was made (`Origin`): the task, its pickled
+arguments, and the origins of the results that it took. A block is missed by who reads it: the owner itself, or a task,
+whose worker says so instead of beginning it. Then the task that made the block runs once more, as its next attempt, and
+its result becomes a block of the same name. So whatever names the block finds it, wherever it is now. What that task
+took may be lost too: its own worker misses it, and so on, up to what was never lost.
+
+    result      event                                      next
+    stays       nobody has it, its task may run again      on its way; its reader waits, a task that takes it is held
+    stays       nobody has it, its task may not            lost: its reader is told, and why
+    on its way  its task has made it again                 stays
+    on its way  its task has failed, or was cancelled      lost: its readers are told of that
+
+Rules: an attempt that made what was lost counts as any other does; beyond `retries` nothing is made again. Neither are
+results of a gang's ranks or of generators, nor what `put` and `stay` made. Arguments of `KEPT_ARGUMENTS_BYTES` and more
+are not kept for this, and those of all results together take at most `KEPT_LIMIT_BYTES`. Blocks that arguments refer to
+are not kept alive for this either. Used in the mesh thread, but for `Origin.made_again`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kos_cluster.core.ownerevents import Event, HeldFailed, InputLost, Released, ResultLost
+from kos_cluster.core.records import HeldTasks, indices_of, runs_of
+from kos_cluster.errors import BlockLostError, InputFailedError, KosError
+from kos_cluster.net import wire
+from kos_cluster.net.transport import Payload
+from kos_cluster.tasks.blocks import named_in
+from kos_cluster.tasks.futures import Origin as AnyOrigin
+from kos_cluster.tasks.futures import Outcome, Settled, StayedOutcome
+from kos_cluster.tasks.holding import ROWS_LIMIT
+from kos_cluster.tasks.returns import Payloads
+
+if TYPE_CHECKING:
+    from kos_cluster.core.ownership import Ownership
+    from kos_cluster.tasks.job import Job
+    from kos_cluster.tasks.mesh import Mesh
+    from kos_cluster.tasks.outgoing import Outgoing
+
+KEPT_ARGUMENTS_BYTES = 1 << 20  # of one task, from which on they are not kept
+KEPT_LIMIT_BYTES = 64 << 20  # of all tasks whose results stay
+KEPT_LIMIT = 16_384  # results; as many as a node has blocks
+
+
+class Origin:
+    """How one result was made. It lives while the result does, and those that were made of it."""
+
+    def __init__(self, job: Job, index: int, block: str, remaking: Remaking) -> None:
+        self.job = job
+        self.index = index
+        self.block = block
+        self.inputs: tuple[AnyOrigin, ...] = ()  # which live as long
+        self.payload = b""
+        self.parts: dict[str, Payload] = {}
+        self.never = ""  # why it cannot be made again, whatever happens
+        self._remaking = remaking
+
+    @property
+    def task(self) -> str:
+        return f"{self.job.id}.{self.index}"
+
+    def made_again(self, lost: BlockLostError) -> Outcome:
+        """Wait until the result has been made again. Raises BlockLostError, or what became of its task. Any thread."""
+        return self._remaking.made_again(self, lost)
+
+
+class _Making:
+    """A result on its way; stands for its task's future. `settle` is called once, when the task has ended."""
+
+    def __init__(self, origin: Origin, over: Callable[[_Making], None]) -> None:
+        self.origin = origin
+        self.ended: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
+        self._over = over
+
+    def settle(self, settled: Settled) -> None:
+        self._over(self)
+        if isinstance(settled, Outcome) and not settled.failed:
+            self.ended.set_result(settled)
+        elif isinstance(settled, Outcome):
+            self.ended.set_exception(settled.error())
+        else:
+            cancelled = f"Task {self.origin.task}, which made its result again, was cancelled."
+            self.ended.set_exception(settled or BlockLostError(cancelled, "Submit it again."))
+
+
+class Remaking:
+    """Part of `owner`, a connection, with its table, its jobs by id and what it sends. `feed` gives an event to the
+    table, `begin` says that a job has work again, `close` that a closed job is not needed for this any more.
+    """
+
+    def __init__(
+        self,
+        owner: Mesh,
+        core: Ownership,
+        jobs: Mapping[str, Job],
+        outgoing: Outgoing,
+        feed: Callable[[Event], None],
+        begin: Callable[[str], None],
+        close: Callable[[Job], None],
+    ) -> None:
+        self._owner = owner
+        self._core = core
+        self._table = jobs
+        self._outgoing = outgoing
+        self._feed = feed
+        self._begin = begin
+        self._close = close
+        self._origins: weakref.WeakValueDictionary[str, Origin] = weakref.WeakValueDictionary()
+        self._making: dict[str, _Making] = {}
+        self._held: dict[tuple[str, int], dict[str, Origin]] = {}  # tasks, and the origins that they wait for, by task
+        self._gone: deque[tuple[Job, int]] = deque()  # origins: their jobs, and the bytes that were kept
+        self._jobs: Counter[str] = Counter()  # that origins are of
+        self._kept_bytes = 0
+
+    # ---- results that come
+
+    def outcomes(self, job: Job, node: str, message: wire.Result, payloads: Payloads) -> dict[int, Outcome]:
+        """The outcomes in a result of this node, by task. Those that stay have origins."""
+        failed = frozenset(message.failed)
+        found = {i: Outcome(data, i in failed) for i, data in zip(indices_of(message.runs), payloads, strict=True)}
+        for index, size_bytes in message.stayed.items():
+            data = found[index].payload
+            found[index] = StayedOutcome(data, False, size_bytes, node, self._origin(job, index, data))
+        return found
+
+    def _origin(self, job: Job, index: int, data: Payload) -> Origin | None:
+        (block,) = named_in(data)
+        known = self._origins.get(block)
+        if known is not None:
+            return known
+        origin = Origin(job, index, block, self)
+        (payload,) = job.payloads([(index, 1)])
+        if not payload:  # it is settled already
+            return None
+        parts = job.input_parts([(index, 1)]).get(index, {})
+        size_bytes = len(payload) + sum(map(len, parts.values()))
+        if job.spec.yields or job.spec.in_place is not None:
+            origin.never = "what a generator or a gang's rank has made is not made again"
+        elif size_bytes >= KEPT_ARGUMENTS_BYTES:
+            origin.never = f"its arguments, {size_bytes:,} bytes, were not kept; the limit is {KEPT_ARGUMENTS_BYTES:,}"
+        elif self._kept_bytes + size_bytes > KEPT_LIMIT_BYTES or len(self._origins) >= KEPT_LIMIT:
+            origin.never = f"arguments were kept for {len(self._origins):,} other results, which is the limit"
+        else:
+            origin.payload, origin.parts, origin.inputs = payload, parts, job.made_of(index)
+            self._kept_bytes += size_bytes
+            self._jobs[job.id] += 1
+            weakref.finalize(origin, self._gone.append, (job, size_bytes)).atexit = False
+        self._origins[block] = origin
+        return origin
+
+    def needs(self, job: str) -> bool:
+        """Whether tasks of this job may have to run again."""
+        return self._jobs[job] > 0
+
+    def tidy(self) -> None:
+        """Let go of the jobs whose results are all gone."""
+        while self._gone:
+            job, size_bytes = self._gone.popleft()
+            self._kept_bytes -= size_bytes
+            self._jobs[job.id] -= 1
+            if not self._jobs[job.id]:
+                del self._jobs[job.id]
+                if job.closed:
+                    self._close(job)
+
+    # ---- inputs that are lost
+
+    def without_lost(self, message: wire.Result, payloads: Payloads) -> tuple[wire.Result, Payloads]:
+        """A result without the tasks that miss results of others; these wait, held, until they are made again."""
+        dispatch = self._core.dispatch_of(message.batch) if message.lost else None
+        if dispatch is None:
+            return message, payloads
+        missed = {index: list(map(self._origins.get, blocks)) for index, blocks in message.lost.items()}
+        waiting = {index: origins for index, origins in missed.items() if None not in origins}
+        may_wait = self._core.tries_left(message.batch)
+        for index, origins in waiting.items():
+            self._wait(message.batch, dispatch.job, index, [origin for origin in origins if origin], may_wait)
+        left = [(i, data) for i, data in zip(indices_of(message.runs), payloads, strict=True) if i not in waiting]
+        runs, failed = runs_of(index for index, _ in left), [index for index in message.failed if index not in waiting]
+        return msgspec.structs.replace(message, runs=runs, failed=failed), [data for _, data in left]
+
+    def _wait(self, batch: int, job: str, index: int, origins: list[Origin], may_wait: bool) -> None:
+        """Hold a task until these are made; none are, when they were found meanwhile."""
+        missed = {origin.task: origin for origin in origins}
+        names = ", ".join(missed)
+        self._feed(InputLost(batch, index, f"what it reads was lost, the results of {names}"))
+        if not may_wait:
+            tries = BlockLostError(f"Task {job}.{index} misses the results of {names}, and has no tries left.")
+            self._fail(job, index, tries)
+        elif not missed:
+            self._feed(Released(job, [(index, 1)]))
+        else:
+            self._held[job, index] = missed
+            for origin in list(missed.values()):
+                self._make(origin, "no node has it").add_done_callback(partial(self._input_made, job, index, origin))
+
+    def _input_made(self, job: str, index: int, origin: Origin, made: concurrent.futures.Future[Outcome]) -> None:
+        """What a held task waits for is there, or cannot be made."""
+        missed = self._held.get((job, index), {})
+        if missed.pop(origin.task, None) is None:  # another one has failed
+            return
+        error = made.exception()
+        if error is not None or not missed:
+            del self._held[job, index]
+        if error is not None:
+            self._fail(job, index, _input_lost(f"{job}.{index}", origin, error))
+        elif not missed:
+            self._feed(Released(job, [(index, 1)]))
+
+    def told(self, job: str) -> tuple[HeldTasks, ...]:
+        """A job's tasks that wait for lost results, the first of them."""
+        held = ((index, list(missed)) for (id_, index), missed in self._held.items() if id_ == job)
+        return tuple(HeldTasks(index, 1, tuple(names[:1]), len(names) - 1) for index, names in islice(held, ROWS_LIMIT))
+
+    def _fail(self, job: str, index: int, error: BaseException) -> None:
+        """A held task ends."""
+        self._table[job].settle_all([(index, 1)], error)
+        self._outgoing.settled(self._table[job], [(index, 1)])
+        self._feed(HeldFailed(job, index))
+
+    # ---- making again
+
+    def made_again(self, origin: Origin, lost: BlockLostError) -> Outcome:
+        """See `Origin.made_again`."""
+        if self._owner.closed:
+            raise lost
+        if self._owner.is_current:  # where nothing can be waited for
+            raise BlockLostError(lost.message, "Ask for it outside of a callback: then it is made again.")
+        made = self._owner.ask(lambda: self._make(origin, lost.message.rstrip(".")))
+        return made.result()
+
+    def _make(self, origin: Origin, cause: str) -> concurrent.futures.Future[Outcome]:
+        """Done when the result was made again, or cannot be."""
+        making = self._making.get(origin.block)
+        if making is not None:
+            return making.ended
+        making = _Making(origin, self._made)
+        why = self._why_not(origin)
+        if why:
+            lost = f"The result of task {origin.task} is lost ({cause}), and cannot be made again: {why}."
+            making.ended.set_exception(
+                BlockLostError(lost, f"Submit it again; 'kos story {origin.task}' tells where it was.")
+            )
+            return making.ended
+        self._making[origin.block] = making
+        self._owner.blocks.drop_elsewhere(origin.block)
+        origin.job.again(origin, making)
+        self._begin(origin.job.id)
+        self._feed(ResultLost(origin.job.id, origin.index, cause))
+        return making.ended
+
+    def _made(self, making: _Making) -> None:
+        self._making.pop(making.origin.block, None)
+
+    def _why_not(self, origin: Origin) -> str:
+        if origin.never or origin.block in self._making:
+            return origin.never
+        if self._core.may_run_again(origin.job.id, origin.index):
+            return ""
+        return f"its retries, {origin.job.spec.options.retries}, are used up"
+
+
+def _input_lost(task: str, origin: Origin, error: BaseException) -> InputFailedError:
+    """Why a task was not run."""
+    said = error.message if isinstance(error, KosError) else f"{type(error).__name__}: {error}"
+    failed = InputFailedError(
+        f"Task {task} was not run: it needs the result of task {origin.task}, which was lost. {said}",
+        f"Type 'kos story {origin.task}' for its attempts.",
+    )
+    failed.__cause__ = error
+    return failed

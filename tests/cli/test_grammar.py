@@ -153,3 +153,10 @@ def test_every_action_has_its_function() -> None:
 def test_what_does_not_go_with_a_gang_is_refused(words: str) -> None:
     with pytest.raises(UsageError, match="--gang"):
         check_gang(parse(["run", *words.split(), "hostname"]))
+
+
+def test_a_priority_is_a_whole_number_within_its_limits() -> None:
+    assert parse(["run", "--priority", "-3", "hostname"]).priority == -3
+    for text in ("11", "-11", "high", "1.5", "9" * 40):
+        with pytest.raises(UsageError, match="is not a priority; write a whole number from -10 to 10"):
+            parse(["run", "--priority", text, "hostname"])

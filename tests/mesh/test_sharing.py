@@ -77,6 +77,42 @@ def test_a_task_that_lasts_holds_up_no_other_of_its_map(mesh: Mesh, tmp_path: Pa
     assert {node for nodes in ran for node in nodes} == {"node1", "node2"}
 
 
+def _holds_a_slot(go: str, name: str) -> None:
+    Path(go + name).touch()
+    while not os.path.exists(go):
+        time.sleep(0.01)
+
+
+QUEUES = """
+import time, kos_cluster as kos
+cluster, slots = kos.connect(), SLOTS
+futures = [cluster.submit(pow, 2, number) for number in range(slots + 4)]
+while sum(job.running for job in cluster.own_jobs()) < slots:
+    time.sleep(0.01)
+print("sent", flush=True)
+print([future.result(60) for future in futures])
+"""
+
+
+def test_what_waits_at_a_busy_node_goes_to_one_that_is_free_by_now(mesh: Mesh, tmp_path: Path):
+    slots = {node["name"]: node["slots"] for node in mesh.cluster.nodes()}
+    go = {name: str(tmp_path / name) for name in slots}
+    held = {
+        name: [mesh.cluster.submit(_holds_a_slot, go[name], f"-{n}", on=name) for n in range(slots[name])]
+        for name in slots
+    }
+    until(lambda: len(list(tmp_path.iterdir())) == sum(slots.values()), "all slots are taken")
+    program = mesh.program(QUEUES.replace("SLOTS", str(sum(slots.values()))))
+    assert program.stdout is not None and program.stdout.readline() == "sent\n"
+    Path(go["node2"]).touch()
+    out, err = program.communicate(timeout=60)
+    assert out == f"{[2**number for number in range(sum(slots.values()) + 4)]}\n", err
+    assert not any(future.done() for future in held["node1"])
+    Path(go["node1"]).touch()
+    for future in (*held["node1"], *held["node2"]):
+        future.result(60)
+
+
 def test_what_ended_before_its_worker_died_does_not_run_again(mesh: Mesh, tmp_path: Path):
     count = 400
     list(mesh.cluster.map(_noted, range(200), [str(tmp_path)] * 200, [-1] * 200))

@@ -22,6 +22,7 @@ from kos_cluster.core.roles import Role
 from kos_cluster.net import joining, tls, wire
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.identity import Credentials, Keys
+from kos_cluster.net.takingback import TakeBack
 from kos_cluster.node import machine
 from tests.mesh.conftest import Mesh, until
 from tests.mesh.speaker import Speaker, authority_of, identity
@@ -374,6 +375,8 @@ ODD_MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     "part without its bytes": (wire.PutPart("0" * 64), b""),
     "part under a false name": (wire.PutPart("../../x"), b"x"),
     "cancel of what is not there": (wire.Cancel([-1, 0, 1 << 60]), b""),
+    "take back of what is not there": (TakeBack([-1, 0, 1 << 60]), b""),
+    "exec of a huge priority": (wire.Exec(1, "j", "j", [(0, 1)], 1, "f", "", [], Needs(), priority=1 << 62), b"\x90"),
     "release of what is not there": (wire.Release([-1, 0, 1 << 60]), b""),
     "beat of what is not there": (wire.OwnerBeat(-1, [1 << 60], [JobSummary("j", "", "", -1, -1, -1, -1, 0.0)]), b""),
     "attempts of nobody": (wire.AttemptEnded("", [(-5, 3)], -1), b""),

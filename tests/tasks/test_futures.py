@@ -1,0 +1,57 @@
+"""What a future costs while its task is queued, and that what is made for who waits is one for all threads."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import tracemalloc
+
+import pytest
+
+from kos_cluster.tasks import serialise
+from kos_cluster.tasks.futures import Future, Outcome
+from tests.tasks.test_inputs import Job, future
+
+QUEUED_LIMIT_BYTES = 150  # of one future; with its payload in its job, a million are to take 300 MB
+
+
+def test_a_million_queued_futures_take_little():
+    job = Job("j")
+    Future(job, 0).cancelled()
+    tracemalloc.start()
+    futures = [Future(job, index) for index in range(10_000)]
+    size_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size_bytes / len(futures) < QUEUED_LIMIT_BYTES
+
+
+def test_whoever_waits_first_makes_what_all_who_wait_need():
+    for _ in range(50):
+        made = future()
+        ready = threading.Barrier(5)
+        results: list[object] = []
+
+        def wait(made: Future = made, ready: threading.Barrier = ready, results: list[object] = results) -> None:
+            ready.wait(60)
+            results.append(made.result(60))
+
+        threads = [threading.Thread(target=wait) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        ready.wait(60)
+        pickled = serialise.dumps_result(42)
+        assert isinstance(pickled, bytes)
+        made.settle(Outcome(pickled))
+        for thread in threads:
+            thread.join(60)
+        assert results == [42] * 4
+
+
+def test_a_fresh_future_answers_like_any():
+    made = future()
+    assert (made.done(), made.running(), made.cancelled()) == (False, False, False)
+    assert (made.task, made.job) == ("j.0", "j")
+    with pytest.raises(concurrent.futures.TimeoutError):
+        made.exception(0)
+    assert not hasattr(made, "colour")
+    assert made.cancel() and concurrent.futures.wait([made], 0).done == {made}

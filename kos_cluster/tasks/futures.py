@@ -4,7 +4,8 @@ Rules. A result is unpickled in the thread that asks for it first, never in the 
 unpickling of one's own data can't stall the mesh. `cancel()` also stops a task that runs. An interrupt while waiting
 cancels the task. A future that is passed to a task keeps its outcome as it came, beside what it was unpickled to; so
 does one whose result stays where it was made, as that is small, and what the task made is what others are passed.
-What a future needs for those who wait for it is made when somebody does, so that one of a queued task takes 100 bytes.
+What a future needs for those who wait for it is made when somebody does, so that one of a queued task takes 140 to 190
+bytes.
 """
 
 from __future__ import annotations

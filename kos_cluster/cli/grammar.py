@@ -23,6 +23,7 @@ from kos_cluster.cli.quantities import (
     label,
     memory,
     node_label,
+    plain,
     priority,
     resource,
     variable,
@@ -482,11 +483,11 @@ def _nodes(text: str) -> int:
 
 
 def _minutes(text: str) -> float:
-    return duration(f"{text}m")
+    return plain(text, "minutes") * 60
 
 
 def _hours(text: str) -> float:
-    return duration(f"{text}h") / 3600
+    return plain(text, "hours")
 
 
 def _faults(text: str) -> tuple[str, ...]:

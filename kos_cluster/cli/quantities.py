@@ -21,6 +21,13 @@ def duration(text: str) -> float:
     return float(match[1]) * SECONDS[match[2] or "s"]
 
 
+def plain(text: str, unit: str) -> float:
+    """A number above 0 without its unit, "10" or "0.5"."""
+    if re.fullmatch(r"\d+(?:\.\d+)?", text) is None or float(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is not a number of {unit}; write for example 10 or 0.5")
+    return float(text)
+
+
 def memory(text: str) -> int:
     """Bytes of "512M", "8G" or a plain number. Raises UsageError."""
     from kos_cluster.core.quantities import size_bytes  # here, or the grammar would load the library

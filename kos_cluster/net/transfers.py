@@ -35,6 +35,9 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
+Take = Callable[[memoryview], None]  # the next bytes, which are valid until it returns
+
+
 class Put(msgspec.Struct, frozen=True, tag="PUT"):
     hash: str
     size: int
@@ -160,23 +163,24 @@ def get_block(
     port: int,
     credentials: Credentials,
     request: GetBlock,
-    room: Callable[[Outcome], memoryview],
-    came: Callable[[int], None],
+    room: Callable[[Outcome], Take],
 ) -> Outcome:
-    """Fill the memory that `room` gives with a block, as the answer describes it, unless that names others to ask.
+    """Give a block, as the answer describes it, piece by piece to what `room` gives, unless that names others to ask.
 
-    `came` is told how many are there, as they come. Raises UnreachableError, or what the node or `room` raised.
+    Raises UnreachableError, or what the node, `room` or that raised.
     """
     with Session(host, port, credentials, tls.ALPN_BULK) as session:
         tls.send_message(session.stream, msgspec.msgpack.encode(request))
         answer = tls.receive_message(session.stream, LEND_TIMEOUT_S + tls.EXCHANGE_TIMEOUT_S)
         outcome = outcome_of(answer)
         if not outcome.elsewhere:
-            view = room(outcome)
-            for start in range(0, outcome.size, CHUNK_BYTES):
-                chunk = view[start : start + CHUNK_BYTES]
+            take, left = room(outcome), outcome.size
+            buffer = memoryview(bytearray(min(CHUNK_BYTES, outcome.size)))
+            while left:
+                chunk = buffer[: min(left, len(buffer))]
                 tls.receive_into(session.stream, chunk)
-                came(start + len(chunk))
+                take(chunk)
+                left -= len(chunk)
         return outcome
 
 

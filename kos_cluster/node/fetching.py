@@ -19,12 +19,12 @@ refusal ends the fetch. A transfer runs in a thread of its own, at most `FETCHES
 from __future__ import annotations
 
 import asyncio
-import mmap
+import os
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -36,7 +36,7 @@ from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import ArenaFullError, KosError, UnreachableError
 from kos_cluster.net.blocks import nowhere
 from kos_cluster.net.identity import Credentials
-from kos_cluster.net.transfers import CHUNK_BYTES, GetBlock, Outcome, get_block
+from kos_cluster.net.transfers import CHUNK_BYTES, GetBlock, Outcome, Take, get_block
 from kos_cluster.node.membership import ALIVE, Membership
 
 FETCHES_LIMIT = 16  # transfers at once
@@ -51,18 +51,18 @@ class Receiving:
     def __init__(self, segment: Segment) -> None:
         self._content = memoryview(segment.map())
         self.size_bytes = segment.size_bytes
-        self._came_bytes = 0
+        self.came_bytes = 0
         self._failed = False
         self._changed = threading.Condition()
 
     def came(self, count_bytes: int) -> None:
         with self._changed:
-            self._came_bytes = count_bytes
+            self.came_bytes = count_bytes
             self._changed.notify_all()
 
     def failed(self) -> None:
         with self._changed:
-            self._failed = self._came_bytes < self.size_bytes
+            self._failed = self.came_bytes < self.size_bytes
             self._changed.notify_all()
 
     def chunks(self) -> Iterator[memoryview]:
@@ -76,11 +76,11 @@ class Receiving:
     def _more_than(self, done: int) -> int:
         """Wait until more bytes are here than were read; how many there are."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._failed or self._came_bytes > done, STALLED_S):
+            if not self._changed.wait_for(lambda: self._failed or self.came_bytes > done, STALLED_S):
                 raise ConnectionError("the block does not come")
             if self._failed:
                 raise ConnectionError("the block did not come")
-            return self._came_bytes
+            return self.came_bytes
 
 
 @dataclass(eq=False)
@@ -220,36 +220,30 @@ class Fetching:
 
     def _receive(self, fetch: Fetch, member: Member, request: GetBlock) -> Outcome:
         """One transfer, in a thread of its own."""
-        begun: list[tuple[mmap.mmap, Receiving]] = []
-        began_s = 0.0
+        with ExitStack() as opened:
+            began_s = 0.0
 
-        def room(outcome: Outcome) -> memoryview:
-            nonlocal began_s
-            creating = self._store.create(fetch.block, outcome.size, fetch.holder)
-            try:
-                segment = asyncio.run_coroutine_threadsafe(creating, self._loop).result(ROOM_TIMEOUT_S)
-            except TimeoutError:
-                late = f"A node's arena has made no room for {outcome.size:,} bytes in {ROOM_TIMEOUT_S:.0f} s."
-                raise _NoRoomError(ArenaFullError(late, "See what it holds: 'kos mem status'.")) from None
-            except KosError as error:
-                raise _NoRoomError(error) from None
-            fetch.keepers = outcome.keepers
-            fetch.receiving = Receiving(segment)
-            self._loop.call_soon_threadsafe(fetch.began.set)
-            mapping = segment.map(access=mmap.ACCESS_WRITE)
-            begun.append((mapping, fetch.receiving))
-            began_s = time.monotonic()
-            return memoryview(mapping)
+            def room(outcome: Outcome) -> Take:
+                nonlocal began_s
+                creating = self._store.create(fetch.block, outcome.size, fetch.holder)
+                try:
+                    segment = asyncio.run_coroutine_threadsafe(creating, self._loop).result(ROOM_TIMEOUT_S)
+                except TimeoutError:
+                    late = f"A node's arena has made no room for {outcome.size:,} bytes in {ROOM_TIMEOUT_S:.0f} s."
+                    raise _NoRoomError(ArenaFullError(late, "See what it holds: 'kos mem status'.")) from None
+                except KosError as error:
+                    raise _NoRoomError(error) from None
+                fetch.keepers = outcome.keepers
+                fetch.receiving = Receiving(segment)
+                self._loop.call_soon_threadsafe(fetch.began.set)
+                began_s = time.monotonic()
+                writing = opened.enter_context(open(os.dup(segment.fd), "wb", buffering=0))
+                return partial(_write, writing.fileno(), fetch.receiving)
 
-        def came(count_bytes: int) -> None:
-            begun[0][1].came(count_bytes)
-
-        outcome = get_block(member.host, member.port, self._credentials(), request, room, came)
-        if begun:
+            outcome = get_block(member.host, member.port, self._credentials(), request, room)
+        if began_s:
             elapsed_s = time.monotonic() - began_s
             self._loop.call_soon_threadsafe(self.rates.measured, member.id, outcome.size, elapsed_s)
-        for mapping, _ in begun:  # after a failure its views live on in the traceback, and the mapping with them
-            mapping.close()
         return outcome
 
     def _in_thread(self, work: Callable[[], Outcome]) -> asyncio.Future[Outcome]:
@@ -283,6 +277,15 @@ class _NoRoomError(Exception):
     def __init__(self, reason: KosError) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def _write(fd: int, receiving: Receiving, chunk: memoryview) -> None:
+    """Write what comes next; by a call, as each page of a mapping would be cleared before, and cost a fault."""
+    done = receiving.came_bytes
+    while chunk:
+        count = os.pwrite(fd, chunk, done)
+        done, chunk = done + count, chunk[count:]
+    receiving.came(done)
 
 
 def _looked_at(task: asyncio.Task[None]) -> None:

@@ -32,7 +32,7 @@ from kos_cluster.core.records import Member, MemberState
 from kos_cluster.dmem.attached import attached
 from kos_cluster.errors import ArenaFullError, BlockLostError, KosError, UnreachableError, UsageError
 from kos_cluster.net.blocks import DROPPED_LIMIT, DropBlocks, KeepBlock, nowhere
-from kos_cluster.net.transfers import GetBlock, Outcome, get_block
+from kos_cluster.net.transfers import GetBlock, Outcome, Take, get_block
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.blocks import BlockRef, counting, mapped, named_in
@@ -261,16 +261,16 @@ class OwnBlocks:
         failures = []
         request = GetBlock(ref.id, insist=True)
         for member in sorted(self._mesh.members, key=lambda member: member.id != ref.node):
-            given: list[memoryview] = []
+            given: list[mmap.mmap] = []
 
-            def room(outcome: Outcome, given: list[memoryview] = given) -> memoryview:
-                given.append(memoryview(mmap.mmap(-1, outcome.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
-                return given[0]
+            def room(outcome: Outcome, given: list[mmap.mmap] = given) -> Take:
+                given.append(mmap.mmap(-1, outcome.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+                return given[0].write  # type: ignore[return-value]  # how many that were, nobody asks
 
             if member.id in self._mesh.linked():
                 try:
-                    get_block(member.host, member.port, self._mesh.credentials, request, room, lambda _: None)
-                    return given[0]
+                    get_block(member.host, member.port, self._mesh.credentials, request, room)
+                    return memoryview(given[0])
                 except KosError as error:
                     failures.append(error.message.rstrip("."))
         raise nowhere(ref.id, failures)

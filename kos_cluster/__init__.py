@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.blocks import BlockRef, stay
     from kos_cluster.tasks.cluster import Cluster, connect
     from kos_cluster.tasks.comm.communicator import Communicator
-    from kos_cluster.tasks.comm.ranks import comm
+    from kos_cluster.tasks.comm.ranks import checkpoint, comm, restored
     from kos_cluster.tasks.daskgraph import dask_get
     from kos_cluster.tasks.executor import Executor
     from kos_cluster.tasks.futures import Future
@@ -43,9 +43,11 @@ __all__ = [
     "Register",
     "Stream",
     "__version__",
+    "checkpoint",
     "comm",
     "connect",
     "dask_get",
+    "restored",
     "stay",
 ]
 
@@ -62,7 +64,9 @@ _HOMES = {
     "Stream": "kos_cluster.tasks.streaming",
     "Gang": "kos_cluster.tasks.gangs",
     "Communicator": "kos_cluster.tasks.comm.communicator",
+    "checkpoint": "kos_cluster.tasks.comm.ranks",
     "comm": "kos_cluster.tasks.comm.ranks",
+    "restored": "kos_cluster.tasks.comm.ranks",
     "Pool": "kos_cluster.tasks.pool",
     "dask_get": "kos_cluster.tasks.daskgraph",
 }

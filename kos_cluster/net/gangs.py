@@ -45,7 +45,10 @@ class TwoPhase(msgspec.Struct, frozen=True, tag="TWO_PHASE"):
 
 
 class RankReady(msgspec.Struct, frozen=True, tag="RANK_READY"):
-    """The node of a rank to its owner: it is in place; the payload is where. Repeated until its `RankTable` comes."""
+    """The node of a rank to its owner: it is in place, and the payload is where; or the payload is of a checkpoint.
+
+    Repeated until its `RankTable` comes.
+    """
 
     batch: int
     job: str
@@ -53,6 +56,6 @@ class RankReady(msgspec.Struct, frozen=True, tag="RANK_READY"):
 
 
 class RankTable(msgspec.Struct, frozen=True, tag="RANK_TABLE"):
-    """The owner to the node of a rank: all are in place; the payload is where. The rank begins."""
+    """The owner's answer to a rank: all are in place, the payload is where, and it begins; or of a checkpoint."""
 
     batch: int

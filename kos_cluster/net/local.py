@@ -111,7 +111,7 @@ class Displayed(msgspec.Struct, frozen=True, tag=True):
 
 
 class RankTable(msgspec.Struct, frozen=True, tag=True):
-    """Every rank of the gang is in place. Payload: where, as its owner made it."""
+    """The owner's answer to a `RankReady`: every rank of the gang is in place, and where; or of a checkpoint."""
 
     batch: int
 
@@ -170,7 +170,7 @@ class Display(msgspec.Struct, frozen=True, tag=True):
 
 
 class RankReady(msgspec.Struct, frozen=True, tag=True):
-    """A rank of a gang is in place. Payload: where it listens, for its owner. `RankTable` follows."""
+    """A rank of a gang has something for its owner: where it listens, or a checkpoint. `RankTable` follows."""
 
     batch: int
     index: int

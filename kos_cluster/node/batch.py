@@ -29,7 +29,7 @@ class Batch:
     missing: set[str]
     told_started: bool = False
     worker: int | None = None
-    in_place: bytes = b""  # of a rank: where it listens, until it has its gang's table
+    in_place: bytes = b""  # of a rank: what it tells its owner, until there is an answer
     waits_for_tasks: bool = False  # that it has submitted itself
     yielded: int = 0  # items of its one task, if that yields; those of earlier attempts included
     wanted: int = 1  # up to which it may yield

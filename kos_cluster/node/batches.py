@@ -177,7 +177,7 @@ class Batches:
         self._apply(event)
 
     def table(self, owner: OwnerState, number: int, payload: bytes) -> None:
-        """All ranks of a gang are in place: one that is here may begin."""
+        """All ranks of a gang are in place: one that is here may begin. Or another answer that it waits for."""
         batch = self._batches.get((owner.owner, number))
         if batch is not None and batch.in_place and batch.worker is not None and self._workers is not None:
             batch.in_place = b""

@@ -40,7 +40,7 @@ class Here:
         self.batch = 0
         self.index = _NONE
         self.show: Callable[[int, int, bytes], None] | None = None  # batch, index, JSON
-        self.meet: Callable[[int, int, bytes], bytes] | None = None  # batch, index, a rank's place -> that of all
+        self.meet: Callable[[int, int, bytes], bytes] | None = None  # batch, index, for a rank's owner -> its answer
 
     def runs(self, batch: int) -> bool:
         """Whether a task of that batch is running."""

@@ -6,7 +6,8 @@ slots until it has reserved them all, then the ranks are sent to them, and when 
 table of all is sent to each.
 
 Rules. Results are those of one epoch, by rank; they are unpickled by whoever asks for them. The error of a failed gang
-names the rank, its node, and what ended it, which is its cause.
+names the rank, its node, and what ended it, which is its cause. Checkpoints are kept here, from epoch to epoch; what a
+rank of an epoch that is over says of them is not heard.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from kos_cluster.core import ownership
-from kos_cluster.core.gang import epochs
+from kos_cluster.core.gang import checkpoints, epochs
 from kos_cluster.core.gang.assignment import RANKS_LIMIT
 from kos_cluster.core.gang.scheduler import WANTED_AGAIN_S
 from kos_cluster.errors import (
@@ -28,6 +31,7 @@ from kos_cluster.errors import (
     KosError,
     LimitError,
     PlacementError,
+    ProtocolError,
     RankGoneError,
     TaskLostError,
     UnreachableError,
@@ -35,6 +39,7 @@ from kos_cluster.errors import (
 )
 from kos_cluster.net.gangs import GangStanding, GangWanted, GangWithdrawn
 from kos_cluster.tasks import profiling
+from kos_cluster.tasks.comm.checkpoints import MARK
 from kos_cluster.tasks.comm.ranks import RankCall
 from kos_cluster.tasks.comm.table import make_table
 from kos_cluster.tasks.futures import Future, Outcome
@@ -77,6 +82,14 @@ class _Whole:
         return None
 
 
+class _RankSaid(NamedTuple):
+    """What a rank says of its checkpoints."""
+
+    epoch: int
+    rank: int
+    said: bytes
+
+
 class Gang(Future):
     """A gang that runs, or waits for its slots. `result()` gives what each rank returned, by rank."""
 
@@ -96,7 +109,8 @@ class Gang(Future):
         self._ranks = ranks
         self._launch = launch
         self._machine = epochs.Epochs(ranks, restarts)
-        self._events: queue.SimpleQueue[epochs.Event | _RankEnd] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[epochs.Event | _RankEnd | _RankSaid] = queue.SimpleQueue()
+        self._checkpoints = checkpoints.Checkpoints(ranks)
         self._nodes: list[tuple[str, str, str]] = []  # id, name, host, by rank
         self._outcomes: dict[int, Outcome] = {}
         self._table = b""  # of this epoch, once it was made
@@ -169,7 +183,22 @@ class Gang(Future):
             event = self._events.get(timeout=wait_s)
         except queue.Empty:
             return None
+        if isinstance(event, _RankSaid):
+            self._answer(event)
+            return None
         return self._understood(event) if isinstance(event, _RankEnd) else event
+
+    def _answer(self, event: _RankSaid) -> None:
+        if event.epoch != self._machine.epoch:
+            return
+        try:
+            ask = msgspec.msgpack.decode(event.said, type=checkpoints.Ask)
+        except msgspec.DecodeError as error:
+            self._events.put(epochs.Cancelled(_not_understood(event.rank, error)))
+            return
+        answer = self._checkpoints.handle(event.rank, ask)
+        if answer is not None:
+            self._mesh.tell_ranks(self._job, (event.rank,), msgspec.msgpack.encode(answer))
 
     def _understood(self, end: _RankEnd) -> epochs.Event | None:
         """What a rank's end means to its gang."""
@@ -220,7 +249,8 @@ class Gang(Future):
                     self._nodes = [(m.id, m.name, m.host) if m else (node, node, "") for node, m in members]
                     self._mesh.feed(ownership.RanksPlaced(self._job.id, nodes))
                 case epochs.Tell(epoch, ranks, addresses):
-                    self._table = self._table or make_table(self.id, epoch, self._nodes, addresses)
+                    step = self._checkpoints.step
+                    self._table = self._table or make_table(self.id, epoch, self._nodes, addresses, step)
                     self._mesh.tell_ranks(self._job, ranks, self._table)
                 case epochs.End(_):
                     self._end()
@@ -234,10 +264,14 @@ class Gang(Future):
     def _open(self, epoch: int) -> Job:
         """The job of an epoch; its ranks wait until their slots are reserved."""
         self._nodes, self._outcomes, self._table = [], {}, b""
+        self._checkpoints.begin()
         name = self._spec.name if epoch == 1 else f"{self._spec.name} (epoch {epoch})"
 
-        def in_place(rank: int, address: bytes) -> None:
-            self._events.put(epochs.Ready(epoch, rank, address))
+        def in_place(rank: int, said: bytes) -> None:
+            if said.startswith(MARK):
+                self._events.put(_RankSaid(epoch, rank, said[len(MARK) :]))
+            else:
+                self._events.put(epochs.Ready(epoch, rank, said))
 
         job = self._launch(replace(self._spec, name=name, in_place=in_place))
         for rank in range(self._ranks):
@@ -277,6 +311,10 @@ class Gang(Future):
         )
         failed.__cause__ = error
         return failed
+
+
+def _not_understood(rank: int, error: Exception) -> ProtocolError:
+    return ProtocolError(f"Rank {rank} spoke of its checkpoint in words that this version does not know: {error}.")
 
 
 def _gone(error: BaseException | None) -> RankGoneError | None:

@@ -173,7 +173,8 @@ class Worker:
             self._exchange_display(batch, index, data)
 
     def meet(self, batch: int, index: int, data: bytes) -> bytes:
-        """Say that a rank is in place, and wait until all of its gang are; gives where. In the rank's main thread."""
+        """Say something to a rank's owner, and wait for its answer: that it is in place, or of a checkpoint. In one
+        thread of the rank at a time."""
         with self._interrupts.held(), self._lock:
             self._channel.send(self._encode(local.RankReady(batch, index)), data)
             while not self._interrupts.seen:

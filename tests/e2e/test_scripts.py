@@ -322,3 +322,26 @@ def test_a_script_runs_as_the_ranks_of_a_gang(local: Any, folder: Path) -> None:
     assert sorted(line.partition(" at ")[0] for line in told.splitlines()) == ["0 of 2", "1 of 2"]
     refused = local.kos("run", "--gang", "9", "hostname")
     assert refused.returncode == 12 and "9 ranks of 1 slot each do not fit" in refused.stderr
+
+
+def test_a_script_of_a_gang_goes_on_from_its_checkpoint(local: Any, folder: Path) -> None:
+    write(
+        folder,
+        "ranks.py",
+        """
+        import os, time
+        import kos_cluster as kos
+
+        comm, state = kos.comm(), kos.restored()
+        if state is None:
+            kos.checkpoint({"of": comm.rank})
+            comm.barrier()
+            if comm.rank == 1:
+                os.kill(os.getppid(), 9)
+            time.sleep(60)
+        os.write(1, f"{comm.rank} had {state['of']}\\n".encode())
+        """,
+    )
+    done = local.kos("run", "--gang", "2", "--spread", "--restarts", "1", "python", "ranks.py")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 had 0", "1 had 1"]

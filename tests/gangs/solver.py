@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,28 @@ def problem(size: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return random @ random.T + size * np.eye(size), rng.standard_normal(size)
 
 
-def solve(size: int, steps: int = 200) -> np.ndarray[Any, Any]:
-    """Each rank holds some rows of the matrix; all get the whole solution."""
+def solve(size: int, steps: int = 200, pause: str = "", every: int = 5) -> np.ndarray[Any, Any]:
+    """Each rank holds some rows of the matrix; all get the whole solution. It begins where its last checkpoint was.
+
+    With `pause`, a folder, the first epoch stops after its second checkpoint, and each epoch notes where it began.
+    """
     comm = kos.comm()
     matrix, right = problem(size)
     mine = np.array_split(np.arange(size), comm.size)[comm.rank]
     rows = matrix[mine]
-    x, residual = np.zeros(len(mine)), right[mine].copy()
-    direction = residual.copy()
-    squared = comm.allreduce(float(residual @ residual))
-    for _ in range(steps):
+    state = kos.restored()
+    if state is None:
+        x, residual = np.zeros(len(mine)), right[mine].copy()
+        state = 0, x, residual, residual.copy(), comm.allreduce(float(residual @ residual))
+    began, x, residual, direction, squared = state
+    if pause:
+        (Path(pause) / f"rank{comm.rank}.epoch{comm.epoch}").write_text(str(began))
+    for number in range(began, steps):
+        if number % every == 0 and number > began:
+            kos.checkpoint((number, x, residual, direction, squared))
+            if pause and comm.epoch == 1 and number == 2 * every:
+                (Path(pause) / f"rank{comm.rank}.paused").touch()
+                time.sleep(600)
         whole = np.concatenate(comm.allgather(direction))
         product = rows @ whole
         step = squared / comm.allreduce(float(direction @ product))

@@ -7,10 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from kos_cluster.errors import GangError, PlacementError, TaskLostError, UsageError
+from tests.gangs import solver
 from tests.gangs.conftest import SLOTS
 from tests.mesh.conftest import Mesh, until
 
@@ -150,18 +152,46 @@ def test_a_killed_rank_starts_the_whole_gang_anew_in_another_epoch(mesh: Mesh, t
     assert len(gang.jobs) == 2
 
 
-def test_a_killed_node_starts_the_gang_anew_on_the_others(mesh: Mesh, tmp_path: Path):
-    gang = mesh.cluster.gang(hold, 4, str(tmp_path), spread=True, restarts=1)
-    running(tmp_path, 4)
+def test_a_killed_node_starts_the_gang_anew_on_the_others_from_its_last_checkpoint(mesh: Mesh, tmp_path: Path):
+    size = 120
+    gang = mesh.cluster.gang(solver.solve, 4, size, pause=str(tmp_path), spread=True, restarts=1)
+    until(lambda: len(list(tmp_path.glob("*.paused"))) == 4, "two checkpoints were made", WAIT_S)
     lost = gang.nodes[-1]
     os.kill(mesh.pid(lost), signal.SIGKILL)
     try:
-        running(tmp_path, 4, epoch=2)
+        answers = gang.result(WAIT_S)
+        assert (gang.epoch, len(gang.jobs)) == (2, 2)
         assert lost not in gang.nodes
-        (tmp_path / "go").touch()
-        assert gang.result(WAIT_S) == [2] * 4
+        assert [(tmp_path / f"rank{rank}.epoch2").read_text() for rank in range(4)] == ["10"] * 4
+        matrix, right = solver.problem(size)
+        for answer in answers:
+            np.testing.assert_allclose(matrix @ answer, right, atol=1e-8)
     finally:
         mesh.heal()
+
+
+def test_a_checkpoint_is_refused_by_all_ranks_when_it_is_too_large_and_restored_comes_first(mesh: Mesh):
+    def refused() -> tuple[int, str, str, int]:
+        import kos_cluster as kos
+        from kos_cluster.errors import KosError
+        from kos_cluster.tasks.comm import checkpoints
+
+        comm = kos.comm()
+        first = kos.checkpoint(b"x" * (5 << 20))  # in two pieces
+        checkpoints.CHECKPOINT_LIMIT_BYTES = 2 << 20
+        told = []
+        for call in (kos.restored, lambda: kos.checkpoint(bytes((comm.rank + 1) << 20))):
+            try:
+                call()
+            except KosError as error:
+                told.append(error.message)
+        late, large = told
+        return first, late, large, kos.checkpoint("small")
+
+    for first, late, large, last in mesh.cluster.gang(refused, 2, spread=True).result(WAIT_S):
+        assert (first, last) == (1, 2)
+        assert late == "kos.restored() was called after kos.checkpoint()."
+        assert large == "A checkpoint of 3 MiB is over the limit of 2; rank 1 has the most of it, 2 MiB."
 
 
 def test_ranks_leave_nothing_in_shared_memory(mesh: Mesh, tmp_path: Path):

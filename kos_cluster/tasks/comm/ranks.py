@@ -11,9 +11,11 @@ SO_REUSEADDR, as torch's store does; what other libraries send is theirs, and no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -23,8 +25,10 @@ import msgspec
 
 from kos_cluster.errors import RankGoneError, StateError, UsageError
 from kos_cluster.home import Home
+from kos_cluster.net.channel import Channel
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.local import HOST_VARIABLE
+from kos_cluster.tasks.comm.checkpoints import Checkpointer
 from kos_cluster.tasks.comm.communicator import Communicator
 from kos_cluster.tasks.comm.endpoint import Endpoint, Listeners
 from kos_cluster.tasks.comm.table import Table
@@ -34,6 +38,7 @@ RANK_GONE_CODE = 75  # of a program that ended because another rank had (EX_TEMP
 DESCRIPTORS = "KOS_RANK_FDS"  # in a program's environment: its listeners and its table
 
 _current: Communicator | None = None
+_checkpointer: Checkpointer | None = None
 
 
 def comm() -> Communicator:
@@ -49,6 +54,25 @@ def comm() -> Communicator:
     return _current
 
 
+def checkpoint(state: Any) -> int:
+    """Hand in this rank's state for the gang's next checkpoint, which counts once all ranks have; all ranks call it.
+
+    Returns its number, from 1. Raises UsageError outside of a gang, NotPicklableError, LimitError.
+    """
+    return _own_checkpointer().checkpoint(state)
+
+
+def restored() -> Any:
+    """In a gang that was started anew: what this rank handed in for the last checkpoint. None where there was none."""
+    return _own_checkpointer().restored()
+
+
+def _own_checkpointer() -> Checkpointer:
+    comm()  # a program's is made when it first asks
+    assert _checkpointer is not None
+    return _checkpointer
+
+
 class RankCall:
     """A function as the task of each rank."""
 
@@ -60,15 +84,16 @@ class RankCall:
         return RankCall, (self.fn,)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        global _current
+        global _current, _checkpointer
         listeners, table = _meet()
         os.environ.update(variables(table, here.index))
         _current = Communicator(Endpoint(here.index, table, listeners, _own_credentials))
+        _checkpointer = Checkpointer(_current, table.checkpoint, _ask_owner)
         try:
             return self.fn(*args, **kwargs)
         finally:
             _current.close()
-            _current = None
+            _current = _checkpointer = None
 
 
 class ProgramCall:
@@ -85,8 +110,9 @@ class ProgramCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         listeners, table = _meet()
-        with _table_file(table) as file:
-            descriptors = (listeners.remote.fileno(), listeners.local.fileno(), listeners.held.fileno(), file)
+        with _table_file(table) as file, _forwarded() as asking:
+            sockets = (listeners.remote, listeners.local, listeners.held, asking)
+            descriptors = (*(each.fileno() for each in sockets), file)
             os.environ.update(variables(table, here.index))
             os.environ[DESCRIPTORS] = ",".join(map(str, descriptors))
             try:
@@ -124,6 +150,42 @@ def _meet() -> tuple[Listeners, Table]:
     return listeners, msgspec.msgpack.decode(data, type=Table)
 
 
+def _ask_owner(said: bytes) -> bytes:
+    assert here.meet is not None
+    return here.meet(here.batch, here.index, said)
+
+
+@contextmanager
+def _forwarded() -> Iterator[socket.socket]:
+    """What a program asks its gang's owner through; a thread passes it on."""
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=_pass_on, args=(Channel(ours),), name="kos-checkpoints", daemon=True)
+    thread.start()
+    try:
+        yield theirs
+    finally:
+        theirs.close()
+        ours.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        ours.close()
+
+
+def _pass_on(channel: Channel) -> None:
+    """The thread. A task that is interrupted answers no more."""
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
+            _, said = channel.receive()
+            channel.send(b"", _ask_owner(said))
+
+
+def _asked_through(channel: Channel) -> Callable[[bytes], bytes]:
+    def ask(said: bytes) -> bytes:
+        channel.send(b"", said)
+        return channel.receive()[1]
+
+    return ask
+
+
 @contextmanager
 def _table_file(table: Table) -> Iterator[int]:
     file = os.memfd_create("kos-table")
@@ -136,11 +198,14 @@ def _table_file(table: Table) -> Iterator[int]:
 
 def _inherited(descriptors: str) -> Communicator:
     """The communicator of a program. Raises StateError when its descriptors are not there (any more)."""
+    global _checkpointer
     try:
-        remote, local, held, file = map(int, descriptors.split(","))
+        remote, local, held, asking, file = map(int, descriptors.split(","))
         table = msgspec.msgpack.decode(os.pread(file, os.fstat(file).st_size, 0), type=Table)
         listeners = Listeners(*(socket.socket(fileno=fd) for fd in (remote, local, held)))
         made = Communicator(Endpoint(int(os.environ["RANK"]), table, listeners, _own_credentials))
+        channel = Channel(socket.socket(fileno=asking))
+        _checkpointer = Checkpointer(made, table.checkpoint, _asked_through(channel))
     except (OSError, ValueError, KeyError, msgspec.MsgspecError) as error:
         raise StateError(
             f"This process cannot be a rank of its gang: {error}.",

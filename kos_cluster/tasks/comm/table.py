@@ -40,13 +40,16 @@ class Table(msgspec.Struct, frozen=True):
     epoch: int
     secret: bytes
     places: tuple[Place, ...]
+    checkpoint: int = 0  # the last that all ranks of an epoch before have made; 0: none
 
     def neighbours(self, rank: int) -> list[int]:
         """The ranks on the node of this one, itself included."""
         return [other for other, place in enumerate(self.places) if place.node == self.places[rank].node]
 
 
-def make_table(gang: str, epoch: int, nodes: Sequence[tuple[str, str, str]], addresses: Sequence[bytes]) -> bytes:
+def make_table(
+    gang: str, epoch: int, nodes: Sequence[tuple[str, str, str]], addresses: Sequence[bytes], checkpoint: int = 0
+) -> bytes:
     """The table of an epoch whose ranks are on these nodes (id, name, host) and have told these addresses.
 
     Raises ProtocolError for an address that is none.
@@ -56,4 +59,4 @@ def make_table(gang: str, epoch: int, nodes: Sequence[tuple[str, str, str]], add
     except msgspec.DecodeError as error:
         raise ProtocolError(f"A rank said where it is in words that this version does not know: {error}.") from None
     places = tuple(Place(*node, address) for node, address in zip(nodes, told, strict=True))
-    return msgspec.msgpack.encode(Table(gang, epoch, secrets.token_bytes(SECRET_BYTES), places))
+    return msgspec.msgpack.encode(Table(gang, epoch, secrets.token_bytes(SECRET_BYTES), places, checkpoint))

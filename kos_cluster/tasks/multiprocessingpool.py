@@ -22,7 +22,7 @@ from typing import Any
 
 import kos_cluster
 from kos_cluster.tasks.jobgroup import Then, slots_of
-from kos_cluster.tasks.pool import Came, Pool
+from kos_cluster.tasks.pool import Came, Pool, check
 from kos_cluster.tasks.scriptpool import ClusterPool, tell
 
 _Original = multiprocessing.pool.Pool
@@ -46,7 +46,7 @@ class StandInType(type):
         context: Any = None,
     ) -> Any:
         initargs = tuple(initargs)
-        Pool.check(processes, initializer, maxtasksperchild)
+        check(processes, initializer, maxtasksperchild)
         calls = ScriptCalls(processes, context, initializer, initargs, max_tasks_per_child=maxtasksperchild)
         obstacle = calls.fork()
         if obstacle:

@@ -69,7 +69,7 @@ class Pool:
         cluster: Cluster | None = None,
         alone: bool = False,
     ) -> None:
-        self.check(processes, initializer, maxtasksperchild)
+        check(processes, initializer, maxtasksperchild)
         self._cluster = cluster or connect()
         group = JobGroup(
             self._cluster,
@@ -80,16 +80,6 @@ class Pool:
             alone=alone,
         )
         self._begin(group, processes, chunks=maxtasksperchild is not None)
-
-    @staticmethod
-    def check(processes: int | None, initializer: object, maxtasksperchild: int | None) -> None:
-        """Raises ValueError or TypeError, as the original does for these."""
-        if processes is not None and processes < 1:
-            raise ValueError("Number of processes must be at least 1")
-        if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild <= 0):
-            raise ValueError("maxtasksperchild must be a positive int or None")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
 
     # ---- calls
 
@@ -313,6 +303,16 @@ class Pool:
             raise _as_original(error)
 
         self._completions.put(functools.partial(result.complete, take))
+
+
+def check(processes: int | None, initializer: object, maxtasksperchild: int | None) -> None:
+    """Raises ValueError or TypeError, as the original does for these."""
+    if processes is not None and processes < 1:
+        raise ValueError("Number of processes must be at least 1")
+    if maxtasksperchild is not None and (type(maxtasksperchild) is not int or maxtasksperchild <= 0):
+        raise ValueError("maxtasksperchild must be a positive int or None")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
 
 
 class _Chunk:

@@ -31,7 +31,8 @@ from kos_cluster.errors import UsageError
 
 TOKEN_TTL_LIMIT_S = 24 * 3600.0
 ROLES = ("node", "client", "observer", "admin")
-PEERS = ("dask", "ray", "ipyparallel", "loky")
+PEERS = ("dask", "dask-tls", "ray", "ipyparallel", "loky", "parsl", "mpi")
+PARTS = ("overhead", "work", "gangs", "scaling")  # of `kos bench`
 PROFILES = ("lan", "fast")
 MEASURES = ("failover", "detection", "joining", "rates", "rest")  # of `kos bench control`
 
@@ -391,7 +392,11 @@ def _add_kernel(commands: _Commands) -> None:
 def _add_bench(commands: _Commands) -> None:
     bench = commands.add("bench", "measure KOS and its peers on this machine, on the same work", "bench")
     bench.add_argument("--peers", type=_peers, default=PEERS, metavar="LIST", help=f"any of {','.join(PEERS)}; or none")
+    bench.add_argument(
+        "--only", type=_parts, default=PARTS, metavar="LIST", help=f"any of {','.join(PARTS)} (default: all)"
+    )
     bench.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    bench.add_argument("--picture", metavar="FILE", help="draw the figures into FILE, such as figures.svg")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
     kinds = _Commands(bench, required=False)
@@ -457,10 +462,18 @@ def _ttl(text: str) -> float:
 
 
 def _measures(text: str) -> tuple[str, ...]:
+    return _some_of(MEASURES, text)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return _some_of(PARTS, text)
+
+
+def _some_of(known: tuple[str, ...], text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    unknown = [name for name in names if name not in MEASURES]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a measure; choose from {', '.join(MEASURES)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a measure; choose from {', '.join(known)}")
     return names
 
 

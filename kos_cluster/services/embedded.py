@@ -57,11 +57,17 @@ def slots_a_node(count: int) -> int:
     return max(1, cores() // count)
 
 
-def up(home: Home, count: int | None, profile: str | None = None, declared: Declared | None = None) -> Up:
+def up(
+    home: Home,
+    count: int | None,
+    profile: str | None = None,
+    declared: Declared | None = None,
+    slots: int | None = None,
+) -> Up:
     """Form the embedded cluster, or start what has died of it. Call within `daemons.changing`.
 
-    Each node has what is `declared`. Raises UsageError when it runs with another number of nodes, or another profile,
-    labels or resources.
+    Each node has what is `declared`, and as many slots as are asked for, or its share of the cores. Raises UsageError
+    when it runs with another number of nodes, or another profile, labels or resources.
     """
     if count is not None and count > NODES_LIMIT:
         raise UsageError(f"{count} nodes on one machine are too many.", f"Use at most {NODES_LIMIT}.")
@@ -90,7 +96,8 @@ def up(home: Home, count: int | None, profile: str | None = None, declared: Decl
                 return Up(cluster, nodes, started, _settled(cluster, nodes))
         count = count or len(nodes)
     plan = NodeStart(LOOPBACK, 0, profile=profile or DEFAULT_PROFILE, beacon=False, declared=declared or Declared())
-    return _formed(cluster, count or default_count(), plan)
+    count = count or default_count()
+    return _formed(cluster, count, msgspec.structs.replace(plan, slots=slots or slots_a_node(count)))
 
 
 def down(cluster: ClusterHome) -> list[str]:
@@ -131,8 +138,7 @@ def _found(cluster: ClusterHome, nodes: list[str], plan: NodeStart) -> None:
     found(cluster, nodes, addresses, embedded=True)
     for node, port in zip(nodes, ports, strict=True):
         bootstrap = [] if node == nodes[0] else [address for address in addresses if address != f"{LOOPBACK}:{port}"]
-        slots = slots_a_node(len(nodes))
-        write_start(cluster, node, msgspec.structs.replace(plan, port=port, bootstrap=bootstrap, slots=slots))
+        write_start(cluster, node, msgspec.structs.replace(plan, port=port, bootstrap=bootstrap))
 
 
 def _settled(cluster: ClusterHome, nodes: list[str]) -> bool:

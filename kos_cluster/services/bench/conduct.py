@@ -1,4 +1,4 @@
-"""Runs one measurement in a process of its own, within a time limit, and clears away whatever it leaves.
+"""Runs one part on one system in a process of its own, within a time limit, and clears away whatever it leaves.
 
 Theory of operation. The process and everything it starts inherit a random mark in the environment; daemons that leave
 the session or are adopted by init still carry it. When the run is over, whoever carries the mark is ended by
@@ -19,8 +19,9 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from kos_cluster.services.bench.figures import Sample
-from kos_cluster.services.bench.measure import SAMPLES_FILE, Assignment, Plan
+from kos_cluster.services.bench.figures import Part, Sample
+from kos_cluster.services.bench.measure import SAMPLES_FILE, Assignment
+from kos_cluster.services.bench.plan import Plan
 
 RUN_TIMEOUT_S = 300.0  # of one system's repeat, cluster start included
 END_TIMEOUT_S = 5.0  # for processes to end after SIGTERM, and again after SIGKILL
@@ -39,15 +40,15 @@ class Run(msgspec.Struct, frozen=True):
     left: tuple[str, ...] = ()
 
 
-def run_once(system: str, plan: Plan, timeout_s: float = RUN_TIMEOUT_S) -> Run:
-    """Measure `system` once in a fresh process and a fresh folder."""
+def run_once(system: str, part: Part, plan: Plan, timeout_s: float = RUN_TIMEOUT_S) -> Run:
+    """Measure a part on `system` once in a fresh process and a fresh folder."""
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
     mark = secrets.token_hex(8)
     failure = "was interrupted"
     left: tuple[str, ...] = ()
     try:
         try:
-            failure = _measured(system, plan, folder, mark, timeout_s)
+            failure = _measured(system, part, plan, folder, mark, timeout_s)
         finally:
             left = _cleared(mark, 0 if failure else LINGER_TIMEOUT_S)
         return Run(_samples(folder), failure, left)
@@ -55,11 +56,11 @@ def run_once(system: str, plan: Plan, timeout_s: float = RUN_TIMEOUT_S) -> Run:
         shutil.rmtree(folder)
 
 
-def _measured(system: str, plan: Plan, folder: Path, mark: str, timeout_s: float) -> str:
+def _measured(system: str, part: Part, plan: Plan, folder: Path, mark: str, timeout_s: float) -> str:
     """Run the measuring process; the reason of its failure, or empty."""
     log = folder / "log"
     with open(log, "wb") as output:
-        job = Assignment(system, plan, str(folder), time.monotonic())
+        job = Assignment(system, part, plan, str(folder), time.monotonic())
         process = subprocess.Popen(
             [sys.executable, "-m", "kos_cluster.services.bench.measure", msgspec.json.encode(job).decode()],
             stdin=subprocess.DEVNULL,
@@ -82,7 +83,9 @@ def _measured(system: str, plan: Plan, folder: Path, mark: str, timeout_s: float
 
 def _environment(folder: Path, mark: str) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if key not in _DROPPED}
-    own = {MARK: mark, "TMPDIR": folder, "KOS_HOME": folder / "k", "IPYTHONDIR": folder / "ipython"}
+    # Parsl starts programs of its own, which lie beside this interpreter.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    own = {MARK: mark, "PATH": path, "TMPDIR": folder, "KOS_HOME": folder / "k", "IPYTHONDIR": folder / "ipython"}
     return inherited | {key: str(value) for key, value in own.items()}
 
 

@@ -12,31 +12,95 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from kos_cluster.services.bench.plan import FULL, Plan
+
 KOS = "kos"
 BARE = "bare"
-BEST_OF = ("dask", "ray", "ipyparallel")  # peers that can use more than one machine
+MPI = "mpi"
+BEST_OF = ("dask", "dask-tls", "ray", "ipyparallel")  # peers that can use more than one machine
+
+
+class Part(enum.StrEnum):
+    """Works that are measured in one process, on one cluster."""
+
+    OVERHEAD = "overhead"
+    WORK = "work"
+    GANGS = "gangs"
+    SCALING = "scaling"
 
 
 class Work(enum.StrEnum):
     """What is measured."""
 
     SYNC = "sync"
+    FEW_SUBMITS = "submits_1000"
     SUBMITS = "submits"
     MAP = "map"
     MAP_CHUNKED = "map_chunked"
     FIRST_RESULT = "first_result"
+    MILLISECONDS = "milliseconds"
+    TREE = "tree"
+    ARGUMENT = "argument"
+    RESULT = "result"
+    SWEEP = "sweep"
+    RECOVERY = "recovery"
+    GANG = "gang"
+    ALLREDUCE = "allreduce"
+    SLEEPS_1 = "sleeps_1"
+    SLEEPS_2 = "sleeps_2"
+    SLEEPS_4 = "sleeps_4"
+    SLEEPS_8 = "sleeps_8"
+    SLEEPS_16 = "sleeps_16"
 
 
 RATE = "1/s"
 SECONDS = "s"
-UNITS = {work: SECONDS if work is Work.FIRST_RESULT else RATE for work in Work}
+SHARE = "of 1"  # of what is possible at best
+SLEEPS = {1: Work.SLEEPS_1, 2: Work.SLEEPS_2, 4: Work.SLEEPS_4, 8: Work.SLEEPS_8, 16: Work.SLEEPS_16}  # by daemons
+_SHARES = (Work.MILLISECONDS, *SLEEPS.values())
+_RATES = (Work.SYNC, Work.FEW_SUBMITS, Work.SUBMITS, Work.MAP, Work.MAP_CHUNKED, Work.TREE)
+UNITS = {work: SHARE if work in _SHARES else RATE if work in _RATES else SECONDS for work in Work}
 
 MEANINGS = {
     Work.SYNC: "round trips of a no-op, one after the other",
-    Work.SUBMITS: "no-ops submitted one by one, then gathered",
+    Work.FEW_SUBMITS: "1,000 no-ops submitted one by one, then gathered",
+    Work.SUBMITS: "5,000 no-ops submitted one by one, then gathered",
     Work.MAP: "no-ops through the system's map, each element a task of its own",
     Work.MAP_CHUNKED: "no-ops through the system's map, as many elements to a task as its users choose",
     Work.FIRST_RESULT: "from a fresh interpreter without a cluster to the first result; lower is better",
+    Work.MILLISECONDS: "10,000 tasks of 1 ms of processor time on 4 workers: the share of what 2 cores allow",
+    Work.TREE: "no-ops, and pairwise sums of their results up to one: tasks a second",
+    Work.ARGUMENT: "an array of 64 MiB to a task on each of 4 workers; lower is better",
+    Work.RESULT: "a result of 100 MiB of one node used on another; lower is better",
+    Work.SWEEP: "scikit-learn's GridSearchCV through joblib on 4 workers; lower is better",
+    Work.RECOVERY: "from the SIGKILL of one of 4 nodes to the results of 8 tasks of 0.5 s; lower is better",
+    Work.GANG: "8 ranks on 4 nodes started, met and ended; lower is better",
+    Work.ALLREDUCE: "64 MiB summed over 4 ranks on 2 nodes; lower is better",
+    **{
+        work: f"tasks that sleep for 10 ms on {daemons} daemons of one slot: the share of the time that a slot sleeps"
+        for daemons, work in SLEEPS.items()
+    },
+}
+
+
+class Aim(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What KOS aims at: `ratio` to the best peer, or `value` by itself; `bare`: the bare path at most so many times."""
+
+    ratio: float | None = None
+    value: float | None = None
+    bare: float | None = None
+
+
+AIMS = {
+    Work.SYNC: Aim(ratio=3, bare=2),
+    Work.SUBMITS: Aim(ratio=8),
+    Work.MAP: Aim(value=100_000),
+    Work.FIRST_RESULT: Aim(value=3),
+    Work.MILLISECONDS: Aim(value=0.9),
+    Work.RESULT: Aim(ratio=1),
+    Work.GANG: Aim(ratio=3),
+    Work.ALLREDUCE: Aim(ratio=1 / 3),
+    **{work: Aim(value=0.9) for work in SLEEPS.values()},
 }
 
 
@@ -57,7 +121,7 @@ class Figure(msgspec.Struct, frozen=True):
     median: float
     unit: str
     repeats: list[float]
-    items: int  # tasks in each repeat; for `sync` in the last
+    items: int  # tasks, or other things that were done, in each repeat; for `sync` in the last
 
 
 class Ratio(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,6 +145,7 @@ class Report(msgspec.Struct, frozen=True):
     failures: list[str]  # runs that ended early, and what had to be cleared away after them
     machine: dict[str, str | int | list[float]]
     versions: dict[str, str]
+    plan: Plan  # how much of each work one repeat had
 
 
 def figures_of(samples: Iterable[Sample]) -> list[Figure]:
@@ -116,7 +181,7 @@ def _ratio(work: Work, medians: dict[str, float]) -> Ratio:
     lower_is_better = UNITS[work] == SECONDS
     own = medians[KOS]
     bare = medians.get(BARE)
-    peers = {name: medians[name] for name in BEST_OF if name in medians}
+    peers = {name: medians[name] for name in (BEST_OF if work is not Work.ALLREDUCE else (MPI,)) if name in medians}
     bare_over_kos = bare / own if work is Work.SYNC and bare is not None else None
     if not peers:
         return Ratio(None, None, bare_over_kos)
@@ -133,22 +198,43 @@ def rendered(report: Report) -> str:
             lines += [f"{work}: {MEANINGS[work]}", *map(_row, rows)]
             if work in report.ratios:
                 lines += ["  " + text for text in _comparison(report.ratios[work])]
+                lines += ["  " + text for text in judged(work, report)]
             lines.append("")
     lines += ["Set-up:", *(f"  {name:<12} {text}" for name, text in report.setups.items())]
     if report.skipped:
         lines += ["Skipped:", *(f"  {name:<12} {reason}" for name, reason in report.skipped.items())]
     if report.failures:
         lines += ["Trouble:", *(f"  {text}" for text in report.failures)]
+    if report.plan != FULL:
+        lines.append("Less was done than the words say, as --quick asks for.")
     lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
     lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
     return "\n".join(lines)
 
 
+def judged(work: Work, report: Report) -> list[str]:
+    """What was aimed at, and whether it was reached; nothing where there is no aim or nothing to judge by."""
+    aim, ratio = AIMS.get(work), report.ratios[work]
+    if aim is None:
+        return []
+    own = next(figure.median for figure in report.figures if figure.work is work and figure.system == KOS)
+    lower_is_better = UNITS[work] == SECONDS
+    lines = []
+    if aim.ratio is not None and ratio.ratio is not None:
+        lines.append((f"{aim.ratio:.2g} times as fast as the best peer", ratio.ratio >= aim.ratio))
+    if aim.value is not None:
+        reached = own <= aim.value if lower_is_better else own >= aim.value
+        lines.append((f"{'at most' if lower_is_better else 'at least'} {number(aim.value)} {UNITS[work]}", reached))
+    if aim.bare is not None and ratio.bare_over_kos is not None:
+        lines.append((f"the bare path at most {aim.bare:g} times as fast", ratio.bare_over_kos <= aim.bare))
+    return [f"Aim: {text}: {'reached' if reached else 'NOT reached'}." for text, reached in lines]
+
+
 def _row(figure: Figure) -> str:
     low, high = min(figure.repeats), max(figure.repeats)
-    spread = f"({_number(low)} to {_number(high)})"
-    items = "" if figure.work is Work.FIRST_RESULT else f"{figure.items:,} tasks"
-    return f"  {figure.system:<12} {_number(figure.median):>10} {figure.unit:<4} {spread:<22} {items}".rstrip()
+    spread = f"({number(low)} to {number(high)})"
+    items = f"{figure.items:,} tasks" if figure.items > 1 else ""
+    return f"  {figure.system:<12} {number(figure.median):>10} {figure.unit:<4} {spread:<22} {items}".rstrip()
 
 
 def _comparison(ratio: Ratio) -> list[str]:
@@ -160,5 +246,6 @@ def _comparison(ratio: Ratio) -> list[str]:
     return lines
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """As it is printed: three digits that count, or all that are before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

@@ -10,7 +10,21 @@ from pathlib import Path
 import psutil
 import zmq
 
-DISTRIBUTIONS = ("kos-cluster", "pyzmq", "msgspec", "cloudpickle", "distributed", "ray", "ipyparallel", "loky")
+DISTRIBUTIONS = (
+    "kos-cluster",
+    "pyzmq",
+    "msgspec",
+    "cloudpickle",
+    "numpy",
+    "scikit-learn",
+    "distributed",
+    "ray",
+    "ipyparallel",
+    "loky",
+    "parsl",
+    "mpi4py",
+    "mpich",
+)
 
 
 def machine() -> dict[str, str | int | list[float]]:

@@ -1,4 +1,4 @@
-"""The `kos bench` command: which systems, in which order, and the report.
+"""The `kos bench` command: which parts on which systems, in which order, and the report.
 
 Rules: what can be refused is refused before anything starts. Repeat 1 of all systems comes before repeat 2 of any, so
 that a disturbance of the machine meets all of them. Data goes to stdout, progress to stderr.
@@ -7,6 +7,7 @@ that a disturbance of the machine meets all of them. Data goes to stdout, progre
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,29 +15,34 @@ from pathlib import Path
 import msgspec
 
 from kos_cluster.errors import KosError, UsageError
-from kos_cluster.services.bench import machine
+from kos_cluster.services.bench import machine, picture
 from kos_cluster.services.bench.conduct import run_once
-from kos_cluster.services.bench.figures import BARE, KOS, Report, Sample, figures_of, ratios_of, rendered
-from kos_cluster.services.bench.measure import FULL, QUICK, Plan
+from kos_cluster.services.bench.figures import BARE, KOS, Part, Report, Sample, figures_of, ratios_of, rendered
+from kos_cluster.services.bench.plan import FULL, QUICK, Plan
 from kos_cluster.services.bench.systems import ENTRIES
 
 INSTALL_HINT = "pip install 'kos-cluster[bench]'"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `kos bench`: `args` has peers (names in `ENTRIES`), json, repeats and quick.
+    """Carry out `kos bench`: `args` has peers (names in `ENTRIES`), only (parts), json, picture, repeats and quick.
 
     Raises KosError when KOS itself could not be measured.
     """
     if args.repeats < 1:
         raise UsageError(f"{args.repeats} repeats measure nothing.", "Give --repeats a number of at least 1.")
-    target = target_of(args.json)
+    target, drawing = target_of(args.json), target_of(args.picture)
+    if drawing is not None:
+        picture.check(drawing)
     skipped = missing_peers(args.peers)
     systems = [KOS, BARE, *(name for name in args.peers if name not in skipped)]
-    report = measured(systems, args.repeats, QUICK if args.quick else FULL, skipped)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an interrupt, so that what was started is ended
+    report = measured(systems, [Part(part) for part in args.only], args.repeats, QUICK if args.quick else FULL, skipped)
     print(rendered(report))
     if target is not None:
         target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    if drawing is not None and report.figures:
+        picture.draw(report, drawing)
     if not any(figure.system == KOS for figure in report.figures):
         raise KosError("KOS itself could not be measured.", f"What happened: {report.skipped[KOS]}")
     return 0
@@ -48,40 +54,42 @@ def missing_peers(names: Iterable[str]) -> dict[str, str]:
     return {name: f"not installed: {', '.join(gone)} ({INSTALL_HINT})" for name, gone in lacking.items() if gone}
 
 
-def measured(systems: list[str], repeats: int, plan: Plan, skipped: dict[str, str]) -> Report:
-    """Run every system `repeats` times, interleaved. A system that fails is not tried again."""
+def measured(systems: list[str], parts: list[Part], repeats: int, plan: Plan, skipped: dict[str, str]) -> Report:
+    """Run every part on every system `repeats` times, interleaved. A part that fails on a system is not tried again."""
     about, versions = machine.machine(), machine.versions()
     samples: list[Sample] = []
-    failures: dict[str, str] = {}
+    failures: dict[tuple[str, Part], str] = {}
     notes: list[str] = []
     for repeat in range(1, repeats + 1):
-        for system in systems:
-            if system in failures:
-                continue
-            print(f"repeat {repeat} of {repeats}: {system}", file=sys.stderr, flush=True)
-            result = run_once(system, plan)
-            samples += result.samples
-            if result.failure:
-                failures[system] = f"repeat {repeat} {result.failure}"
-            if result.left:
-                notes.append(f"{system}, repeat {repeat}: had to end what it left: {', '.join(result.left)}")
+        for part in parts:
+            for system in systems:
+                if part not in ENTRIES[system].opens or (system, part) in failures:
+                    continue
+                print(f"repeat {repeat} of {repeats}: {part} on {system}", file=sys.stderr, flush=True)
+                result = run_once(system, part, plan)
+                samples += result.samples
+                if result.failure:
+                    failures[system, part] = f"{part}, repeat {repeat} {result.failure}"
+                if result.left:
+                    notes.append(f"{system}, repeat {repeat}: had to end what it left: {', '.join(result.left)}")
     figures = figures_of(samples)
     with_figures = {figure.system for figure in figures}
-    empty = {name: why for name, why in failures.items() if name not in with_figures}
-    notes += [f"{name}, {why}" for name, why in failures.items() if name in with_figures]
+    empty = {name: why for (name, _), why in failures.items() if name not in with_figures}
+    notes += [f"{name}, {why}" for (name, _), why in failures.items() if name in with_figures]
     return Report(
         figures=figures,
         ratios=ratios_of(figures),
-        setups={name: ENTRIES[name].setup for name in systems if name not in empty},
+        setups={name: ENTRIES[name].setup for name in systems if name in with_figures},
         skipped=skipped | empty,
         failures=notes,
         machine=about,
         versions=versions,
+        plan=plan,
     )
 
 
 def target_of(path: str | Path | None) -> Path | None:
-    """Where `--json` goes; refused now rather than after the measuring when it cannot be written."""
+    """Where a file goes that was asked for; refused now rather than after the measuring when it cannot be written."""
     if path is None:
         return None
     target = Path(path)

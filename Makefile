@@ -34,14 +34,15 @@ check: $(DEV)  ## the test suite alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # CPython's are in the `test` package of any Python on this machine; cases are read from $$KOS_CASES or ../shared/cases.
-foreign: $(OTHERS)  ## the suites that others wrote, whole: CPython's, joblib's, Dask's collections, recorded cases
+foreign: $(OTHERS)  ## the suites that others wrote, whole: CPython's, joblib's, Dask's, PyTorch's DDP, recorded cases
 	$(BIN)/python -m pytest tests/foreign -m ""
 
 docs: $(DEV)  ## write the parts of the documentation that are made from the code
 	$(BIN)/python -m docs.tables
 
-bench: $(BENCH)  ## measure KOS and its peers on this machine
-	$(BIN)/kos bench
+bench: $(BENCH)  ## measure KOS and its peers on this machine, and write the figures into the documentation
+	$(BIN)/kos bench --json docs/figures.json --picture docs/figures.svg
+	$(BIN)/python -m docs.tables
 
 sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores
 	$(BIN)/kos sim --seed 0 --seeds 10000 --minutes 0.334 --processes 2

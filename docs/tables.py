@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from docs import figures
+from docs.markdown import replaced, table
 from kos_cluster import errors
 from kos_cluster.cli import main as command
 from kos_cluster.cli.grammar import build_parser
@@ -115,28 +117,16 @@ def _value(name: str, node: ast.expr) -> str:
     return f"{value:,}"
 
 
-def table(rows: list[list[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
-
-
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "roles": ("security.md", roles),
     "commands": ("cli.md", commands),
     "exit codes": ("cli.md", exit_codes),
     "limits": ("limits.md", limits),
+    "works": ("benchmarks.md", figures.works),
+    "set-ups": ("benchmarks.md", figures.setups),
+    "figures": ("benchmarks.md", figures.figures),
+    "summary": ("../README.md", figures.summary),
 }
-
-
-def replaced(text: str, name: str, content: str) -> str:
-    """A document with one of its parts made anew."""
-    begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
-    before, _, rest = text.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"the document has no part {name!r}")
-    return before + begin + content + end + after
 
 
 def write() -> None:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from docs import tables
+from docs.markdown import replaced
 from kos_cluster.services import demo
 
 RUN = """
@@ -26,7 +27,7 @@ for document in sys.argv[2:]:
 def test_generated_parts_match_the_code(name: str) -> None:
     document, make = tables.PARTS[name]
     text = (tables.DOCS / document).read_text()
-    assert text == tables.replaced(text, name, make()), f"{document} is old; type: make docs"
+    assert text == replaced(text, name, make()), f"{document} is old; type: make docs"
 
 
 def test_the_python_examples_run_on_a_cluster() -> None:

@@ -34,7 +34,7 @@ check: $(DEV)  ## the test suite alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # CPython's are in the `test` package of any Python on this machine; cases are read from $$KOS_CASES or ../shared/cases.
-foreign: $(OTHERS)  ## the suites that others wrote, whole: CPython's, joblib's, Dask's collections, recorded cases
+foreign: $(OTHERS)  ## the suites that others wrote, whole: CPython's, joblib's, Dask's, PyTorch's DDP, recorded cases
 	$(BIN)/python -m pytest tests/foreign -m ""
 
 docs: $(DEV)  ## write the parts of the documentation that are made from the code

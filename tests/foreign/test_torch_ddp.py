@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 
 import kos_cluster as kos
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed; make foreign installs it")
-
-pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("cluster"), pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.usefixtures("cluster"),
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"),
+]
 
 ROWS, STEPS = 64, 20
 WAIT_S = 120.0

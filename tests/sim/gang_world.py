@@ -203,11 +203,11 @@ class World:
                     if owner is not None:
                         node.waits.add(key)
                         self.post(owner.ready, node.name, key, rank)
-                case queue.SlotsGranted(txn):
+                case slots.SlotsGranted(txn):
                     self.voted[txn].add(node.name)
                     node.granted_s[txn] = self.now
                     self.participate(node, node.participant.handle(twophase.Reserved(txn, True), self.now))
-                case queue.SlotsDenied(txn):
+                case slots.SlotsDenied(txn):
                     if txn in node.participant._reserving:
                         self.participate(node, node.participant.handle(twophase.Reserved(txn, False), self.now))
                 case queue.Refuse(key):

@@ -36,8 +36,12 @@ def run(args: argparse.Namespace) -> int:
         picture.check(drawing)
     skipped = missing_peers(args.peers)
     systems = [KOS, BARE, *(name for name in args.peers if name not in skipped)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an interrupt, so that what was started is ended
-    report = measured(systems, [Part(part) for part in args.only], args.repeats, QUICK if args.quick else FULL, skipped)
+    parts = [Part(part) for part in args.only]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended, too
+    try:
+        report = measured(systems, parts, args.repeats, QUICK if args.quick else FULL, skipped)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(rendered(report))
     if target is not None:
         target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

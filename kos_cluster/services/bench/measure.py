@@ -1,8 +1,8 @@
 """The process that measures one part on one system once: `python -m kos_cluster.services.bench.measure JOB`.
 
 JOB is a JSON `Assignment`. Samples are appended to `samples.jsonl` in its folder as they are made, so what was
-measured before a failure is kept. The process, and all that it starts, keeps to `CORES` cores, so that machines with
-more of them compare.
+measured before a failure is kept. The process, and all that it starts, keeps to `parts.CORES` cores, so that machines
+with more of them compare.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from kos_cluster.services.bench.plan import Plan
 from kos_cluster.services.bench.systems import ENTRIES
 
 SAMPLES_FILE = "samples.jsonl"
-CORES = 2
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -42,7 +41,7 @@ def main(job: str) -> None:
     """Measure, and leave the samples in the folder."""
     assignment = msgspec.json.decode(job, type=Assignment)
     entry = ENTRIES[assignment.system]
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: parts.CORES])
     folder = Path(assignment.folder)
     with open(folder / SAMPLES_FILE, "ab", buffering=0) as file:
 

@@ -18,7 +18,7 @@ from kos_cluster.services.bench.plan import MIB, Plan
 from kos_cluster.services.bench.systems import NODES, Entry, Gangs, Nodes, Sleepers
 from kos_cluster.services.bench.tasks import SLEEP_S, SPIN_S
 
-CORES = 2  # as the process is confined to
+CORES = 2  # that the process, and all that it starts, is confined to
 RANKS = 8
 NAPS = 8
 GANGS = 3  # in a row, of which the mean is the sample

@@ -236,7 +236,7 @@ def load(cluster: Cluster, node: str) -> Any:
 
 
 def audit(told: dict[str, Any], lines: Lines) -> set[Row]:
-    """What ran is what the stories tell, and what they tell ran; the attempts that were lost with their nodes."""
+    """What ran is what the stories tell, and what they tell ran; the attempts that nodes took with them."""
     begun, ended = (Counter(lines.read(what)) for what in ("begin", "end"))
     assert set(begun.values()) == {1}, "one attempt ran twice"
     assert set(ended.values()) == {1}, "one attempt ended twice"
@@ -246,7 +246,7 @@ def audit(told: dict[str, Any], lines: Lines) -> set[Row]:
         assert story[-1][2] == AttemptEnd.DONE, story
         for number, node, end in story:
             attempts[AttemptEnd(end)].add((task, number, node))
-    done, lost = attempts[AttemptEnd.DONE], attempts[AttemptEnd.NODE_LOST]
+    done, lost = attempts[AttemptEnd.DONE], attempts[AttemptEnd.NODE_LOST] | attempts[AttemptEnd.RESULT_LOST]
     assert set(ended) <= set(begun) <= done | lost, "what ran is told"
     assert done <= set(ended), "what is told to be done ran to its end"
     return lost

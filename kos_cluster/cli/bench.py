@@ -1,5 +1,5 @@
 """`kos bench`: measure KOS and its peers on the same work; `kos bench control` the control plane, `kos bench
-notebook` the notebook's side, `kos bench memory` the moving of large values."""
+notebook` the notebook's side, `kos bench memory` the moving of large values, `kos bench queued` tasks that wait."""
 
 from __future__ import annotations
 
@@ -32,5 +32,12 @@ def bench_notebook_(parsed: argparse.Namespace, console: Console) -> int:
 def bench_memory_(parsed: argparse.Namespace, console: Console) -> int:
     """Measure the moving of large values; it prints its own figures."""
     from kos_cluster.services.bench.memory import run
+
+    return run(parsed)
+
+
+def bench_queued_(parsed: argparse.Namespace, console: Console) -> int:
+    """Measure the memory that queued tasks take; it prints its own figures."""
+    from kos_cluster.services.bench.queued import run
 
     return run(parsed)

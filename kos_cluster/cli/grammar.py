@@ -408,6 +408,9 @@ def _add_bench(commands: _Commands) -> None:
     memory = kinds.add("memory", "measure what moving large values costs, on this machine", "bench_memory")
     memory.add_argument("--repeats", type=count, default=5, metavar="N", help="of each measure (default: 5)")
     memory.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    queued = kinds.add("queued", "measure the memory that queued tasks take of their program", "bench_queued")
+    queued.add_argument("--tasks", type=count, default=1_000_000, metavar="N", help="how many (default: 1000000)")
+    queued.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
 def _add_bench_control(commands: _Commands) -> None:

@@ -49,7 +49,7 @@ MODULES = {
     "metrics": ("metrics",),
     "reporting": ("profile", "report"),
     "kernels": ("kernel_install", "kernel_list", "kernel_remove"),
-    "bench": ("bench", "bench_control", "bench_notebook", "bench_memory"),
+    "bench": ("bench", "bench_control", "bench_notebook", "bench_memory", "bench_queued"),
     "sim": ("sim",),
 }
 

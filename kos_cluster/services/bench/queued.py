@@ -1,0 +1,122 @@
+"""`kos bench queued`: the memory that queued tasks take of the process that has submitted them.
+
+Theory of operation. A program fills all slots of a cluster that is made for it, then submits tasks, which wait: once
+with one `map`, once one by one with their futures kept, each in a process of its own. A figure is by how much the
+process has grown when all are queued, its resident pages counted.
+
+Rules: data goes to stdout, progress to stderr. An aim that was not reached is printed as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from kos_cluster.errors import KosError
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.services import daemons, embedded
+from kos_cluster.services.bench import machine
+from kos_cluster.services.bench.main import target_of
+
+AIM_BYTES = 300  # a task, so 300 MB for a million
+WAYS = {"map": "one map", "submit": "separate submits, their futures kept"}
+PROBE_TIMEOUT_S = 1800
+
+PROBE = """
+import gc, os, sys, time, kos_cluster as kos
+way, tasks = sys.argv[1], int(sys.argv[2])
+def held_bytes():
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+with kos.connect() as cluster:
+    slots = sum(node["slots"] for node in cluster.nodes())
+    busy = [cluster.submit(time.sleep, 3600) for _ in range(slots)]
+    while sum(job.running for job in cluster.own_jobs()) < slots:
+        time.sleep(0.01)
+    before_bytes = held_bytes()
+    kept = cluster.map(abs, range(tasks)) if way == "map" else [cluster.submit(abs, number) for number in range(tasks)]
+    while sum(job.total for job in cluster.own_jobs()) < slots + tasks:
+        time.sleep(0.01)
+    print(held_bytes() - before_bytes, flush=True)
+"""
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """By how much the process grew."""
+
+    way: str
+    tasks: int
+    grown_bytes: int
+
+    @property
+    def each_bytes(self) -> float:
+        return self.grown_bytes / self.tasks
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `--json` writes."""
+
+    figures: list[Figure]
+    machine: dict[str, str | int | list[float]]
+    versions: dict[str, str]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out `kos bench queued`: `args` has tasks and json. Raises KosError when it cannot be measured."""
+    target = target_of(args.json)
+    figures = measured(args.tasks)
+    report = Report(figures, machine.machine(), machine.versions())
+    print(rendered(report))
+    if target is not None:
+        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    return 0
+
+
+def measured(tasks: int) -> list[Figure]:
+    """All figures, on one cluster."""
+    with tempfile.TemporaryDirectory(prefix="kos-") as folder:
+        home = Home(Path(folder))
+        environ = {**os.environ, "KOS_HOME": folder, "KOS_CLUSTER": EMBEDDED_NAME}
+        try:
+            with daemons.changing(home):
+                embedded.up(home, 1)
+            return [Figure(way, tasks, _grown_bytes(way, tasks, environ)) for way in WAYS]
+        finally:
+            with daemons.changing(home):
+                embedded.down(ClusterHome(home, EMBEDDED_NAME))
+
+
+def rendered(report: Report) -> str:
+    """The report as text for a terminal."""
+    lines = []
+    for each in report.figures:
+        reached = "reached" if each.each_bytes <= AIM_BYTES else "NOT reached"
+        lines.append(f"{each.way}: {each.tasks:,} tasks queued by {WAYS[each.way]}")
+        lines.append(
+            f"  {each.grown_bytes / 1e6:,.0f} MB, {each.each_bytes:.0f} bytes a task; aim {AIM_BYTES}: {reached}"
+        )
+    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
+    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
+    return "\n".join(lines)
+
+
+def _grown_bytes(way: str, tasks: int, environ: dict[str, str]) -> int:
+    print(f"measuring {WAYS[way]}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-c", PROBE, way, str(tasks)]
+    try:
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        late = f"{tasks:,} tasks were not queued after {PROBE_TIMEOUT_S} s."
+        raise KosError(late, "Measure fewer: --tasks N.") from None
+    if done.returncode != 0:
+        raise KosError("Queued tasks could not be measured.", f"What happened: {done.stderr.strip()[-500:]}")
+    return int(done.stdout)

@@ -139,8 +139,7 @@ class Ownership(OwnerTables):
                 if self._jobs[id_].run_again(index, cause):
                     self._order.wait(self._jobs[id_])
             case InputLost(number, index, cause) if number in self._batches:
-                if self._batches[number].hold_again(index, cause):
-                    self._batch_over(self._batches[number], now)
+                self._input_lost(self._batches[number], index, cause, now, effects)
             case HeldFailed(id_, index) if id_ in self._jobs:
                 self._jobs[id_].fail_held(index)
                 self._idle_check(self._jobs[id_], effects)
@@ -274,6 +273,15 @@ class Ownership(OwnerTables):
             return False
         effects.append(AttemptOver(batch.job.spec.job, runs_of(sorted(batch.left)), batch.attempt))
         return True
+
+    def _input_lost(self, batch: BatchRow, index: int, cause: str, now: float, effects: list[Effect]) -> None:
+        """A task did not begin: it waits for its input, unless another attempt has that."""
+        if self._leave_to_other(batch, effects):
+            batch.left.discard(index)
+            batch.ended_as([(index, 1)], AttemptEnd.INPUT_LOST)
+            self._end(batch, cause, now)
+        elif batch.hold_again(index, cause):
+            self._batch_over(batch, now)
 
     def _lost(self, event: BatchLost, now: float, effects: list[Effect]) -> None:
         batch = self._batches.get(event.batch)

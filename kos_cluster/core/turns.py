@@ -59,10 +59,6 @@ class Turns(Generic[K]):
     def __iter__(self) -> Iterator[K]:
         return (key for _, _, key in self._line)
 
-    def __contains__(self, key: K) -> bool:
-        known = self._sharers.get(key)
-        return known is not None and known.waits
-
     def at(self, position: int) -> K:
         """Who is at this place of the line, from 0."""
         return self._line[position][2]

@@ -66,7 +66,7 @@ def test_the_first_outcome_is_the_result_and_the_other_attempt_is_cancelled(winn
 
 
 @pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("loss", ["worker", "node", "refused", "returned", "untouched"])
+@pytest.mark.parametrize("loss", ["worker", "node", "refused", "returned", "untouched", "input"])
 def test_an_attempt_that_is_lost_leaves_the_task_to_the_other(which: int, loss: str):
     job = Straggling()
     both = [job.first, job.second()]
@@ -80,6 +80,8 @@ def test_an_attempt_that_is_lost_leaves_the_task_to_the_other(which: int, loss: 
             event = own.BatchLost(gone.batch, [], runs, Cause.STOPPING, "")
         case "node":
             event = own.NodeDown(gone.node, "gone")
+        case "input":
+            event = own.InputLost(gone.batch, 3, "a block is lost")
         case "refused":
             event = own.BatchRefused(gone.batch, "full")
         case _:

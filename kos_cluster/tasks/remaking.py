@@ -192,11 +192,11 @@ class Remaking:
     def _wait(self, batch: int, job: str, index: int, origins: list[Origin], may_wait: bool) -> None:
         """Hold a task until these are made; none are, when they were found meanwhile."""
         missed = {origin.task: origin for origin in origins}
-        names = ", ".join(missed)
-        self._feed(InputLost(batch, index, f"what it reads was lost, the results of {names}"))
+        what = f"the results of {', '.join(missed)}" if missed else "a result that was on its way"
+        self._feed(InputLost(batch, index, f"it missed {what}"))
         if not may_wait:
-            tries = BlockLostError(f"Task {job}.{index} misses the results of {names}, and has no tries left.")
-            self._fail(job, index, tries)
+            tries = f"Task {job}.{index} was not run: it missed {what}, and has no tries left."
+            self._fail(job, index, BlockLostError(tries, f"Type 'kos story {job}.{index}' for its attempts."))
         elif not missed:
             self._feed(Released(job, [(index, 1)]))
         else:

@@ -45,7 +45,9 @@ def admin(fleet: Fleet, machine: Any) -> Any:
     return machine
 
 
-def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Callable[..., Any]) -> None:
+def test_the_founder_is_lost_for_good(
+    fleet: Fleet, admin: Any, machine_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fleet.cluster.close()
     cluster = fleet.cluster = connection(admin)
     fleet.kill("n1")
@@ -53,6 +55,7 @@ def test_the_founder_is_lost_for_good(fleet: Fleet, admin: Any, machine_of: Call
 
     # The others lose their power with it. Each knows from its own disk where the other is.
     fleet.kill("n2", "n3")
+    monkeypatch.delenv("PYTHONPATH")  # from here on all changes are written
     fleet.start("n2", "n3")
     second = fleet.successor("n1")
 

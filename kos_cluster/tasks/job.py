@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from kos_cluster.core import ownerevents, placement
 from kos_cluster.core.records import AttemptEnd, JobSummary, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
+from kos_cluster.tasks.conditions import Condition
 from kos_cluster.tasks.futures import Future, Origin, Outcome, Settled
 from kos_cluster.tasks.inputs import Inputs, joined, named, origins_of
 from kos_cluster.tasks.options import Options
@@ -83,7 +83,7 @@ class Job:
         self.env_hash = part_hash(environment)
         self.parts = {self.fn_hash: spec.fn, self.env_hash: environment, **spec.parts}
         self._mesh = mesh
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._count = 0
         self._payloads: dict[int, bytes] = {}
         self._inputs: OrderedDict[int, tuple[str, ...]] = OrderedDict()  # of tasks that take results of others

@@ -15,7 +15,6 @@ import atexit
 import concurrent.futures
 import functools
 import secrets
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,6 +26,7 @@ from kos_cluster.net.local import Environment
 from kos_cluster.tasks import compat, functions, inputs, serialise
 from kos_cluster.tasks.blocks import named_in
 from kos_cluster.tasks.cluster import STREAMED_LIMIT_BYTES, Cluster, current_folder
+from kos_cluster.tasks.conditions import Condition
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future
 from kos_cluster.tasks.job import Job, JobSpec
@@ -70,7 +70,7 @@ class JobGroup:
             self._environment = msgspec.structs.replace(
                 self._environment, initializer=shipped.hash, modules=shipped.local_modules, token=self._name
             )
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._jobs: OrderedDict[Any, Job] = OrderedDict()  # open for further calls
         self._unfinished: Counter[Job] = Counter()  # futures, and a whole map as one
         self._closed = False

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from kos_cluster.tasks.conditions import Condition
+
 if TYPE_CHECKING:
     import concurrent.futures
 
@@ -101,7 +103,7 @@ class ResultIterator:
         self._pool = pool
         self._ordered = ordered
         self._chunked = chunked
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._futures: deque[concurrent.futures.Future[Any]] = deque()  # all that were not taken; unordered: the done
         self._values: deque[Any] = deque()  # the rest of a chunk
         self._ahead = 0  # tasks that were fed and not taken

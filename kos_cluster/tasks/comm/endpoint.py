@@ -32,6 +32,7 @@ from kos_cluster.net import tls
 from kos_cluster.net.identity import Credentials, verify_peer
 from kos_cluster.tasks.comm import links
 from kos_cluster.tasks.comm.table import Address, Table
+from kos_cluster.tasks.conditions import Condition
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Endpoint:
         self._near = frozenset(table.neighbours(rank))
         self._out: dict[int, links.Outgoing] = {}
         self._in: dict[int, links.Incoming] = {}
-        self._arrived = threading.Condition()
+        self._arrived = Condition()
         self._greeting = threading.Semaphore(GREETING_LIMIT)
         self._closed = False
         self._wake, self._woken = socket.socketpair()

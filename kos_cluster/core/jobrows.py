@@ -71,7 +71,7 @@ class BatchRow:
         job = self.job
         job.mark([(index, 1)], WAITING)
         job.held.add(index)
-        job.held_attempt[index] = self.attempt + 1
+        job.held_attempt[index] = job.next_attempt(index, self.attempt)
         job.sent -= 1
         job.waiting += 1
         job.reruns += 1
@@ -220,6 +220,10 @@ class JobRow:
         self.state[index] = WAITING
         self.pending.appendleft((index, index + 1, attempt + 1))
         return True
+
+    def next_attempt(self, index: int, after: int) -> int:
+        """The number for another attempt at a task, after this one; a second copy of it has had a higher one."""
+        return 1 + (self._last_attempt(index) if self.spec.speculate else after)
 
     def _last_attempt(self, index: int) -> int:
         """The number of a task's newest attempt, as far as batches are remembered."""

@@ -7,7 +7,8 @@ slots is not charged. A job's share of its user's grows with its priority; betwe
 
 A batch that lacks only slots may be passed by others that fit into what is free. Once it is first in turn, that ends
 after `PASSED_S`: for as long again nothing starts, so that slots gather for it; then others pass twice as long, and so
-on by turns that double. So it starts, however long the others last, and at most half of what is free stays so for it.
+on by turns that double; only the time counts in which it is first. So it starts, however long the others last, and at
+most two thirds of the time are lost to them meanwhile.
 
 Rules. An entry waits in its line, or is counted as running until it is over; never both. A line is kept while it has
 either.
@@ -42,7 +43,7 @@ class Waiter:
 
     spec: Sharing
     line: tuple[str, str]  # (user, job)
-    first_s: float | None = None  # since when it is first in turn and does not fit
+    passed_s: float = 0.0  # for how long it has been first in turn and did not fit
     since_s: float | None = None  # since when it uses slots that are not in `used_s`
     used_s: float = 0.0  # slots times seconds
     charged_s: float = 0.0
@@ -72,6 +73,8 @@ class Lines(Generic[W]):
         self._users: Turns[str] = Turns()
         self._jobs: dict[str, Turns[str]] = {}  # of each user
         self._waiting = 0
+        self._first: W | None = None  # in turn at the last look, where it did not fit
+        self._looked_s = 0.0
 
     def __len__(self) -> int:
         """How many batches wait."""
@@ -93,21 +96,24 @@ class Lines(Generic[W]):
         if line is None or entry not in line.waiting:
             return False
         line.waiting.remove(entry)
+        if self._first is entry:
+            self._first = None
         self._left(entry.line, line)
         return True
 
     def next(self, fits: Callable[[Sharing], bool], but_for_slots: Callable[[Sharing], bool], now: float) -> W | None:
         """The first batch in turn that fits, counted as running from now on; None when there is none, or none may."""
-        first = True
+        if self._first is not None:
+            self._first.passed_s += now - self._looked_s
+        self._first, self._looked_s = None, now
         for user in self._users:
             for job in self._jobs[user]:
                 entry = self._lines[user, job].waiting[0]
                 if fits(entry.spec):
                     return self._start(entry, now)
-                if first:
-                    first = False
-                    entry.first_s = now if entry.first_s is None else entry.first_s
-                    if gathers(now - entry.first_s) and but_for_slots(entry.spec):
+                if self._first is None:
+                    self._first = entry
+                    if gathers(entry.passed_s) and but_for_slots(entry.spec):
                         return None
         return None
 
@@ -150,7 +156,7 @@ class Lines(Generic[W]):
         line = self._lines[entry.line]
         line.waiting.popleft()
         line.running += 1
-        entry.charged_s, entry.first_s = line.guess_s, None
+        entry.charged_s, entry.passed_s = line.guess_s, 0.0
         self.goes_on(entry, now)
         self._users.served(user, line.guess_s)
         self._jobs[user].served(job, line.guess_s / line.weight)

@@ -150,11 +150,11 @@ class NodeIndex:
             return Placement(None, possible, why, held)
         return Placement(chosen.id, True, (f"{chosen.name}: {reasons.why_there(chosen, leaning)}",) if told else ())
 
-    def idle(self, needs: Needs, now: float, apart: Collection[str] = ()) -> int:
-        """For how many such tasks there are slots that nobody is known to use; of `WIDE_LIMIT` random nodes."""
+    def idle(self, needs: Needs, now: float, apart: Collection[str] = ()) -> list[Candidate]:
+        """Those of `WIDE_LIMIT` random nodes with slots for such a task that nobody is known to use."""
         pool = self._pool(needs, now)
         nodes = [node for group in (FREE, FREE_BARE) for node in pool.groups[group].sample(WIDE_LIMIT, self._rng)]
-        return sum(max(0, node.slots_free) // needs.cpus for node in nodes if node.id not in apart)
+        return [node for node in nodes if node.slots_free >= needs.cpus and node.id not in apart]
 
     def _note(self, id_: str, changed: bool) -> None:
         self._notes.append((id_, changed))

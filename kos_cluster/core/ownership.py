@@ -29,8 +29,10 @@ the attempts that are lost with a worker or node; a loss to memory is tried agai
 from __future__ import annotations
 
 import random
+from itertools import islice
 
 from kos_cluster.core.jobrows import DONE, FAILED, SENT, WAITING, BatchRow, JobRow, holds
+from kos_cluster.core.linkrates import LINKS_LIMIT
 from kos_cluster.core.ownerevents import (
     Added,
     AttemptOver,
@@ -174,7 +176,8 @@ class Ownership(OwnerTables):
                     self._nodes[id_].view.loaded(load, now)
                     self._index.changed(id_)
             case NodeLinks(id_, rates) if id_ in self._nodes:
-                self._nodes[id_].view.links = rates
+                told = islice(((sender, rate) for sender, rate in rates.items() if rate > 0), LINKS_LIMIT)
+                self._nodes[id_].view.links = dict(told)
             case NodeDrained(id_, drained):
                 if id_ in self._nodes:
                     self._nodes[id_].view.drained = drained
@@ -196,7 +199,8 @@ class Ownership(OwnerTables):
         effects += (TakeBackAt(node, batches) for node, batches in self._taking_back.wanted(now).items())
         for batch, node in self._speculation.wanted(now):
             runs = batch.owes(batch.runs)
-            effects.append(self._sent(batch.job, self._nodes[node], runs, batch.attempt + 1, now))
+            attempt = batch.job.next_attempt(runs[0][0], batch.attempt)
+            effects.append(self._sent(batch.job, self._nodes[node], runs, attempt, now))
             self._speculation.paired(batch, self._batches[self._next_batch - 1])
         return effects
 
@@ -237,7 +241,8 @@ class Ownership(OwnerTables):
         if fresh:
             self._commit(job, fresh, event.failed, batch)
             effects.append(Commit(job.spec.job, fresh))
-        self._cancel_other(batch, now, effects)
+        if not batch.left:
+            self._cancel_other(batch, now, effects)
         self._batch_over(batch, now)
         self._idle_check(job, effects)
 
@@ -300,6 +305,8 @@ class Ownership(OwnerTables):
         left_to_other = self._leave_to_other(batch, effects)
         self._end(batch, event.detail, now)
         if left_to_other:
+            for index in indices_of(ran):
+                self._bears(batch.job, index, end)  # noted for when the other is lost, too
             return
         if event.cause is Cause.CANCELLED:
             self._drop(batch.job, _join(ran, untouched), effects)
@@ -314,19 +321,21 @@ class Ownership(OwnerTables):
             return
         job = batch.job
         effects.append(AttemptOver(job.spec.job, ran, batch.attempt))
+        attempt = max(job.next_attempt(index, batch.attempt) for index in indices_of(ran))
         again: list[int] = []
         over: list[int] = []
         for index in indices_of(ran):
-            (again if self._may_retry(job, index, batch.attempt, end) else over).append(index)
+            (again if self._bears(job, index, end) and attempt <= job.spec.retries + 1 else over).append(index)
         job.reruns += len(again)
-        self._requeue(job, runs_of(again), batch.attempt + 1)
+        self._requeue(job, runs_of(again), attempt)
         if over:
             runs = runs_of(over)
             job.failed += job.settle(runs, FAILED)
-            effects.append(GiveUp(job.spec.job, runs, end, self._name(batch.node), batch.attempt, detail))
+            effects.append(GiveUp(job.spec.job, runs, end, self._name(batch.node), attempt - 1, detail))
 
-    def _may_retry(self, job: JobRow, index: int, attempt: int, end: AttemptEnd) -> bool:
-        if end in (AttemptEnd.TIMEOUT, AttemptEnd.FAILED) or attempt > job.spec.retries:
+    def _bears(self, job: JobRow, index: int, end: AttemptEnd) -> bool:
+        """Whether a task whose attempt has ended so may be tried again; losses to memory are counted."""
+        if end in (AttemptEnd.TIMEOUT, AttemptEnd.FAILED):
             return False
         if end in (AttemptEnd.OUT_OF_MEMORY, AttemptEnd.MEMORY_LIMIT):
             lost = job.lost_to_memory.get(index, 0) + 1

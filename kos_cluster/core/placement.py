@@ -273,8 +273,12 @@ def begins_in_s(needs: Needs, node: Candidate, leaning: Leaning) -> float:
     wait_s = max(0, needs.cpus - node.slots_free) * leaning.task_s / node.slots
     if inputs is None:
         return wait_s
-    missing_bytes = max(0, inputs.size_bytes - inputs.at.get(node.id, 0))
-    return missing_bytes / link_bytes_s(node, inputs) + wait_s
+    return moving_s(node, inputs) + wait_s
+
+
+def moving_s(node: Candidate, inputs: Inputs) -> float:
+    """How long it takes to bring to the node what it lacks of these."""
+    return max(0, inputs.size_bytes - inputs.at.get(node.id, 0)) / link_bytes_s(node, inputs)
 
 
 def link_bytes_s(node: Candidate, inputs: Inputs) -> float:

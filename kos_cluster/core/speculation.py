@@ -7,7 +7,7 @@ slots that nobody uses; the longest first (M. Zaharia et al., "Improving MapRedu
 Environments", OSDI 2008). The first outcome is the result, and the other attempt is cancelled.
 
 Rules. Only jobs that ask for it. No more than two attempts of a task run at once: a pair. Whatever else ends one of a
-pair leaves the task to the other.
+pair leaves the task to the other. A second attempt counts among the task's retries: without any left it is not made.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Speculation:
         if mean_s is None or job.spec.max_parallel > 0:
             return []
         before_s = now - max(LEAST_S, SLOWER * mean_s)
-        slow = [b for b in job.batches.values() if len(b.left) == 1 and b.number not in self._pairs]
+        slow = [b for b in job.batches.values() if len(b.left) == 1 and b.number not in self._pairs and _may_double(b)]
         return sorted((b for b in slow if began_s(b) <= before_s), key=began_s)
 
     def _idle_node(self, job: JobRow, batch: BatchRow, now: float) -> str | None:
@@ -73,6 +73,12 @@ class Speculation:
         placed = self._index.place(job.spec.needs, now, leaning=leaning, told=False)
         node = self._index.get(placed.node or "")
         return node.id if node is not None and node.slots_free >= job.spec.needs.cpus else None
+
+
+def _may_double(batch: BatchRow) -> bool:
+    """Whether the one task that is left of it has retries left."""
+    (index,) = batch.left
+    return batch.job.next_attempt(index, batch.attempt) <= batch.job.spec.retries + 1
 
 
 def began_s(batch: BatchRow) -> float:

@@ -17,12 +17,12 @@ Limits: a batch is asked for once in `ASK_AGAIN_S`; no more of them than have ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from kos_cluster.core.dispatchorder import DispatchOrder
 from kos_cluster.core.jobrows import BatchRow, JobRow
 from kos_cluster.core.nodeindex import NodeIndex
-from kos_cluster.core.placement import LINK_BYTES_S
+from kos_cluster.core.placement import Candidate, moving_s
 from kos_cluster.core.relations import Relations
 
 STUCK_S = 0.25  # longer than a batch is meant to last, and than a node takes to say that one has started
@@ -52,16 +52,21 @@ class TakingBack:
 
     def _stuck(self, job: JobRow, now: float) -> Iterator[BatchRow]:
         """Those of a job that are stuck, the longest first, until there are tasks for all slots that are free."""
-        idle = self._index.idle(job.spec.needs, now, self._relations.leaning(job, now).apart)
-        if not idle:
-            return
-        patience_s = STUCK_S
-        if job.spec.inputs is not None:
-            patience_s = max(patience_s, job.spec.inputs.size_bytes / LINK_BYTES_S)
+        nodes = self._index.idle(job.spec.needs, now, self._relations.leaning(job, now).apart)
+        idle = sum(node.slots_free // job.spec.needs.cpus for node in nodes)
         for batch in sorted(job.batches.values(), key=lambda batch: batch.heard_s):
-            if idle <= 0 or now - batch.heard_s < patience_s:
+            waited_s = now - batch.heard_s
+            if idle <= 0 or waited_s < STUCK_S:
                 return
             movable = len(batch.left) - (batch.started_s is not None)
-            if movable > 0 and now - batch.asked_s >= ASK_AGAIN_S:
+            if movable > 0 and now - batch.asked_s >= ASK_AGAIN_S and waited_s >= _moving_s(batch, nodes):
                 idle -= movable
                 yield batch
+
+
+def _moving_s(batch: BatchRow, nodes: Sequence[Candidate]) -> float:
+    """How long it takes to bring one task's inputs to the node that has them soonest; of the task that reads most."""
+    job = batch.job
+    own = (job.reads[index] for index in batch.left if index in job.reads)
+    read = max(own, key=lambda inputs: inputs.size_bytes, default=job.spec.inputs)
+    return min(moving_s(node, read) for node in nodes) if read is not None else 0.0

@@ -146,6 +146,30 @@ def test_slots_gather_for_a_wide_task_that_narrow_ones_would_pass_for_ever():
     assert node.had_s["narrow"] > 60 * 4 * 0.5
 
 
+def test_only_the_time_counts_for_which_a_wide_task_is_first_in_turn():
+    waiting: lines.Lines[lines.Waiter] = lines.Lines()
+    wide, beside = (lines.Waiter(q.BatchSpec((("a", "1"), n), f"j{n}", "e", cpus=n), ("a", f"j{n}")) for n in (4, 1))
+
+    def started(now: float) -> lines.Waiter | None:
+        return waiting.next(lambda spec: spec.cpus == 1, lambda spec: True, now)
+
+    waiting.add(wide)
+    waiting.add(beside)
+    assert started(0.0) is beside
+    for now in range(1, 500):  # its user has more than enough, so another's turn it is
+        waiting.charge_running([beside], float(now))
+        other = lines.Waiter(beside.spec, ("b", "k"))
+        waiting.add(other)
+        assert started(float(now)) is other
+        waiting.over(other, now + 0.1)
+    waiting.over(beside, 500.0)
+    passed_s = wide.passed_s
+    assert passed_s < 3.0, "not the 500 s"
+    for now in (600.0, 600.5, 602.0):
+        assert started(now) is None
+    assert wide.passed_s == pytest.approx(passed_s + 2.0)
+
+
 @pytest.mark.parametrize(("waited_s", "gather"), [(0.0, False), (0.9, False), (1.1, True), (2.9, True), (3.1, False)])
 def test_gathering_takes_turns_that_double(waited_s: float, gather: bool):
     assert lines.gathers(waited_s) is gather

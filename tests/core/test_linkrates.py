@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from kos_cluster.core import linkrates
+from kos_cluster.core import ownership as own
 from kos_cluster.core.linkrates import LinkRates
+from tests.core.test_takingback import member
 
 MIB = 1 << 20
 
@@ -35,3 +39,12 @@ def test_those_measured_last_are_remembered():
         rates.measured(f"n{number}", MIB, 1.0)
         rates.measured("n0", MIB, 1.0)
     assert len(rates.told()) == linkrates.LINKS_LIMIT and "n0" in rates.told()
+
+
+def test_an_owner_believes_no_rate_that_cannot_be_and_not_too_many():
+    core = own.Ownership(random.Random(0))
+    core.handle(own.NodeUp(member("n0", 1)), 0.0)
+    core.handle(own.NodeLinks("n0", {"a": 0.0, "b": -1.0, "c": 5e7}), 0.0)
+    assert core._nodes["n0"].view.links == {"c": 5e7}
+    core.handle(own.NodeLinks("n0", {str(number): 1e8 for number in range(1000)}), 0.0)
+    assert len(core._nodes["n0"].view.links) == linkrates.LINKS_LIMIT

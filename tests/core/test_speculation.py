@@ -125,3 +125,35 @@ def test_nothing_runs_twice_that_did_not_ask_for_it_or_has_no_idle_node():
     for number in range(3):
         job.core.handle(own.NodeLoad(f"n{number}", Load(running=1)), 2.0)
     assert dispatches(job.core.tick(50.0)) == []
+
+
+@pytest.mark.parametrize("cause", [Cause.WORKER_DIED, Cause.OUT_OF_MEMORY])
+def test_second_attempts_count_among_the_retries(cause: Cause):
+    job = Straggling(retries=2)
+    now, attempts = 5.0, []
+    while second := dispatches(job.core.tick(now)):
+        attempts.append(second[0].attempt)
+        job.core.handle(own.BatchLost(second[0].batch, [(3, 1)], [], cause, ""), now)
+        now += 5.0
+        assert len(attempts) < 10
+    assert attempts == [2, 3]
+    effects = job.core.handle(own.BatchLost(job.first.batch, [(3, 1)], [], Cause.WORKER_DIED, ""), now)
+    (over,) = [effect for effect in effects if isinstance(effect, own.GiveUp)]
+    assert over.runs == [(3, 1)] and dispatches(effects) == []
+
+
+def test_no_two_attempts_have_one_number():
+    job = Straggling(retries=3)
+    second = job.second()
+    effects = job.core.handle(own.BatchLost(second.batch, [(3, 1)], [], Cause.WORKER_DIED, ""), 6.0)
+    assert own.AttemptOver("j", [(3, 1)], 2) in effects
+    (third,) = dispatches(job.core.handle(own.BatchLost(job.first.batch, [(3, 1)], [], Cause.WORKER_DIED, ""), 6.5))
+    assert third.attempt == 3
+
+
+def test_a_repeated_outcome_of_an_earlier_task_ends_no_pair():
+    job = Straggling()
+    second = job.second()
+    repeated = job.core.handle(own.Outcomes(job.first.batch, job.first.node, [(0, 1)], frozenset(), 1.0), 6.0)
+    assert not [effect for effect in repeated if isinstance(effect, own.CancelAt)]
+    assert own.Commit("j", [(3, 1)]) in job.done(second, 6.5)

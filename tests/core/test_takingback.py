@@ -14,6 +14,7 @@ import pytest
 
 from kos_cluster.core import ownership as own
 from kos_cluster.core import queue as q
+from kos_cluster.core.placement import Inputs
 from kos_cluster.core.records import Load, Member, MemberState, Runs, Versions, indices_of, runs_of
 from kos_cluster.core.takingback import ASK_AGAIN_S, STUCK_S
 
@@ -98,6 +99,23 @@ def test_a_running_task_alone_is_not_asked_for():
     (sent,) = dispatches(core.handle(own.Added("j", 1), 1.0))
     core.handle(own.StartedRunning(sent.batch), 1.1)
     assert asked(core.tick(9.0)) == []
+
+
+@pytest.mark.parametrize("by", ["job", "task"])
+@pytest.mark.parametrize(("rate", "after_s"), [(None, 2.0), (1e7, 20.0), (1e9, STUCK_S)])
+def test_what_reads_much_stays_until_it_has_waited_as_long_as_moving_that_takes(
+    by: str, rate: float | None, after_s: float
+):
+    core, inputs = machine(2), Inputs(200_000_000, {"n0": 200_000_000})
+    if rate is not None:
+        core.handle(own.NodeLinks("n1", {"n0": rate}), 0.0)
+    core.handle(own.Opened(own.JobSpec("j", "f", inputs=inputs if by == "job" else None)), 1.0)
+    sent = dispatches(core.handle(own.Added("j", 1, held=by == "task"), 1.0))
+    if by == "task":
+        sent = dispatches(core.handle(own.Released("j", [(0, 1)], 0, inputs), 1.0))
+    assert sent[0].node == "n0"
+    assert asked(core.tick(1.0 + after_s - 0.05)) == []
+    assert asked(core.tick(1.0 + after_s + 0.05)) == [own.TakeBackAt("n0", [sent[0].batch])]
 
 
 # ---- the node

@@ -17,6 +17,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures._base import PENDING
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -187,15 +188,16 @@ class Future(concurrent.futures.Future[Any]):
         """Called by the mesh: the outcome, an error of the mesh, or None when cancelled. Only the first counts."""
         if self.done():
             return
-        if outcome is None:
-            self._end_as_cancelled()
-        elif isinstance(outcome, BaseException):
-            self.set_exception(outcome)
-        elif outcome.failed:
-            self._result = outcome  # where it is looked for as an input
-            self.set_exception(_Undecoded(outcome))
-        else:
-            self.set_result(outcome)
+        with suppress(concurrent.futures.InvalidStateError):  # it was cancelled in this moment
+            if outcome is None:
+                self._end_as_cancelled()
+            elif isinstance(outcome, BaseException):
+                self.set_exception(outcome)
+            elif outcome.failed:
+                self._result = outcome  # where it is looked for as an input
+                self.set_exception(_Undecoded(outcome))
+            else:
+                self.set_result(outcome)
 
     def settled(self) -> Settled:
         """How the task ended, once it is done: its outcome as it came, an error of the mesh, or None if cancelled."""

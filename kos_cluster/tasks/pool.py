@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from kos_cluster.errors import LimitError, NotPicklableError
+from kos_cluster.tasks.chunks import Chunk, chunks_of
 from kos_cluster.tasks.cluster import Cluster, connect
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.jobgroup import JobGroup, Then, slots_of
-from kos_cluster.tasks.poolresults import AsyncResult, Callback, ResultIterator, chunks_of
+from kos_cluster.tasks.poolresults import AsyncResult, Callback, ResultIterator
 
 CHUNKS_A_PROCESS = 4  # of one map, when each chunk counts against `maxtasksperchild`
 
@@ -242,7 +243,7 @@ class Pool:
             completions.put(functools.partial(result.complete, take))
 
         if size > 1:
-            func, whole = _Chunk(func), [(chunk,) for chunk in chunks_of(whole, size)]
+            func, whole = Chunk(func), [(chunk,) for chunk in chunks_of(whole, size)]
         try:
             result.cancel = self._send(func, whole, came, alone=chunksize is not None)
         except (NotPicklableError, LimitError) as error:
@@ -273,7 +274,7 @@ class Pool:
             rows: Iterator[tuple[Any, ...]] = ((element,) for element in iterable)
         else:
             rows = ((chunk,) for chunk in chunks_of(((element,) for element in iterable), chunksize))
-            func = _Chunk(func)
+            func = Chunk(func)
         feeder = threading.Thread(target=self._feed, args=(iterator, func, rows), name="kos-pool-feeder", daemon=True)
         with self._lock:
             self._check_running()
@@ -313,17 +314,6 @@ def check(processes: int | None, initializer: object, maxtasksperchild: int | No
         raise ValueError("maxtasksperchild must be a positive int or None")
     if initializer is not None and not callable(initializer):
         raise TypeError("initializer must be a callable")
-
-
-class _Chunk:
-    """Calls with several rows of arguments, as one task."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-        self.__qualname__ = getattr(fn, "__qualname__", type(fn).__name__)
-
-    def __call__(self, rows: Iterable[tuple[Any, ...]]) -> list[Any]:
-        return [self.fn(*row) for row in rows]
 
 
 def _values(job: Job) -> list[Any]:

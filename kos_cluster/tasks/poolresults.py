@@ -11,13 +11,12 @@ the pool is joined or terminated.
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kos_cluster.tasks.conditions import Condition
@@ -180,10 +179,3 @@ class ResultIterator:
 
     def _over(self) -> bool:
         return self._ended and not self._ahead
-
-
-def chunks_of(rows: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    """Rows in tuples of `size`, the last one shorter."""
-    taking = iter(rows)
-    while chunk := tuple(itertools.islice(taking, size)):
-        yield chunk

@@ -58,11 +58,6 @@ def run_item(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return ItemReport(value, None, _written(tracker))
 
 
-def run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
-    """Several calls as one task."""
-    return [fn(*args) for args in chunk]
-
-
 def _tracker_here() -> Tracker | None:
     """The tracker of this worker's folder, made before its first task."""
     global _tracker, _tracked

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
-import functools
 import itertools
 import multiprocessing
 import os
@@ -35,17 +34,18 @@ import msgspec
 
 import kos_cluster
 from kos_cluster.core.records import TaskState
-from kos_cluster.errors import SetUpError, TaskLostError, UsageError
+from kos_cluster.errors import LimitError, SetUpError, TaskLostError, UsageError
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import failures, scriptglobals, serialise, sharedobjects
 from kos_cluster.tasks.changes import Merger, describe
+from kos_cluster.tasks.chunks import Chunk, chunks_of
 from kos_cluster.tasks.futures import Future as TaskFuture
 from kos_cluster.tasks.job import Job, JobSpec, part_hash
 from kos_cluster.tasks.modules import installed_imports
 from kos_cluster.tasks.options import Options
 from kos_cluster.tasks.script import GIVEN_VARIABLES
 from kos_cluster.tasks.scriptglobals import ForkedGlobals
-from kos_cluster.tasks.scriptitems import ItemReport, run_chunk, run_item, set_up
+from kos_cluster.tasks.scriptitems import ItemReport, run_item, set_up
 from kos_cluster.tasks.workspace import pack, snapshot, workspace_around
 
 OriginalExecutor = concurrent.futures.process.ProcessPoolExecutor
@@ -135,27 +135,26 @@ class ClusterPool(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         with self._lock:
-            if self._broken:
-                raise BrokenProcessPool(self._broken)
-            if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._check_open()
             if self._job is None and self._local is None:
                 self._start()
-            job, local = self._job, self._local
-        if local is not None or job is None:
+            local = self._local
+        if local is not None:
             return self._stay_here().submit(fn, *args, **kwargs)
         future = PoolFuture()
         try:
-            task = job.add(self._dumps(((fn, args, kwargs), {})))
+            payload = self._dumps(((fn, args, kwargs), {}))
         except sharedobjects.SharedObjectError as found:
             tell(f"a call has a {found}, which its processes share")
             return self._stay_here().submit(fn, *args, **kwargs)
         except Exception as error:  # whatever pickling raises is the task's failure, as with the original
             future.set_exception(error)
             return future
-        future.task = task
-        with self._lock:
-            self._pending.add(future)
+        try:
+            task = future.task = self._added(future, payload)
+        except LimitError as error:
+            future.set_exception(error)
+            return future
         task.add_done_callback(lambda _: self._settled.put((future, task)))
         return future
 
@@ -164,7 +163,8 @@ class ClusterPool(concurrent.futures.Executor):
     ) -> Iterator[Any]:
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        chunks = super().map(functools.partial(run_chunk, fn), _chunks(iterables, chunksize), timeout=timeout)
+        rows = chunks_of(zip(*iterables, strict=False), chunksize)
+        chunks = super().map(Chunk(fn), rows, timeout=timeout)
         return itertools.chain.from_iterable(chunks)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -270,6 +270,24 @@ class ClusterPool(concurrent.futures.Executor):
         self._settler.start()
         _pools.add(self)
 
+    def _check_open(self) -> None:
+        if self._broken:
+            raise BrokenProcessPool(self._broken)
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _added(self, future: PoolFuture, payload: bytes) -> TaskFuture:
+        """The call's task. Under the lock, so that a shutdown comes before it or waits for it; pickling is not."""
+        with self._lock:
+            self._check_open()
+            assert self._job is not None
+            self._pending.add(future)
+            try:
+                return self._job.add(payload)
+            except BaseException:
+                self._pending.discard(future)
+                raise
+
     def _stay_here(self) -> concurrent.futures.Executor:
         with self._lock:
             if self._local is None:
@@ -369,12 +387,6 @@ def _variables(script: _Script) -> dict[str, str]:
 def _runs(task: TaskFuture | None) -> bool:
     story = task.story() if task is not None else None
     return story is not None and story.state is TaskState.RUNNING
-
-
-def _chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    rows = zip(*iterables, strict=False)
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
 
 
 def forks(mp_context: Any) -> bool:

@@ -57,3 +57,21 @@ def test_a_fresh_future_answers_like_any():
         made.exception(0)
     assert not hasattr(made, "colour")
     assert made.cancel() and concurrent.futures.wait([made], 0).done == {made}
+
+
+def test_a_future_that_is_cancelled_as_it_is_settled_keeps_nobody_from_settling():
+    class CancelledJustThen(Future):
+        asked = False
+
+        def done(self) -> bool:
+            known, self.asked, before = super().done(), True, self.asked
+            if not before:
+                self.cancel()
+            return known
+
+    pickled = serialise.dumps_result(42)
+    assert isinstance(pickled, bytes)
+    for outcome in (Outcome(pickled), Outcome(pickled, failed=True), ValueError("lost")):
+        made = CancelledJustThen(Job("j"), 0)
+        made.settle(outcome)
+        assert made.cancelled()

@@ -236,3 +236,26 @@ def test_joblib_uses_the_cluster_without_a_guard_and_its_threads_stay(tmp_path: 
         "invalid literal for int() with base 10: 'x'",
         "['copy', 'copy']",
     ]
+
+
+SHUT_WHILE_SUBMITTING = """
+from concurrent.futures import ProcessPoolExecutor
+
+class Shuts:
+    def __reduce__(self):  # called as the call is pickled, as another thread may shut the pool down then
+        pool.shutdown(wait=False)
+        return int, (1,)
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(2)
+    print(pool.submit(abs, -1).result())
+    try:
+        pool.submit(abs, Shuts())
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_a_call_that_a_shutdown_overtakes_is_refused_and_never_forgotten(tmp_path: Path) -> None:
+    ran = run(tmp_path, SHUT_WHILE_SUBMITTING)
+    assert (ran.code, ran.out) == (0, "1\ncannot schedule new futures after shutdown\n"), ran.err

@@ -42,7 +42,7 @@ def figures() -> str:
 
 
 def summary() -> str:
-    """The medians alone, with how many times better KOS is than the best peer."""
+    """The medians alone, with how many times better KOS is than the best peer, and which that is."""
     report = kept()
     return "\n\n".join([_medians(report, spread=False), _taken(report)])
 
@@ -62,12 +62,13 @@ def setups() -> str:
 
 def _medians(report: Report, *, spread: bool) -> str:
     systems = list(dict.fromkeys(figure.system for figure in report.figures))
-    rows = [["work", *map(_title, systems), *([] if spread else ["KOS to the best peer"])]]
+    rows = [["work", *map(_title, systems), *([] if spread else ["KOS is"])]]
     for work in _works(report.figures):
         of = {figure.system: figure for figure in report.figures if figure.work is work}
         cells = [_cell(of[system], spread) if system in of else "" for system in systems]
-        ratio = report.ratios[work].ratio
-        rows.append([f"`{work}`, {UNITS[work]}", *cells, *([] if spread else [f"{ratio:.2g} x" if ratio else ""])])
+        ratio = report.ratios[work]
+        told = f"{ratio.ratio:.2g} x {_title(ratio.best_peer)}" if ratio.ratio and ratio.best_peer else ""
+        rows.append([f"`{work}`, {UNITS[work]}", *cells, *([] if spread else [told])])
     return table(rows)
 
 

@@ -25,6 +25,7 @@ from kos_cluster.services.bench.figures import (
     Work,
     figures_of,
     judged,
+    number,
     ratios_of,
     rendered,
 )
@@ -40,6 +41,7 @@ TINY = Plan(
     spins=40,
     leaves=4,
     argument_bytes=2 << 20,
+    broadcast_bytes=2 << 20,
     result_bytes=2 << 20,
     sweep_values=1,
     nap_s=0.05,
@@ -55,7 +57,7 @@ def figure(work: Work, system: str, median: float) -> Figure:
 
 
 WORKS = {
-    Part.WORK: [Work.MILLISECONDS, Work.TREE, Work.ARGUMENT, Work.RESULT, Work.SWEEP, Work.RECOVERY],
+    Part.WORK: [Work.MILLISECONDS, Work.TREE, Work.ARGUMENT, Work.BROADCAST, Work.RESULT, Work.SWEEP, Work.RECOVERY],
     Part.GANGS: [Work.GANG, Work.ALLREDUCE],
     Part.SCALING: [Work.SLEEPS_2],
 }
@@ -126,6 +128,9 @@ def test_an_aim_is_told_with_whether_it_was_reached() -> None:
         (Work.ALLREDUCE, "kos"): 0.6,
         (Work.ALLREDUCE, "mpi"): 0.3,
         (Work.TREE, "kos"): 1.0,
+        (Work.BROADCAST, "kos"): 0.5,
+        (Work.BROADCAST, "dask"): 0.1,
+        (Work.BROADCAST, "dask-tls"): 1.5,
     }
     figures = [figure(work, system, median) for (work, system), median in medians.items()]
     report = Report(figures, ratios_of(figures), {}, {}, [], {}, {}, TINY)
@@ -133,10 +138,25 @@ def test_an_aim_is_told_with_whether_it_was_reached() -> None:
         "Aim: 3 times as fast as the best peer: NOT reached.",
         "Aim: the bare path at most 2 times as fast: reached.",
     ]
-    assert judged(Work.FIRST_RESULT, report) == ["Aim: at most 3.00 s: NOT reached."]
+    assert judged(Work.FIRST_RESULT, report) == ["Aim: at most 3 s: NOT reached."]
     assert judged(Work.ALLREDUCE, report) == ["Aim: 0.33 times as fast as the best peer: reached."]
+    assert judged(Work.BROADCAST, report) == ["Aim: 2 times as fast as Dask with TLS (it is 3.00): reached."]
     assert judged(Work.TREE, report) == []
-    assert times_slower(report) == {Work.SYNC: {"ray": 2.0, "bare": 10 / 15}, Work.ALLREDUCE: {"mpi": 0.5}}
+    assert times_slower(report) == {
+        Work.SYNC: {"ray": 2.0, "bare": 10 / 15},
+        Work.ALLREDUCE: {"mpi": 0.5},
+        Work.BROADCAST: {"dask": 0.2, "dask-tls": 3.0},
+    }
+
+
+def test_a_number_has_three_digits_that_count() -> None:
+    assert [number(value) for value in (85_044.4, 100.0, 92.41, 1.0, 0.0124)] == [
+        "85,044",
+        "100",
+        "92.4",
+        "1.00",
+        "0.0124",
+    ]
 
 
 # ---- refusals

@@ -35,6 +35,7 @@ def work(entry: Entry, folder: Path, plan: Plan, keep: Keep) -> None:
             (Work.MILLISECONDS, _milliseconds),
             (Work.TREE, _tree),
             (Work.ARGUMENT, _argument),
+            (Work.BROADCAST, _broadcast),
             (Work.RESULT, _result),
             (Work.SWEEP, _sweep),
         ):
@@ -95,16 +96,23 @@ def _tree(system: Nodes, plan: Plan, keep: Keep) -> None:
 
 
 def _argument(system: Nodes, plan: Plan, keep: Keep) -> None:
+    _passed(system, MIB)
+    keep(Work.ARGUMENT, _passed(system, plan.argument_bytes))
+
+
+def _broadcast(system: Nodes, plan: Plan, keep: Keep) -> None:
+    _passed(system, MIB)
+    keep(Work.BROADCAST, _passed(system, plan.broadcast_bytes))
+
+
+def _passed(system: Nodes, size_bytes: int) -> float:
+    """The seconds that an array takes to a task on each node."""
     import numpy as np
 
-    def passed(size_bytes: int) -> float:
-        array = np.full(size_bytes, 7, dtype=np.uint8)
-        elapsed_s, seen = _taken(lambda: system.argument(array))
-        _check(seen == [7] * NODES, f"The array's last element was {seen} on the nodes.")
-        return elapsed_s
-
-    passed(MIB)
-    keep(Work.ARGUMENT, passed(plan.argument_bytes))
+    array = np.full(size_bytes, 7, dtype=np.uint8)
+    elapsed_s, seen = _taken(lambda: system.argument(array))
+    _check(seen == [7] * NODES, f"The array's last element was {seen} on the nodes.")
+    return elapsed_s
 
 
 def _result(system: Nodes, plan: Plan, keep: Keep) -> None:
@@ -146,8 +154,12 @@ def _recovery(system: Nodes, folder: Path, plan: Plan, keep: Keep) -> None:
     while len(list(naps.iterdir())) < NODES:
         _check(time.monotonic() < deadline, f"Not {NODES} tasks had begun after {NAP_TIMEOUT_S:g} s.")
         time.sleep(NAP_POLL_S)
-    system.kill_node()
-    elapsed_s, results = _taken(lambda: system.end_naps(pending))
+
+    def recovered() -> Any:
+        system.kill_node()
+        return system.end_naps(pending)
+
+    elapsed_s, results = _taken(recovered)
     checked(range(NAPS), results)
     keep(Work.RECOVERY, elapsed_s, NAPS)
 

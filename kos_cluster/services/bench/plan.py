@@ -17,6 +17,7 @@ class Plan(msgspec.Struct, frozen=True):
     spins: int  # of a millisecond
     leaves: int  # of the tree
     argument_bytes: int
+    broadcast_bytes: int
     result_bytes: int
     sweep_values: int  # of each of the two parameters
     nap_s: float
@@ -33,6 +34,7 @@ FULL = Plan(
     spins=10_000,
     leaves=512,
     argument_bytes=64 * MIB,
+    broadcast_bytes=256 * MIB,
     result_bytes=100 * MIB,
     sweep_values=6,
     nap_s=0.5,
@@ -48,6 +50,7 @@ QUICK = Plan(
     spins=500,
     leaves=32,
     argument_bytes=4 * MIB,
+    broadcast_bytes=8 * MIB,
     result_bytes=4 * MIB,
     sweep_values=2,
     nap_s=0.1,

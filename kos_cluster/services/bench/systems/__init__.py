@@ -161,7 +161,7 @@ ENTRIES = {
             "bare_path",
             (),
             "encrypted (CURVE over TCP); 2 daemons with one forked worker each; pyzmq alone, without scheduling, "
-            "retries or tables: the limit; `map_chunked` sends 1,000 elements a message",
+            "retries or tables: a reference; `map_chunked` sends 1,000 elements a message",
         ),
         Entry(
             "dask",

@@ -47,15 +47,17 @@ class TwoPhase(msgspec.Struct, frozen=True, tag="TWO_PHASE"):
 class RankReady(msgspec.Struct, frozen=True, tag="RANK_READY"):
     """The node of a rank to its owner: it is in place, and the payload is where; or the payload is of a checkpoint.
 
-    Repeated until its `RankTable` comes.
+    Repeated until its `RankTable` comes, which has its serial. The first of a rank, where it is, has 0.
     """
 
     batch: int
     job: str
     index: int
+    serial: int = 0
 
 
 class RankTable(msgspec.Struct, frozen=True, tag="RANK_TABLE"):
     """The owner's answer to a rank: all are in place, the payload is where, and it begins; or of a checkpoint."""
 
     batch: int
+    serial: int | None = None  # of what it answers; None: an older version does not say

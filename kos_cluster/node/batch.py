@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from kos_cluster.core.gang.stopandwait import StopAndWait
 from kos_cluster.core.queue import BatchSpec, Key
 from kos_cluster.core.records import indices_of, runs_of
 from kos_cluster.net import local, wire
@@ -29,7 +30,7 @@ class Batch:
     missing: set[str]
     told_started: bool = False
     worker: int | None = None
-    in_place: bytes = b""  # of a rank: what it tells its owner, until there is an answer
+    says: StopAndWait | None = None  # of a rank: what it tells its owner
     waits_for_tasks: bool = False  # that it has submitted itself
     yielded: int = 0  # items of its one task, if that yields; those of earlier attempts included
     wanted: int = 1  # up to which it may yield

@@ -26,6 +26,7 @@ from kos_cluster.core.gang.slots import (
     SlotsWanted,
     reservation_key,
 )
+from kos_cluster.core.gang.stopandwait import StopAndWait
 from kos_cluster.core.queue import Key, NodeQueue, Owner
 from kos_cluster.core.records import END_OF_CAUSE, AttemptEnd, Cause, Load, Runs, count_of, indices_of, runs_of
 from kos_cluster.net import local, scoreboard, wire
@@ -163,29 +164,30 @@ class Batches:
                     self._apply(queue.PartsComplete(key))
 
     def ask_again(self, owner: OwnerState) -> None:
-        """Messages may get lost: name again the parts that are not there a while after their batch, and ranks that
-        wait for their gang."""
+        """Messages may get lost: name again the parts that are not there a while after their batch, and say again what
+        ranks wait an answer for."""
         before = time.time() - MISSING_AGAIN_S
         for batch in self._batches.values():
             if batch.missing and batch.owner is owner and batch.record.arrived_s < before:
                 self._send(owner, wire.Missing(batch.message.batch, sorted(batch.missing)))
-            if batch.in_place and batch.owner is owner:
-                self._tell_in_place(batch)
+            if batch.says is not None and batch.owner is owner and batch.says.again(time.monotonic()):
+                self._say(batch, batch.says)
 
     def reserve(self, event: SlotsWanted | SlotsReleased) -> None:
         """Hold slots for a gang, or let them go; what becomes of it is told to `reserved`."""
         self._apply(event)
 
-    def table(self, owner: OwnerState, number: int, payload: bytes) -> None:
+    def table(self, owner: OwnerState, number: int, serial: int | None, payload: bytes) -> None:
         """All ranks of a gang are in place: one that is here may begin. Or another answer that it waits for."""
         batch = self._batches.get((owner.owner, number))
-        if batch is not None and batch.in_place and batch.worker is not None and self._workers is not None:
-            batch.in_place = b""
+        if batch is None or batch.says is None or batch.worker is None or self._workers is None:
+            return
+        if batch.says.answered(serial, time.monotonic()):
             self._workers.send(batch.worker, local.RankTable(number), payload)
 
-    def _tell_in_place(self, batch: Batch) -> None:
+    def _say(self, batch: Batch, says: StopAndWait) -> None:
         message = batch.message
-        self._send(batch.owner, RankReady(message.batch, message.job, batch.order[0]), batch.in_place)
+        self._send(batch.owner, RankReady(message.batch, message.job, batch.order[0], says.serial), says.said)
 
     def cancel(self, owner: OwnerState, batches: Sequence[int]) -> None:
         self._apply(queue.CancelBatches(tuple((owner.owner, number) for number in batches)))
@@ -328,8 +330,9 @@ class Batches:
         elif isinstance(message, local.Item):
             self._yielded(key, batch, message, payload)
         elif isinstance(message, local.RankReady):
-            batch.in_place = payload
-            self._tell_in_place(batch)
+            batch.says = batch.says or StopAndWait()
+            batch.says.say(payload, time.monotonic())
+            self._say(batch, batch.says)
         else:
             self._outcomes(worker, key, batch, message, payload)
 

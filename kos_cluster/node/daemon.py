@@ -489,7 +489,7 @@ class Daemon:
     def _on_rank_table(self, origin: Origin, message: RankTable, payload: memoryview) -> None:
         owner = self._owner(origin)
         if owner is not None:
-            self._batches.table(owner, message.batch, bytes(payload))
+            self._batches.table(owner, message.batch, message.serial, bytes(payload))
 
     def _on_waits(self, origin: Origin, message: wire.Waits, _: memoryview) -> None:
         owner = self._owner(origin)

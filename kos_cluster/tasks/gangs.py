@@ -7,7 +7,9 @@ table of all is sent to each.
 
 Rules. Results are those of one epoch, by rank; they are unpickled by whoever asks for them. The error of a failed gang
 names the rank, its node, and what ended it, which is its cause. Checkpoints are kept here, from epoch to epoch; what a
-rank of an epoch that is over says of them is not heard.
+rank of an epoch that is over says of them is not heard. A rank says one thing at a time, and says it again until it is
+answered (`core.gang.stopandwait`), so one message of a rank waits for the thread at most; its repeats, what is older
+than what was heard, and what is over the limit is dropped.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ GANGS_LIMIT = 64  # of one process at once: each has a thread
 ASK_PAUSE_S = 0.2  # after an answer that was none
 CHAIN_LIMIT = 16  # links of an exception's chain that are looked at
 LOOK_S = 1.0  # between two looks at the time, at most
+HEARD_LIMIT = 256  # messages of a gang's ranks, each below 1 MiB, that wait for its thread; further ones are said again
 
 _running: set[Gang] = set()
 _running_lock = threading.Lock()
@@ -83,10 +86,11 @@ class _Whole:
 
 
 class _RankSaid(NamedTuple):
-    """What a rank says of its checkpoints."""
+    """Where a rank listens, or (after the mark) something of its checkpoints, under its number of this."""
 
     epoch: int
     rank: int
+    serial: int
     said: bytes
 
 
@@ -110,6 +114,7 @@ class Gang(Future):
         self._launch = launch
         self._machine = epochs.Epochs(ranks, restarts)
         self._events: queue.SimpleQueue[epochs.Event | _RankEnd | _RankSaid] = queue.SimpleQueue()
+        self._heard: set[int] = set()  # ranks of which a message is among them
         self._checkpoints = checkpoints.Checkpoints(ranks)
         self._nodes: list[tuple[str, str, str]] = []  # id, name, host, by rank
         self._outcomes: dict[int, Outcome] = {}
@@ -184,21 +189,24 @@ class Gang(Future):
         except queue.Empty:
             return None
         if isinstance(event, _RankSaid):
-            self._answer(event)
-            return None
+            self._heard.discard(event.rank)  # first: what it says next is not to be taken for a repeat
+            return self._answer(event)
         return self._understood(event) if isinstance(event, _RankEnd) else event
 
-    def _answer(self, event: _RankSaid) -> None:
-        if event.epoch != self._machine.epoch:
-            return
+    def _answer(self, message: _RankSaid) -> epochs.Event | None:
+        epoch, rank, serial, said = message
+        if not said.startswith(MARK):
+            return epochs.Ready(epoch, rank, said)
+        if epoch != self._machine.epoch:
+            return None
         try:
-            ask = msgspec.msgpack.decode(event.said, type=checkpoints.Ask)
+            ask = msgspec.msgpack.decode(said[len(MARK) :], type=checkpoints.Ask)
         except msgspec.DecodeError as error:
-            self._events.put(epochs.Cancelled(_not_understood(event.rank, error)))
-            return
-        answer = self._checkpoints.handle(event.rank, ask)
+            return epochs.Cancelled(_not_understood(rank, error))
+        answer = self._checkpoints.handle(rank, ask)
         if answer is not None:
-            self._mesh.tell_ranks(self._job, (event.rank,), msgspec.msgpack.encode(answer))
+            self._mesh.tell_ranks(self._job, (rank,), serial, msgspec.msgpack.encode(answer))
+        return None
 
     def _understood(self, end: _RankEnd) -> epochs.Event | None:
         """What a rank's end means to its gang."""
@@ -251,7 +259,7 @@ class Gang(Future):
                 case epochs.Tell(epoch, ranks, addresses):
                     step = self._checkpoints.step
                     self._table = self._table or make_table(self.id, epoch, self._nodes, addresses, step)
-                    self._mesh.tell_ranks(self._job, ranks, self._table)
+                    self._mesh.tell_ranks(self._job, ranks, 0, self._table)
                 case epochs.End(_):
                     self._end()
                 case epochs.Succeed(_):
@@ -266,19 +274,25 @@ class Gang(Future):
         self._nodes, self._outcomes, self._table = [], {}, b""
         self._checkpoints.begin()
         name = self._spec.name if epoch == 1 else f"{self._spec.name} (epoch {epoch})"
-
-        def in_place(rank: int, said: bytes) -> None:
-            if said.startswith(MARK):
-                self._events.put(_RankSaid(epoch, rank, said[len(MARK) :]))
-            else:
-                self._events.put(epochs.Ready(epoch, rank, said))
-
-        job = self._launch(replace(self._spec, name=name, in_place=in_place))
+        job = self._launch(replace(self._spec, name=name, in_place=self._hears(epoch)))
         for rank in range(self._ranks):
             job.add(self._payload).add_done_callback(self._ended(epoch, rank))
         job.close()
         self.jobs.append(job.id)
         return job
+
+    def _hears(self, epoch: int) -> Callable[[int, int, bytes], None]:
+        """Called in the mesh thread, which waits for nothing."""
+        newest: dict[int, int] = {}  # serials, by rank
+
+        def hears(rank: int, serial: int, said: bytes) -> None:
+            if rank in self._heard or len(self._heard) >= HEARD_LIMIT or serial < newest.get(rank, 0):
+                return
+            newest[rank] = serial
+            self._heard.add(rank)
+            self._events.put(_RankSaid(epoch, rank, serial, said))
+
+        return hears
 
     def _ended(self, epoch: int, rank: int) -> Callable[[concurrent.futures.Future[Any]], None]:
         """Called in the mesh thread, so it unpickles nothing."""

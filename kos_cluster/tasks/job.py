@@ -58,7 +58,7 @@ class JobSpec:
     name: str = ""
     modules: tuple[str, ...] = ()  # installed packages that the code imports
     yields: bool = False  # its tasks are generators, and their items are taken one by one
-    in_place: Callable[[int, bytes], None] | None = None  # of a gang: called in the mesh thread for a rank that is
+    in_place: Callable[[int, int, bytes], None] | None = None  # of a gang: called in the mesh thread for a rank that is
     reads: placement.Inputs | None = None  # the blocks that its tasks read, as far as it is known where they are
     group: str = ""  # jobs of one group share the cap `options.max_parallel`
     alone: bool = False  # each task travels alone, whatever it takes
@@ -278,10 +278,10 @@ class Job:
             attempts = (*attempts[:-1], last)
         return msgspec.structs.replace(story, attempts=attempts, inputs=self._inputs.get(index, ()))
 
-    def rank_in_place(self, rank: int, address: bytes) -> None:
-        """A rank of the gang that this job is says where it listens. May come again."""
+    def rank_in_place(self, rank: int, serial: int, said: bytes) -> None:
+        """A rank of the gang that this job is says where it listens, or of a checkpoint. May come again."""
         if self.spec.in_place is not None:
-            self.spec.in_place(rank, address)
+            self.spec.in_place(rank, serial, said)
 
     def lighten(self) -> None:
         """The job is over: keep nothing that is large."""

@@ -133,9 +133,9 @@ class Mesh:
     def feed(self, event: ownership.RanksPlaced) -> None:
         self._post(self._feed, event)
 
-    def tell_ranks(self, job: Job, ranks: Collection[int], table: bytes) -> None:
-        """All ranks of a gang are in place: let these begin."""
-        self._post(self._tell_ranks, job, ranks, table)
+    def tell_ranks(self, job: Job, ranks: Collection[int], serial: int, answer: bytes) -> None:
+        """Answer what these ranks of a gang have said under this number."""
+        self._post(self._tell_ranks, job, ranks, serial, answer)
 
     def summary(self, job: Job) -> JobSummary | None:
         return self.ask(lambda: self._core.summary(job.id) if job.id in self._jobs else None)
@@ -387,8 +387,8 @@ class Mesh:
                     self._node_load(id_, load, age_s)
                 for member in self._attachment.members.values() if message.members else ():
                     self._feed(ownership.NodeDrained(member.id, member.drained))
-            case RankReady(_, job, index) if job in self._jobs:
-                self._jobs[job].rank_in_place(index, bytes(payload))
+            case RankReady(_, job, index, serial) if job in self._jobs:
+                self._jobs[job].rank_in_place(index, serial, bytes(payload))
             case wire.CancelWanted(job, index, _):
                 self._feed(ownership.Cancelled(job, index))
             case wire.Reply():
@@ -465,10 +465,10 @@ class Mesh:
                 job.settle_all(dispatch.runs, problem)
                 self._loop.call_soon(self._feed, ownership.Cancelled(job.id))
 
-    def _tell_ranks(self, job: Job, ranks: Collection[int], table: bytes) -> None:
+    def _tell_ranks(self, job: Job, ranks: Collection[int], serial: int, answer: bytes) -> None:
         for batch, node, index in self._core.batches_of(job.id):
             if index in ranks and (link := self._attachment.by_node.get(node)) is not None:
-                link.send(RankTable(batch), table)
+                link.send(RankTable(batch, serial), answer)
 
     # ---- jobs
 

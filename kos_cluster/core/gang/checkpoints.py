@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
-PIECE_LIMIT_BYTES = 4 << 20  # of a state in one message
+PIECE_LIMIT_BYTES = 960 << 10  # of a state in one message, whose payload is to be below `net.sizes.BULK_BYTES`
 
 
 class Piece(msgspec.Struct, frozen=True, tag=True):

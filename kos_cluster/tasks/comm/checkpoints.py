@@ -2,8 +2,8 @@
 
 Theory of operation. The owner keeps them: it is there as long as the gang is, and no node's death takes it away. A rank
 speaks with it by the way on which it has told where it listens (`Here.meet`): one message and its answer at a time,
-through its node, which repeats the message until the answer comes. An answer to an earlier message may come late; then
-the message is said again.
+through its node, which repeats the message until the answer comes (`core.gang.stopandwait`). An owner of an older
+version does not number its answers, so one to an earlier message may come; then the message is said again.
 
 Rules. All ranks call `checkpoint` equally often: they meet in it, and tell each other their sizes, so all of them
 refuse a checkpoint that is too large. When it returns, this rank's state is with the owner; it counts once all ranks'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,29 +53,27 @@ def test_a_state_of_many_pieces_comes_back_in_the_next_epoch() -> None:
     assert owner.made.step == 3
 
 
-def heard(said: _RankSaid) -> tuple[Gang, list[tuple[int, ...]]]:
-    """A gang in its second epoch that hears this."""
-    told: list[tuple[int, ...]] = []
+def heard(said: _RankSaid) -> tuple[Gang, list[tuple[tuple[int, ...], int]], Any]:
+    """A gang in its second epoch that hears this; what it answers, and what that means to it."""
+    told: list[tuple[tuple[int, ...], int]] = []
     gang = Gang.__new__(Gang)
     gang._machine = SimpleNamespace(epoch=2)  # type: ignore[assignment]
     gang._checkpoints = Checkpoints(1)
-    gang._events = queue.SimpleQueue()
     gang._job = None  # type: ignore[assignment]
-    gang._mesh = SimpleNamespace(tell_ranks=lambda job, ranks, answer: told.append(ranks))  # type: ignore[assignment]
-    gang._answer(said)
-    return gang, told
+    tell = SimpleNamespace(tell_ranks=lambda job, ranks, serial, answer: told.append((ranks, serial)))
+    gang._mesh = tell  # type: ignore[assignment]
+    return gang, told, gang._answer(said)
 
 
 def test_what_a_rank_of_a_former_epoch_hands_in_is_refused() -> None:
-    piece = msgspec.msgpack.encode(Piece(1, 0, 1, b"x"))
-    former, told = heard(_RankSaid(1, 0, piece))
-    assert (former._checkpoints.step, told) == (0, [])
-    current, told = heard(_RankSaid(2, 0, piece))
-    assert (current._checkpoints.step, told) == (1, [(0,)])
+    piece = MARK + msgspec.msgpack.encode(Piece(1, 0, 1, b"x"))
+    former, told, event = heard(_RankSaid(1, 0, 4, piece))
+    assert (former._checkpoints.step, told, event) == (0, [], None)
+    current, told, event = heard(_RankSaid(2, 0, 4, piece))
+    assert (current._checkpoints.step, told, event) == (1, [((0,), 4)], None)
 
 
 def test_words_that_the_owner_does_not_know_end_the_gang() -> None:
-    gang, told = heard(_RankSaid(2, 0, b"\xff"))
-    event = gang._events.get_nowait()
+    _, told, event = heard(_RankSaid(2, 0, 4, MARK + b"\xff"))
     assert isinstance(event, Cancelled) and isinstance(event.error, ProtocolError)
     assert told == []

@@ -112,6 +112,8 @@ def _value(name: str, node: ast.expr) -> str:
     if name.endswith("_BYTES"):
         unit = next(((n, u) for n, u in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")) if value % n == 0), None)
         return f"{value // unit[0]} {unit[1]}" if unit else f"{value} bytes"
+    if name.endswith("_BYTES_S"):
+        return f"{value:,} bytes a second"
     if name.endswith(("_S", "_MS")):
         return f"{value:,} {name.rpartition('_')[2].lower()}"
     return f"{value:,}"

@@ -25,7 +25,7 @@ from kos_cluster.services.monitor.sampler import Sampler
 END_KEYS = (b"q", b"Q", b"\x03", b"\x04")
 COLUMNS = 110  # where there is no terminal
 LINES = 40
-SETTLE_S = 1.2  # for a first frame that shows loads: nodes tell them each second
+SETTLE_S = 1.2  # for a first frame that shows loads: each node answers the beat of a client, one a second, with its own
 
 
 def top_(parsed: argparse.Namespace, console: Console) -> int:

@@ -3,10 +3,11 @@
 Theory of operation. Each node sends reports of the load of nodes, its own first. In a cluster of up to `DIRECT_LIMIT`
 other members it sends its own to all of them each `PERIOD_S`. In a larger one a report goes to `FANOUT` members at
 random and carries what the node has heard of others too: what it passed on least often first, and of that the freshest.
-After a report the node pauses until what it sent is within `BUDGET_BYTES_S`; so the period grows with the cluster up to
-the time that full reports take, and from there on only the ages grow, in proportion to the members (mean age, measured:
-0.2 s at 8 nodes, 1.5 s at 50, 4 s at 200). Who places work must live with old entries (`placement`: two random choices,
-and a full node refuses).
+After a report the node pauses until what it sent is within `BUDGET_BYTES_S`. That counts what the message, its
+encryption and its frame add to the entries (`ENVELOPE_BYTES`), not what TCP/IP adds. So the period grows with the
+cluster up to the time that full reports take, and from there on only the ages grow, in proportion to the members (mean
+age, simulated: 0.2 s at 8 nodes, 2 s at 50, 6 s at 200, 27 s at 1,000). Who places work must live with old entries
+(`placement`: two random choices, and a full node refuses).
 
 Rules. An age travels, never a time: an entry's age is what it was when it was sent, plus what has passed here since.
 What a message waits on its way is not counted, so an age is a lower bound. Of two entries of one node the one with the
@@ -29,14 +30,14 @@ from msgspec.structs import astuple
 
 from kos_cluster.core.records import Load
 
-BUDGET_BYTES_S = 4000  # sent by a node, on the average of any few seconds; 4 KiB with what frames add
+BUDGET_BYTES_S = 4000  # sent by a node on the average, envelopes included; at most 4 KiB/s in any minute
 PERIOD_S = 0.5  # from one report to the next, at least
 DIRECT_LIMIT = 8  # other members to which a node reports itself, without others' entries
 FANOUT = 3  # members that get one report in a larger cluster
-REPORT_LIMIT_BYTES = 1200  # one report
+REPORT_LIMIT_BYTES = 1200  # one report, with its envelope
+ENVELOPE_BYTES = 46 + 33 + 9  # what a report takes besides its entries: at most, of `net.wire`, CURVE and ZMTP
 STALE_S = 15.0  # age at which an entry is dropped, in a small cluster
-STALE_S_A_MEMBER = 0.15  # and for each member, since ages grow with them
-_FRAME_BYTES = 24  # what a report and its tag take besides the entries
+STALE_S_A_MEMBER = 0.2  # and for each member, since ages grow with them: nearly all that is known is younger
 
 
 class PackedLoad(Load, frozen=True, array_like=True):
@@ -164,9 +165,9 @@ class LoadGossip:
         return self._rng.sample(self._peers, FANOUT)
 
     def _report(self, now: float) -> tuple[LoadReport, int]:
-        """The next report and its size."""
+        """The next report, and its size with the envelope."""
         entries: list[LoadEntry] = []
-        size = _FRAME_BYTES
+        size = ENVELOPE_BYTES
         for id_, heard in self._candidates():
             entry = LoadEntry(id_, heard.serial, round(max(0.0, now - heard.born), 2), heard.packed)
             size += (entry_bytes := len(msgspec.msgpack.encode(entry)))

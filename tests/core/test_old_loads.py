@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,12 @@ NODES, SLOTS, QUEUED_LIMIT = 6, 4, 2
 TASK_S = 1.0  # mean
 TICK_S = 0.1  # in which an owner looks again at what it could not place
 LATENCY_S = 0.001
+HERD, HERD_NODES = 600, 20
+
+
+def up(id_: str, port: int) -> own.NodeUp:
+    versions = Versions("0", 1, "3.11.0", "", "3")
+    return own.NodeUp(Member(id_, id_, "h", port, SLOTS, versions, 1, MemberState.ALIVE))
 
 
 class Node:
@@ -45,8 +52,7 @@ class World:
     def run(self) -> None:
         for owner in range(OWNERS):
             for number, id_ in enumerate(self._nodes):
-                versions = Versions("0", 1, "3.11.0", "", "3")
-                self._tell(owner, own.NodeUp(Member(id_, id_, "h", number, SLOTS, versions, 1, MemberState.ALIVE)))
+                self._tell(owner, up(id_, number))
             self._tell(owner, own.Opened(own.JobSpec("j", "f", single=True)))
             self._tell(owner, own.Added("j", TASKS))
             self._tick(owner)
@@ -112,3 +118,21 @@ def test_owners_with_old_news_of_loads_keep_the_nodes_busy_and_every_task_ends()
         assert world.refused, "what was heard was not true any more"
         ideal_s = OWNERS * TASKS * TASK_S / (NODES * SLOTS)
         assert world.now < 1.3 * ideal_s
+
+
+def placed(rng: random.Random) -> str:
+    """The node of an owner's only task; it has heard that the first node is idle, and the others are less so."""
+    owner = own.Ownership(rng)
+    for number in range(HERD_NODES):
+        owner.handle(up(f"id{number}", number), 0.0)
+        owner.handle(own.NodeLoad(f"id{number}", Load(running=min(number, 1))), 0.0)
+    owner.handle(own.Opened(own.JobSpec("j", "f", single=True)), 0.0)
+    (sent,) = [effect for effect in owner.handle(own.Added("j", 1), 0.0) if isinstance(effect, own.Dispatch)]
+    return sent.node
+
+
+def test_owners_with_the_same_old_news_do_not_all_go_where_it_was_idle() -> None:
+    """The less loaded of two at random: twice a node's share goes there, neither all that there is nor no more."""
+    went_there = Counter(placed(random.Random(seed)) for seed in range(HERD))["id0"]
+    share = HERD / HERD_NODES
+    assert 1.5 * share < went_there < 2.5 * share

@@ -29,6 +29,7 @@ from tests.e2e.fleet import LEASE_S, Fleet, until
 CLIENTS = 4
 ASK_S = 1.5  # for one answer
 CALM_CALLS = 5  # of each kind that writes the register, before the first fault
+CUT_OFF_CALLS = 20  # that write the register while a node is cut off that may believe it coordinates
 THINK_S = 0.02  # between two requests of a client of the register
 REGISTER = "contest"
 UNKNOWN = object()  # no answer came
@@ -74,7 +75,7 @@ class Lock:
 
 class Contest:
     """Clients that take one lock from each other, and others that write one register, through random nodes, while
-    coordinators are killed and stalled. Two histories: of the lock, and of the register.
+    coordinators are killed, stalled and cut off from the other nodes. Two histories: of the lock, and of the register.
     """
 
     def __init__(self, fleet: Fleet, rng: random.Random) -> None:
@@ -107,6 +108,11 @@ class Contest:
             self._fleet.freeze(stalled)
             self._fleet.successor(stalled)
             self._fleet.thaw(stalled)
+            cut_off = self._fleet.coordinator()
+            with self._fleet.apart(cut_off):  # clients ask it all the same
+                self._fleet.successor(cut_off)
+                written = self.calls.total() + CUT_OFF_CALLS
+                until(lambda: self.calls.total() >= written, "the others write without it")
             self._fleet.coordinator()
         finally:
             self._ended.set()

@@ -6,11 +6,12 @@ a connection of the founding machine's user, who is an admin; a node that does n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,6 +148,18 @@ class Fleet:
 
     def thaw(self, node: str) -> None:
         os.kill(self.pid(node), signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def apart(self, node: str) -> Iterator[None]:
+        """Its host and the others hear nothing of each other; who asks from here reaches all of them."""
+        assert self._network is not None, "all of them are on loopback"
+        self._network.deafen(node)
+        self._network.silence(node)
+        try:
+            yield
+        finally:
+            self._network.hear_again(node)
+            self._network.hear(node)
 
     def start(self, *nodes: str) -> None:
         side_by_side(lambda name: self.machines[name].ok("up"), nodes)

@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from kos_cluster import errors
+from kos_cluster.core.gang import scheduler
 from kos_cluster.net import wire
 from kos_cluster.net.locks import LockAsked, LockReleased, LockState, LockWanted
 from kos_cluster.sim.linearizability import Operation, Outcome, check
@@ -30,6 +31,7 @@ FLOOD_DECISIONS = 10
 FLOOD_CONNECTIONS = 40  # that are on before the first of them, and more before the last
 CONTEST_GRANTS = 30  # at least, for a history to say something
 SMALL_DISK_BYTES = 24 << 20
+LET_GO_S = scheduler.PATIENCE_MOST_S + scheduler.DECIDE_S + scheduler.ARRIVE_S  # the longest lease of reserved slots
 ANSWER_S = 60.0  # for an answer of a node that stands still meanwhile
 
 
@@ -231,6 +233,53 @@ def test_what_a_stalled_coordinator_had_taken_never_takes_effect_once_others_hav
     assert {node: fleet.ask(node, LockAsked(name), LockState).token for node in NODES} == dict.fromkeys(NODES, token)
     assert token > never
     release(fleet, second, name, "late")
+
+
+# ---- a gang's reservation
+
+
+def slots_in_use(fleet: Fleet, node: str) -> int:
+    return next(row["running"] for row in fleet.cluster.nodes() if row["name"] == node)
+
+
+def rank() -> int:
+    import kos_cluster as kos
+
+    return kos.comm().rank
+
+
+def test_a_coordinator_that_dies_while_it_reserves_leaves_no_slot_reserved(fleet: Fleet) -> None:
+    """In the first phase: one node has voted and holds its slots, the other stands still and has not."""
+    coordinator = fleet.coordinator()
+    stalled, voted = others(coordinator)
+    slots = {row["name"]: row["slots"] for row in fleet.cluster.nodes()}
+    fleet.freeze(stalled)
+    whole = fleet.cluster.gang(rank, sum(slots.values()))
+    until(lambda: slots_in_use(fleet, voted) == slots[voted], f"{voted} holds its slots for it")
+    fleet.kill(coordinator)
+    fleet.thaw(stalled)
+    try:
+        fleet.successor(coordinator)
+        until(lambda: slots_in_use(fleet, voted) + slots_in_use(fleet, stalled) == 0, "they let go", LET_GO_S)
+    finally:
+        whole.cancel()
+    ranks = slots[stalled] + slots[voted]
+    assert fleet.cluster.gang(rank, ranks).result(ANSWER_S) == list(range(ranks))
+
+
+def test_a_coordinator_that_dies_at_any_moment_of_a_gangs_start_neither_loses_nor_halves_it(fleet: Fleet) -> None:
+    """In whatever phase: the gang runs whole, at once or in its next epoch, and holds nothing afterwards."""
+    rng = random.Random(secrets.randbits(32))
+    for _ in range(2):
+        coordinator = fleet.coordinator()
+        rest = others(coordinator)
+        ranks = sum(row["slots"] for row in fleet.cluster.nodes() if row["name"] in rest)
+        gang = fleet.cluster.gang(rank, ranks, restarts=2)
+        time.sleep(rng.uniform(0.0, 0.05))  # the moment is what is tried
+        fleet.kill(coordinator)
+        assert gang.result(ANSWER_S) == list(range(ranks))
+        until(lambda: not any(slots_in_use(fleet, node) for node in rest), "nothing is reserved", scheduler.ARRIVE_S)  # noqa: B023
+        fleet.heal()
 
 
 # ---- restarts

@@ -412,6 +412,7 @@ class Mesh:
                 case ownership.Dropped(job, runs):
                     self._jobs[job].settle_all(runs, None)
                     self.holding.dropped(self._jobs[job], runs)
+                    self.remaking.dropped(job, runs)
                     self._outgoing.settled(self._jobs[job], runs)
                 case ownership.CancelAt(node, batches) | ownership.TakeBackAt(node, batches):
                     wish = wire.Cancel if isinstance(effect, ownership.CancelAt) else TakeBack

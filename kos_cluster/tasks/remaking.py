@@ -21,6 +21,7 @@ are not kept alive for this either. Used in the mesh thread, but for `Origin.mad
 from __future__ import annotations
 
 import concurrent.futures
+import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -31,14 +32,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kos_cluster.core.ownerevents import Event, HeldFailed, InputLost, Released, ResultLost
-from kos_cluster.core.records import HeldTasks, indices_of, runs_of
-from kos_cluster.errors import BlockLostError, InputFailedError, KosError
+from kos_cluster.core.records import AttemptEnd, HeldTasks, Runs, indices_of, runs_of
+from kos_cluster.errors import BlockLostError
 from kos_cluster.net import wire
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks.blocks import named_in
+from kos_cluster.tasks.futures import NotMadeYet, Outcome, Settled, StayedOutcome
 from kos_cluster.tasks.futures import Origin as AnyOrigin
-from kos_cluster.tasks.futures import Outcome, Settled, StayedOutcome
 from kos_cluster.tasks.holding import ROWS_LIMIT
+from kos_cluster.tasks.inputs import failure_by
 from kos_cluster.tasks.returns import Payloads
 
 if TYPE_CHECKING:
@@ -69,28 +72,31 @@ class Origin:
     def task(self) -> str:
         return f"{self.job.id}.{self.index}"
 
-    def made_again(self, lost: BlockLostError) -> Outcome:
-        """Wait until the result has been made again. Raises BlockLostError, or what became of its task. Any thread."""
-        return self._remaking.made_again(self, lost)
+    def made_again(self, lost: BlockLostError, ends_s: float | None) -> Outcome:
+        """Wait until the task that makes it again has ended; gives its outcome, which may be a failure. Any thread.
+
+        Raises BlockLostError, NotMadeYet, or an error of the mesh.
+        """
+        return self._remaking.made_again(self, lost, ends_s)
 
 
 class _Making:
-    """A result on its way; stands for its task's future. `settle` is called once, when the task has ended."""
+    """A result on its way; stands for its task's future. `settle` is called once, when the task has ended.
+
+    The outcome is passed on as it came: who waits for it unpickles it.
+    """
 
     def __init__(self, origin: Origin, over: Callable[[_Making], None]) -> None:
         self.origin = origin
-        self.ended: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
+        self.ended: concurrent.futures.Future[Outcome | BaseException] = concurrent.futures.Future()
         self._over = over
 
     def settle(self, settled: Settled) -> None:
         self._over(self)
-        if isinstance(settled, Outcome) and not settled.failed:
-            self.ended.set_result(settled)
-        elif isinstance(settled, Outcome):
-            self.ended.set_exception(settled.error())
-        else:
+        if settled is None:
             cancelled = f"Task {self.origin.task}, which made its result again, was cancelled."
-            self.ended.set_exception(settled or BlockLostError(cancelled, "Submit it again."))
+            settled = BlockLostError(cancelled, "Submit it again.")
+        self.ended.set_result(settled)
 
 
 class Remaking:
@@ -194,6 +200,8 @@ class Remaking:
         missed = {origin.task: origin for origin in origins}
         what = f"the results of {', '.join(missed)}" if missed else "a result that was on its way"
         self._feed(InputLost(batch, index, f"it missed {what}"))
+        if not self._core.is_held(job, index):  # it was cancelled, or another attempt runs
+            return
         if not may_wait:
             tries = f"Task {job}.{index} was not run: it missed {what}, and has no tries left."
             self._fail(job, index, BlockLostError(tries, f"Type 'kos story {job}.{index}' for its attempts."))
@@ -202,44 +210,77 @@ class Remaking:
         else:
             self._held[job, index] = missed
             for origin in list(missed.values()):
-                self._make(origin, "no node has it").add_done_callback(partial(self._input_made, job, index, origin))
+                made = self._make(origin, "no node has it")
+                made.add_done_callback(partial(self._input_made, job, index, origin))
+                if (job, index) not in self._held:  # that one cannot be made: the others are of no use
+                    break
 
-    def _input_made(self, job: str, index: int, origin: Origin, made: concurrent.futures.Future[Outcome]) -> None:
+    def _input_made(
+        self, job: str, index: int, origin: Origin, made: concurrent.futures.Future[Outcome | BaseException]
+    ) -> None:
         """What a held task waits for is there, or cannot be made."""
         missed = self._held.get((job, index), {})
-        if missed.pop(origin.task, None) is None:  # another one has failed
+        if missed.pop(origin.task, None) is None:  # another one has failed, or the task was cancelled
             return
-        error = made.exception()
-        if error is not None or not missed:
+        ending = made.result()
+        if isinstance(ending, Outcome) and not ending.failed and not isinstance(ending, StayedOutcome):
+            ending = self._elsewhere(origin, len(ending.payload))
+        if not isinstance(ending, StayedOutcome):
             del self._held[job, index]
-        if error is not None:
-            self._fail(job, index, _input_lost(f"{job}.{index}", origin, error))
+            self._fail(job, index, failure_by(f"{job}.{index}", origin.task, ending, lost=True))
         elif not missed:
+            del self._held[job, index]
             self._feed(Released(job, [(index, 1)]))
+
+    def _elsewhere(self, origin: Origin, size_bytes: int) -> BlockLostError:
+        """A result was made again, but is no block that a task could read: it has come here."""
+        story = self._core.story(origin.job.id, origin.index)
+        nodes = [attempt.node for attempt in story.attempts if attempt.end is AttemptEnd.DONE] if story else []
+        if size_bytes < BULK_BYTES:
+            why = f"it takes {size_bytes:,} bytes now, and results stay from {BULK_BYTES:,} on"
+            hint = "Call its task again, and pass that future."
+        else:
+            why = f"the arena of node {nodes[-1] if nodes else '?'} could not take its {size_bytes:,} bytes"
+            hint = "Type 'kos mem status' for the room; drop references, or start nodes with a larger KOS_ARENA."
+        return BlockLostError(f"Task {origin.task} has made it again, but it does not stay there: {why}.", hint)
+
+    def dropped(self, job: str, runs: Runs) -> None:
+        """These tasks are cancelled: they wait for nothing. What is on its way is made all the same, as a task that
+        was cancelled could never make it again.
+        """
+        for index in indices_of(runs) if self._held else ():
+            self._held.pop((job, index), None)
 
     def told(self, job: str) -> tuple[HeldTasks, ...]:
         """A job's tasks that wait for lost results, the first of them."""
         held = ((index, list(missed)) for (id_, index), missed in self._held.items() if id_ == job)
         return tuple(HeldTasks(index, 1, tuple(names[:1]), len(names) - 1) for index, names in islice(held, ROWS_LIMIT))
 
-    def _fail(self, job: str, index: int, error: BaseException) -> None:
+    def _fail(self, job: str, index: int, ending: Settled) -> None:
         """A held task ends."""
-        self._table[job].settle_all([(index, 1)], error)
+        self._table[job].settle_all([(index, 1)], ending)
         self._outgoing.settled(self._table[job], [(index, 1)])
         self._feed(HeldFailed(job, index))
 
     # ---- making again
 
-    def made_again(self, origin: Origin, lost: BlockLostError) -> Outcome:
+    def made_again(self, origin: Origin, lost: BlockLostError, ends_s: float | None) -> Outcome:
         """See `Origin.made_again`."""
         if self._owner.closed:
             raise lost
         if self._owner.is_current:  # where nothing can be waited for
             raise BlockLostError(lost.message, "Ask for it outside of a callback: then it is made again.")
         made = self._owner.ask(lambda: self._make(origin, lost.message.rstrip(".")))
-        return made.result()
+        try:
+            ending = made.result(None if ends_s is None else max(0.0, ends_s - time.monotonic()))
+        except TimeoutError:
+            waits = f"The result of task {origin.task} is lost, and has not been made again in this time."
+            raise NotMadeYet(f"{waits} Type 'kos why {origin.task}' for what it waits for.") from None
+        if isinstance(ending, BaseException):
+            raise ending
+        return ending
 
-    def _make(self, origin: Origin, cause: str) -> concurrent.futures.Future[Outcome]:
+    def _make(self, origin: Origin, cause: str) -> concurrent.futures.Future[Outcome | BaseException]:
         """Done when the result was made again, or cannot be."""
         making = self._making.get(origin.block)
         if making is not None:
@@ -248,9 +289,8 @@ class Remaking:
         why = self._why_not(origin)
         if why:
             lost = f"The result of task {origin.task} is lost ({cause}), and cannot be made again: {why}."
-            making.ended.set_exception(
-                BlockLostError(lost, f"Submit it again; 'kos story {origin.task}' tells where it was.")
-            )
+            hint = f"Submit it again; 'kos story {origin.task}' tells where it was."
+            making.ended.set_result(BlockLostError(lost, hint))
             return making.ended
         self._making[origin.block] = making
         self._owner.blocks.drop_elsewhere(origin.block)
@@ -263,19 +303,8 @@ class Remaking:
         self._making.pop(making.origin.block, None)
 
     def _why_not(self, origin: Origin) -> str:
-        if origin.never or origin.block in self._making:
+        if origin.never:
             return origin.never
         if self._core.may_run_again(origin.job.id, origin.index):
             return ""
         return f"its retries, {origin.job.spec.options.retries}, are used up"
-
-
-def _input_lost(task: str, origin: Origin, error: BaseException) -> InputFailedError:
-    """Why a task was not run."""
-    said = error.message if isinstance(error, KosError) else f"{type(error).__name__}: {error}"
-    failed = InputFailedError(
-        f"Task {task} was not run: it needs the result of task {origin.task}, which was lost. {said}",
-        f"Type 'kos story {origin.task}' for its attempts.",
-    )
-    failed.__cause__ = error
-    return failed

@@ -1,0 +1,225 @@
+"""Lost results: what becomes of tasks that miss them, and of those who read them, when making them again ends badly."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pickle
+import random
+import threading
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kos_cluster.core import ownership
+from kos_cluster.core.ownership import Ownership
+from kos_cluster.core.records import Member
+from kos_cluster.errors import BlockLostError, InputFailedError
+from kos_cluster.net import wire
+from kos_cluster.node import machine
+from kos_cluster.tasks import serialise
+from kos_cluster.tasks.blocks import BlockRef, _Stayed
+from kos_cluster.tasks.failures import Failure, failure_of
+from kos_cluster.tasks.futures import Future
+from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.mesh import Mesh
+from kos_cluster.tasks.options import Options
+from kos_cluster.tasks.remaking import Remaking
+
+WAIT_S = 60.0
+MIB = 1 << 20
+
+
+class Owner(Mesh):
+    """A connection without thread and links, to one node of four slots; what is sent there is noted."""
+
+    def __init__(self) -> None:
+        nothing: Any = SimpleNamespace(**dict.fromkeys(("settled", "tell_all", "lend", "dropped"), lambda *_: None))
+        self.closed, self.pid, self.instance = False, os.getpid(), "1"
+        self.sent: list[ownership.Dispatch] = []
+        self._now_s = 0.0
+        self._core = Ownership(random.Random(1))
+        self._jobs, self._active = {}, set()  # type: ignore[assignment]
+        self._outgoing = self._attachment = self._lending = self.holding = nothing
+        uses = dict.fromkeys(("used", "unused", "adopt", "drop_elsewhere"), lambda *_: None)
+        self.blocks = SimpleNamespace(**uses)  # type: ignore[assignment]
+        self.remaking = Remaking(self, self._core, self._jobs, nothing, self._feed, self._begin, self._close_job)
+        self._thread = threading.Thread()
+        member = Member("n1", "node1", "127.0.0.1", 1, 4, machine.versions(), 1)
+        self._feed(ownership.NodeUp(member))
+
+    def _post(self, call: Any, *args: Any) -> None:
+        call(*args)
+
+    def ask(self, question: Any) -> Any:
+        return question()
+
+    def _dispatch(self, dispatch: ownership.Dispatch) -> None:
+        self.sent.append(dispatch)
+
+    def _now(self) -> float:
+        self._now_s += 1.0
+        return self._now_s
+
+    def submit(self, job: str, retries: int = 3) -> Future:
+        made = Job(job, JobSpec(b"f", options=Options(retries=retries)), None, self, "")  # type: ignore[arg-type]
+        self.open(made)
+        return made.add(serialise.dumps_args((), {}))
+
+    def _open(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        self._feed(ownership.Opened(job.row()))
+
+    # ---- what the node says
+
+    def ends(self, job: str, payload: bytes, **more: Any) -> None:
+        """The newest attempt at a job's only task ends so."""
+        dispatch = [each for each in self.sent if each.job == job][-1]
+        self._accept(
+            "n1", wire.Result(dispatch.batch, 1, [(0, 1)], more.pop("failed", []), {}, 0.1, True, **more), [payload]
+        )
+
+    def stays(self, job: str, block: str) -> None:
+        self.ends(job, stayed(block), blocks=[block], stayed={0: MIB})
+
+    def fails(self, job: str, failure: Failure) -> None:
+        self.ends(job, pickle.dumps(failure), failed=[0])
+
+    def misses(self, job: str, *blocks: str) -> None:
+        """Its task could not begin."""
+        failure = failure_of(BlockLostError("no node has it"), node="node1", task=f"{job}.0", attempt=1)
+        self.ends(job, pickle.dumps(failure), failed=[0], lost={0: list(blocks)})
+
+    def attempts(self, job: str) -> int:
+        return sum(each.job == job for each in self.sent)
+
+
+def stayed(block: str) -> bytes:
+    return pickle.dumps(_Stayed(BlockRef(block, MIB, "n1", "node1")))
+
+
+def block(number: int) -> str:
+    return f"{number:032x}"
+
+
+def held(owner: Owner, retries: Sequence[int] = (3,)) -> tuple[list[Future], Future]:
+    """Tasks "m0", "m1" … whose results stayed and are lost, and task "t" that takes them all and misses them."""
+    makers = [owner.submit(f"m{number}", tries) for number, tries in enumerate(retries)]
+    for number in range(len(makers)):
+        owner.stays(f"m{number}", block(number))
+    taker = owner.submit("t")
+    owner.misses("t", *map(block, range(len(makers))))
+    return makers, taker
+
+
+unpickled: list[str] = []  # in these threads
+
+
+class Loud(Exception):
+    """Its user's code runs where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return _loud, ()
+
+
+def _loud() -> Loud:
+    unpickled.append(threading.current_thread().name)
+    return Loud()
+
+
+@pytest.fixture
+def loud() -> Failure:
+    failure = failure_of(Loud(), node="node1", task="m0.0", attempt=2)
+    unpickled.clear()
+    return failure
+
+
+def test_what_was_raised_when_a_result_was_made_again_is_unpickled_by_who_asks(loud: Failure) -> None:
+    owner = Owner()
+    (made,), taker = held(owner)
+    found: list[BaseException | None] = []
+    reader = threading.Thread(target=lambda: found.append(made.exception()), name="reader")
+    reader.start()
+    owner.fails("m0", loud)
+    assert taker.done() and "mesh" not in unpickled and threading.current_thread().name not in unpickled
+    reader.join(WAIT_S)
+    assert isinstance(found[0], Loud) and unpickled == ["reader"]
+    with pytest.raises(InputFailedError, match=r"needs the result of task m0\.0, which was lost; .* failed on node1"):
+        taker.result()
+    error = taker.exception()
+    assert error is not None and isinstance(error.__cause__, Loud)
+
+
+@pytest.mark.parametrize(("size", "why"), [(2 * MIB, "arena of node node1 could not take"), (9, "9 bytes now")])
+def test_a_task_that_takes_what_was_made_again_and_does_not_stay_fails_and_says_so(size: int, why: str) -> None:
+    owner = Owner()
+    (_made,), taker = held(owner)
+    owner.ends("m0", bytes(size))
+    assert (owner.attempts("m0"), owner.attempts("t")) == (2, 1), "it would miss it again"
+    with pytest.raises(InputFailedError, match=rf"Task m0\.0 has made it again, but it does not stay there: .*{why}"):
+        taker.result()
+
+
+def test_what_was_made_again_and_stays_is_taken() -> None:
+    owner = Owner()
+    _made, taker = held(owner, [3, 3])
+    owner.stays("m0", block(0))
+    assert [each.waits_for for each in owner.remaking.told("t")] == [("m1.0",)]
+    owner.stays("m1", block(1))
+    assert owner.attempts("t") == 2 and not owner.remaking.told("t")
+    owner.ends("t", pickle.dumps(5))
+    assert taker.result() == 5
+
+
+def test_a_task_that_is_cancelled_waits_for_nothing_that_was_lost(
+    loud: Failure, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = Owner()
+    (_made,), taker = held(owner)
+    assert owner.remaking.told("t")
+    taker.cancel()
+    assert not owner.remaking.told("t")
+    owner.close_job(owner._jobs["t"])
+    del owner._jobs["t"]  # as when many others have ended since
+    owner._core.forget("t")
+    owner.fails("m0", loud)
+    assert not caplog.records, "nothing goes wrong where it would have been told"
+
+
+def test_nothing_is_made_again_for_a_task_that_has_failed() -> None:
+    owner = Owner()
+    _made, taker = held(owner, [0, 3])
+    with pytest.raises(InputFailedError, match=r"m0\.0, which was lost\. .* cannot be made again: its retries, 0"):
+        taker.result()
+    assert owner.attempts("m1") == 1
+
+
+def test_who_reads_a_lost_result_waits_as_long_as_he_has_said() -> None:
+    owner = Owner()
+    made = owner.submit("m0")
+    owner.stays("m0", block(0))
+    for wait in (made.result, made.exception):
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"The result of task m0\.0 is lost, and has not been made again"):
+            wait(0.05)
+        assert 0.05 <= time.monotonic() - begun < WAIT_S
+    assert owner.attempts("m0") == 2, "it is made once"
+    owner.ends("m0", pickle.dumps(7))
+    assert made.result(0) == 7, "it is not forgotten when it comes later"
+
+
+def test_a_task_that_raises_a_timeout_when_it_is_run_again_has_failed() -> None:
+    owner = Owner()
+    made = owner.submit("m0")
+    owner.stays("m0", block(0))
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        reader = threads.submit(made.exception, WAIT_S)
+        while owner.attempts("m0") < 2:
+            time.sleep(0.001)
+        owner.fails("m0", failure_of(TimeoutError("mine"), node="node1", task="m0.0", attempt=2))
+        error = reader.result(WAIT_S)
+    assert isinstance(error, TimeoutError) and str(error) == "mine"
+    assert made.exception() is error

@@ -380,8 +380,7 @@ class Mesh:
             case wire.Missing(_, hashes):
                 self._outgoing.missing(link, hashes)
             case wire.Displays(_, job, index, _) if job in self._jobs:
-                content = msgspec.json.decode(bytes(payload))
-                tell(self._jobs[job].sink.display, f"{job}.{index}", content)
+                tell(self._jobs[job].sink.display, f"{job}.{index}", msgspec.json.decode(bytes(payload)))
             case wire.SyncData():
                 for id_, (load, age_s) in message.loads.items():
                     self._node_load(id_, load, age_s)

@@ -10,12 +10,14 @@ took may be lost too: its own worker misses it, and so on, up to what was never 
     stays       nobody has it, its task may run again      on its way; its reader waits, a task that takes it is held
     stays       nobody has it, its task may not            lost: its reader is told, and why
     on its way  its task has made it again                 stays
+    on its way  its task has made it, and it does not stay is here: its reader gets it, a task that takes it fails
     on its way  its task has failed, or was cancelled      lost: its readers are told of that
 
 Rules: an attempt that made what was lost counts as any other does; beyond `retries` nothing is made again. Neither are
 results of a gang's ranks or of generators, nor what `put` and `stay` made. Arguments of `KEPT_ARGUMENTS_BYTES` and more
 are not kept for this, and those of all results together take at most `KEPT_LIMIT_BYTES`. Blocks that arguments refer to
-are not kept alive for this either. Used in the mesh thread, but for `Origin.made_again`.
+are not kept alive for this either. What came of making it again is unpickled by its readers only. Used in the mesh
+thread, but for `Origin.made_again`.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ KEPT_ARGUMENTS_BYTES = 1 << 20  # of one task, from which on they are not kept
 KEPT_LIMIT_BYTES = 64 << 20  # of all tasks whose results stay
 KEPT_LIMIT = 16_384  # results; as many as a node has blocks
 
+_Ended = concurrent.futures.Future[Outcome | BaseException]  # what came of making a result again
+
 
 class Origin:
     """How one result was made. It lives while the result does, and those that were made of it."""
@@ -66,6 +70,8 @@ class Origin:
         self.payload = b""
         self.parts: dict[str, Payload] = {}
         self.never = ""  # why it cannot be made again, whatever happens
+        self.making: _Ended | None = None  # while it is on its way
+        self.ending: Outcome | BaseException | None = None  # of making it again, where no block came of that
         self._remaking = remaking
 
     @property
@@ -79,24 +85,16 @@ class Origin:
         """
         return self._remaking.made_again(self, lost, ends_s)
 
-
-class _Making:
-    """A result on its way; stands for its task's future. `settle` is called once, when the task has ended.
-
-    The outcome is passed on as it came: who waits for it unpickles it.
-    """
-
-    def __init__(self, origin: Origin, over: Callable[[_Making], None]) -> None:
-        self.origin = origin
-        self.ended: concurrent.futures.Future[Outcome | BaseException] = concurrent.futures.Future()
-        self._over = over
-
     def settle(self, settled: Settled) -> None:
-        self._over(self)
+        """Its task has ended once more: called in place of its future. The outcome is unpickled by whoever asks."""
         if settled is None:
-            cancelled = f"Task {self.origin.task}, which made its result again, was cancelled."
+            cancelled = f"Task {self.task}, which made its result again, was cancelled."
             settled = BlockLostError(cancelled, "Submit it again.")
-        self.ended.set_result(settled)
+        if not isinstance(settled, StayedOutcome):
+            self.ending = settled
+        ended, self.making = self.making, None
+        if ended is not None:
+            ended.set_result(settled)
 
 
 class Remaking:
@@ -122,7 +120,6 @@ class Remaking:
         self._begin = begin
         self._close = close
         self._origins: weakref.WeakValueDictionary[str, Origin] = weakref.WeakValueDictionary()
-        self._making: dict[str, _Making] = {}
         self._held: dict[tuple[str, int], dict[str, Origin]] = {}  # tasks, and the origins that they wait for, by task
         self._gone: deque[tuple[Job, int]] = deque()  # origins: their jobs, and the bytes that were kept
         self._jobs: Counter[str] = Counter()  # that origins are of
@@ -215,10 +212,10 @@ class Remaking:
                 if (job, index) not in self._held:  # that one cannot be made: the others are of no use
                     break
 
-    def _input_made(
-        self, job: str, index: int, origin: Origin, made: concurrent.futures.Future[Outcome | BaseException]
-    ) -> None:
+    def _input_made(self, job: str, index: int, origin: Origin, made: _Ended) -> None:
         """What a held task waits for is there, or cannot be made."""
+        if self._owner.closed:  # it ends with the connection
+            return
         missed = self._held.get((job, index), {})
         if missed.pop(origin.task, None) is None:  # another one has failed, or the task was cancelled
             return
@@ -238,11 +235,12 @@ class Remaking:
         nodes = [attempt.node for attempt in story.attempts if attempt.end is AttemptEnd.DONE] if story else []
         if size_bytes < BULK_BYTES:
             why = f"it takes {size_bytes:,} bytes now, and results stay from {BULK_BYTES:,} on"
-            hint = "Call its task again, and pass that future."
+            room = ""
         else:
             why = f"the arena of node {nodes[-1] if nodes else '?'} could not take its {size_bytes:,} bytes"
-            hint = "Type 'kos mem status' for the room; drop references, or start nodes with a larger KOS_ARENA."
-        return BlockLostError(f"Task {origin.task} has made it again, but it does not stay there: {why}.", hint)
+            room = " Type 'kos mem status' for the room; drop references, or start nodes with a larger KOS_ARENA."
+        again = "Call its task again, and pass that future."
+        return BlockLostError(f"Task {origin.task} has made it again, but it does not stay there: {why}.", again + room)
 
     def dropped(self, job: str, runs: Runs) -> None:
         """These tasks are cancelled: they wait for nothing. What is on its way is made all the same, as a task that
@@ -280,31 +278,28 @@ class Remaking:
             raise ending
         return ending
 
-    def _make(self, origin: Origin, cause: str) -> concurrent.futures.Future[Outcome | BaseException]:
+    def _make(self, origin: Origin, cause: str) -> _Ended:
         """Done when the result was made again, or cannot be."""
-        making = self._making.get(origin.block)
-        if making is not None:
-            return making.ended
-        making = _Making(origin, self._made)
-        why = self._why_not(origin)
-        if why:
-            lost = f"The result of task {origin.task} is lost ({cause}), and cannot be made again: {why}."
-            hint = f"Submit it again; 'kos story {origin.task}' tells where it was."
-            making.ended.set_result(BlockLostError(lost, hint))
-            return making.ended
-        self._making[origin.block] = making
+        if origin.making is not None:
+            return origin.making
+        ended = _Ended()
+        over = origin.ending or self._refusal(origin, cause)
+        if over is not None:
+            ended.set_result(over)
+            return ended
+        origin.making = ended
         self._owner.blocks.drop_elsewhere(origin.block)
-        origin.job.again(origin, making)
+        origin.job.again(origin)
         self._begin(origin.job.id)
         self._feed(ResultLost(origin.job.id, origin.index, cause))
-        return making.ended
+        return ended
 
-    def _made(self, making: _Making) -> None:
-        self._making.pop(making.origin.block, None)
-
-    def _why_not(self, origin: Origin) -> str:
-        if origin.never:
-            return origin.never
-        if self._core.may_run_again(origin.job.id, origin.index):
-            return ""
-        return f"its retries, {origin.job.spec.options.retries}, are used up"
+    def _refusal(self, origin: Origin, cause: str) -> BlockLostError | None:
+        """Why it cannot be made again."""
+        why = origin.never
+        if not why and not self._core.may_run_again(origin.job.id, origin.index):
+            why = f"its retries, {origin.job.spec.options.retries}, are used up"
+        if not why:
+            return None
+        lost = f"The result of task {origin.task} is lost ({cause}), and cannot be made again: {why}."
+        return BlockLostError(lost, f"Submit it again; 'kos story {origin.task}' tells where it was.")

@@ -8,6 +8,7 @@ import pickle
 import random
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,10 @@ import pytest
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
 from kos_cluster.core.records import Member
-from kos_cluster.errors import BlockLostError, InputFailedError
+from kos_cluster.errors import BlockLostError, InputFailedError, StateError
 from kos_cluster.net import wire
 from kos_cluster.node import machine
-from kos_cluster.tasks import serialise
+from kos_cluster.tasks import executor, serialise
 from kos_cluster.tasks.blocks import BlockRef, _Stayed
 from kos_cluster.tasks.failures import Failure, failure_of
 from kos_cluster.tasks.futures import Future
@@ -37,12 +38,14 @@ class Owner(Mesh):
     """A connection without thread and links, to one node of four slots; what is sent there is noted."""
 
     def __init__(self) -> None:
-        nothing: Any = SimpleNamespace(**dict.fromkeys(("settled", "tell_all", "lend", "dropped"), lambda *_: None))
+        nothing: Any = SimpleNamespace(
+            **dict.fromkeys(("settled", "tell_all", "lend", "dropped", "forget"), lambda *_: None)
+        )
         self.closed, self.pid, self.instance = False, os.getpid(), "1"
         self.sent: list[ownership.Dispatch] = []
         self._now_s = 0.0
         self._core = Ownership(random.Random(1))
-        self._jobs, self._active = {}, set()  # type: ignore[assignment]
+        self._jobs, self._active = OrderedDict(), set()
         self._outgoing = self._attachment = self._lending = self.holding = nothing
         uses = dict.fromkeys(("used", "unused", "adopt", "drop_elsewhere"), lambda *_: None)
         self.blocks = SimpleNamespace(**uses)  # type: ignore[assignment]
@@ -50,6 +53,9 @@ class Owner(Mesh):
         self._thread = threading.Thread()
         member = Member("n1", "node1", "127.0.0.1", 1, 4, machine.versions(), 1)
         self._feed(ownership.NodeUp(member))
+
+    async def _main(self) -> None:
+        """It ends at once."""
 
     def _post(self, call: Any, *args: Any) -> None:
         call(*args)
@@ -153,14 +159,15 @@ def test_what_was_raised_when_a_result_was_made_again_is_unpickled_by_who_asks(l
     assert error is not None and isinstance(error.__cause__, Loud)
 
 
-@pytest.mark.parametrize(("size", "why"), [(2 * MIB, "arena of node node1 could not take"), (9, "9 bytes now")])
+@pytest.mark.parametrize(("size", "why"), [(2 * MIB, "arena of node node1 could not take"), (9, "takes 24 bytes now")])
 def test_a_task_that_takes_what_was_made_again_and_does_not_stay_fails_and_says_so(size: int, why: str) -> None:
     owner = Owner()
-    (_made,), taker = held(owner)
-    owner.ends("m0", bytes(size))
-    assert (owner.attempts("m0"), owner.attempts("t")) == (2, 1), "it would miss it again"
+    (made,), taker = held(owner)
+    owner.ends("m0", pickle.dumps(bytes(size)))
+    assert owner.attempts("t") == 1, "it would miss it again"
     with pytest.raises(InputFailedError, match=rf"Task m0\.0 has made it again, but it does not stay there: .*{why}"):
         taker.result()
+    assert made.result(0) == bytes(size) and owner.attempts("m0") == 2, "it is here"
 
 
 def test_what_was_made_again_and_stays_is_taken() -> None:
@@ -182,11 +189,21 @@ def test_a_task_that_is_cancelled_waits_for_nothing_that_was_lost(
     assert owner.remaking.told("t")
     taker.cancel()
     assert not owner.remaking.told("t")
-    owner.close_job(owner._jobs["t"])
     del owner._jobs["t"]  # as when many others have ended since
     owner._core.forget("t")
     owner.fails("m0", loud)
     assert not caplog.records, "nothing goes wrong where it would have been told"
+
+
+def test_a_task_that_waits_for_what_was_lost_ends_with_the_connection_and_so_do_all_others() -> None:
+    owner = Owner()
+    (_made,), taker = held(owner)
+    other = owner.submit("other")
+    owner.close()
+    owner._run()
+    for future in (taker, other):
+        with pytest.raises(StateError, match="The connection to the cluster was closed"):
+            future.result(0)
 
 
 def test_nothing_is_made_again_for_a_task_that_has_failed() -> None:
@@ -208,7 +225,50 @@ def test_who_reads_a_lost_result_waits_as_long_as_he_has_said() -> None:
         assert 0.05 <= time.monotonic() - begun < WAIT_S
     assert owner.attempts("m0") == 2, "it is made once"
     owner.ends("m0", pickle.dumps(7))
-    assert made.result(0) == 7, "it is not forgotten when it comes later"
+    assert made.result(0) == 7 and owner.attempts("m0") == 2, "it is not forgotten when it comes later"
+
+
+def test_who_asks_only_after_it_could_not_be_made_again_is_told_what_its_task_raised(loud: Failure) -> None:
+    owner = Owner()
+    (made,), _taker = held(owner)
+    owner.fails("m0", loud)
+    assert isinstance(made.exception(0), Loud)
+
+
+def test_a_map_with_a_timeout_waits_no_longer_for_what_is_lost() -> None:
+    owner = Owner()
+    made = owner.submit("m0")
+    owner.stays("m0", block(0))
+    cancelled: list[bool] = []
+
+    class Taken(list[Any]):
+        def take(self, index: int, _timeout: float | None) -> Any:
+            return self[index]
+
+        def cancel(self) -> None:
+            cancelled.append(True)
+
+    job: Any = Taken([made.settled()])
+    with pytest.raises(TimeoutError):
+        next(executor._results(job, time.monotonic() + 0.05))
+    assert cancelled
+
+
+def test_an_interrupt_while_it_is_made_again_is_not_taken_for_its_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner()
+    made = owner.submit("m0")
+    owner.stays("m0", block(0))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner.remaking, "made_again", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.result()
+    owner.remaking._make(owner.remaking._origins[block(0)], "no node has it")
+    owner.ends("m0", pickle.dumps(7))
+    assert made.result(0) == 7
 
 
 def test_a_task_that_raises_a_timeout_when_it_is_run_again_has_failed() -> None:

@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 class Owner(Mesh):
-    """A connection without thread and links, to one node of four slots; what is sent there is noted."""
+    """A connection without thread and links, to two nodes of four slots; what is sent there is noted."""
 
     def __init__(self) -> None:
         nothing: Any = SimpleNamespace(
@@ -51,8 +51,9 @@ class Owner(Mesh):
         self.blocks = SimpleNamespace(**uses)  # type: ignore[assignment]
         self.remaking = Remaking(self, self._core, self._jobs, nothing, self._feed, self._begin, self._close_job)
         self._thread = threading.Thread()
-        member = Member("n1", "node1", "127.0.0.1", 1, 4, machine.versions(), 1)
-        self._feed(ownership.NodeUp(member))
+        for number in (1, 2):
+            member = Member(f"n{number}", f"node{number}", "127.0.0.1", number, 4, machine.versions(), 1)
+            self._feed(ownership.NodeUp(member))
 
     async def _main(self) -> None:
         """It ends at once."""
@@ -70,10 +71,11 @@ class Owner(Mesh):
         self._now_s += 1.0
         return self._now_s
 
-    def submit(self, job: str, retries: int = 3) -> Future:
-        made = Job(job, JobSpec(b"f", options=Options(retries=retries)), None, self, "")  # type: ignore[arg-type]
-        self.open(made)
-        return made.add(serialise.dumps_args((), {}))
+    def submit(self, job: str, **options: Any) -> Future:
+        """One task more."""
+        if job not in self._jobs:
+            self.open(Job(job, JobSpec(b"f", options=Options(**options)), None, self, ""))  # type: ignore[arg-type]
+        return self._jobs[job].add(serialise.dumps_args((), {}))
 
     def _open(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -82,22 +84,24 @@ class Owner(Mesh):
     # ---- what the node says
 
     def ends(self, job: str, payload: bytes, **more: Any) -> None:
-        """The newest attempt at a job's only task ends so."""
-        dispatch = [each for each in self.sent if each.job == job][-1]
-        self._accept(
-            "n1", wire.Result(dispatch.batch, 1, [(0, 1)], more.pop("failed", []), {}, 0.1, True, **more), [payload]
-        )
+        """The job's newest batch, of one task, ends so."""
+        sent = self.newest(job)
+        failed = [index for index, _ in sent.runs] if more.pop("failed", False) else []
+        self._accept(sent.node, wire.Result(sent.batch, 1, sent.runs, failed, {}, 0.1, True, **more), [payload])
 
     def stays(self, job: str, block: str) -> None:
         self.ends(job, stayed(block), blocks=[block], stayed={0: MIB})
 
     def fails(self, job: str, failure: Failure) -> None:
-        self.ends(job, pickle.dumps(failure), failed=[0])
+        self.ends(job, pickle.dumps(failure), failed=True)
 
     def misses(self, job: str, *blocks: str) -> None:
         """Its task could not begin."""
         failure = failure_of(BlockLostError("no node has it"), node="node1", task=f"{job}.0", attempt=1)
-        self.ends(job, pickle.dumps(failure), failed=[0], lost={0: list(blocks)})
+        self.ends(job, pickle.dumps(failure), failed=True, lost={self.newest(job).runs[0][0]: list(blocks)})
+
+    def newest(self, job: str) -> ownership.Dispatch:
+        return [each for each in self.sent if each.job == job][-1]
 
     def attempts(self, job: str) -> int:
         return sum(each.job == job for each in self.sent)
@@ -113,7 +117,7 @@ def block(number: int) -> str:
 
 def held(owner: Owner, retries: Sequence[int] = (3,)) -> tuple[list[Future], Future]:
     """Tasks "m0", "m1" … whose results stayed and are lost, and task "t" that takes them all and misses them."""
-    makers = [owner.submit(f"m{number}", tries) for number, tries in enumerate(retries)]
+    makers = [owner.submit(f"m{number}", retries=tries) for number, tries in enumerate(retries)]
     for number in range(len(makers)):
         owner.stays(f"m{number}", block(number))
     taker = owner.submit("t")
@@ -179,6 +183,9 @@ def test_what_was_made_again_and_stays_is_taken() -> None:
     assert owner.attempts("t") == 2 and not owner.remaking.told("t")
     owner.ends("t", pickle.dumps(5))
     assert taker.result() == 5
+    owner.submit("u")
+    owner.misses("u", block(0))
+    assert owner.attempts("m0") == 3, "it is made again as often as it is lost"
 
 
 def test_a_task_that_is_cancelled_waits_for_nothing_that_was_lost(
@@ -193,6 +200,25 @@ def test_a_task_that_is_cancelled_waits_for_nothing_that_was_lost(
     owner._core.forget("t")
     owner.fails("m0", loud)
     assert not caplog.records, "nothing goes wrong where it would have been told"
+
+
+def test_a_second_attempt_that_misses_what_is_lost_leaves_its_task_to_the_first(loud: Failure) -> None:
+    owner = Owner()
+    _made = owner.submit("m0")
+    owner.stays("m0", block(0))
+    owner.submit("t", speculate=True)
+    owner.ends("t", pickle.dumps(1))
+    straggler = owner.submit("t")
+    first = owner.newest("t")
+    owner._feed(ownership.StartedRunning(first.batch))
+    owner._now_s += 60.0
+    owner._carry_out(owner._core.tick(owner._now()))
+    assert (owner.newest("t").attempt, owner.newest("t").runs) == (2, first.runs)
+    owner.misses("t", block(0))
+    owner.fails("m0", loud)
+    owner.sent.append(first)
+    owner.ends("t", pickle.dumps(5))
+    assert straggler.result(0) == 5
 
 
 def test_a_task_that_waits_for_what_was_lost_ends_with_the_connection_and_so_do_all_others() -> None:

@@ -87,6 +87,10 @@ class OwnerTables:
         """Whether a task that is done may run again, should its result be lost."""
         return job_id in self._jobs and self._jobs[job_id].may_run_again(index)
 
+    def is_held(self, job_id: str, index: int) -> bool:
+        """Whether a task waits for others, and is not sent."""
+        return job_id in self._jobs and index in self._jobs[job_id].held
+
     def tries_left(self, batch: int) -> bool:
         """Whether the tasks of a batch that is with a node may have another attempt."""
         known = self._batches.get(batch)

@@ -76,7 +76,7 @@ def _results(job: Job, ends_s: float | None) -> Iterator[Any]:
             outcome = job.take(index, None if ends_s is None else max(0.0, ends_s - time.monotonic()))
             if not isinstance(outcome, Outcome):
                 raise outcome or concurrent.futures.CancelledError(f"Task {job.id}.{index} was cancelled.")
-            yield outcome.value()
+            yield outcome.value(ends_s)
     except BaseException:
         job.cancel()
         raise

@@ -2,7 +2,8 @@
 
 Rules: user code's exception comes back as its own type, with the remote traceback as its `__cause__`, headed by node,
 task and attempt; frames of KOS's own machinery are left out. An exception that cannot be pickled, or not be rebuilt,
-becomes a `RemoteError` that names its type. A failure's size is bounded, whatever the exception holds.
+becomes a `RemoteError` that names its type. A failure's size is bounded, whatever the exception holds. To unpickle a
+`Failure` runs no user code, as its fields are plain; only `to_exception` unpickles what the user's code raised.
 """
 
 from __future__ import annotations
@@ -246,15 +247,16 @@ def _substitute(failure: Failure, why: str) -> RemoteError:
 
 
 def _exit_code(exc: SystemExit) -> int:
-    """As the interpreter does: None is 0, a number itself, anything else 1."""
+    """As the interpreter does: None is 0, a number itself, anything else 1. A plain number, as `_text_of` is plain."""
     if exc.code is None:
         return 0
-    return exc.code if isinstance(exc.code, int) else 1
+    return int.__int__(exc.code) if isinstance(exc.code, int) else 1
 
 
 def _text_of(exc: BaseException) -> str:
+    """Its text, of no type of the user's: a failure is unpickled where no user code may run."""
     try:
-        return str(exc)
+        return str.__str__(str(exc))
     except Exception as error:  # a user's __str__ may be broken
         return f"<its text cannot be had: {type(error).__name__}>"
 

@@ -15,6 +15,7 @@ import concurrent.futures
 import contextvars
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures._base import PENDING
 from contextlib import suppress
@@ -36,8 +37,8 @@ class Outcome:
     payload: bytes | bytearray | memoryview
     failed: bool = False
 
-    def value(self) -> Any:
-        """The result; raises what the task raised."""
+    def value(self, ends_s: float | None = None) -> Any:
+        """The result; raises what the task raised. `ends_s`: until when to wait for one that is lost (monotonic)."""
         if self.failed:
             raise self.error()
         return serialise.loads(self.payload)
@@ -52,11 +53,17 @@ class Outcome:
         return failure.cause
 
 
+class NotMadeYet(TimeoutError):
+    """A lost result has not been made again in the time that its reader has. It is on its way."""
+
+
 class Origin(Protocol):
     """How a result was made."""
 
-    def made_again(self, lost: BlockLostError, /) -> Outcome:
-        """Wait until it has been made again. Raises BlockLostError when it cannot be, or what became of its task."""
+    def made_again(self, lost: BlockLostError, ends_s: float | None, /) -> Outcome:
+        """Wait for the outcome of making it again, until then (monotonic). Raises BlockLostError when that cannot be
+        done, NotMadeYet.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +74,14 @@ class StayedOutcome(Outcome):
     node: str = ""
     origin: Origin | None = None
 
-    def value(self) -> Any:
-        """As any outcome's; when nobody has it any more, it is made again first."""
+    def value(self, ends_s: float | None = None) -> Any:
+        """As any outcome's; when nobody has it any more, it is made again first. Raises NotMadeYet."""
         try:
             return serialise.loads(self.payload)
         except BlockLostError as lost:
             if self.origin is None:
                 raise
-            return self.origin.made_again(lost).value()
+            return self.origin.made_again(lost, ends_s).value(ends_s)
 
 
 Settled = Outcome | BaseException | None  # how a task ended; None: cancelled
@@ -144,9 +151,10 @@ class Future(concurrent.futures.Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result. Raises what the task raised, TaskLostError, CancelledError, or TimeoutError."""
+        ends_s = None if timeout is None else time.monotonic() + timeout
         value = self._await(timeout)
         if isinstance(value, Outcome):
-            return self._decoded(value)
+            return self._decoded(value, ends_s)
         return value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -158,7 +166,7 @@ class Future(concurrent.futures.Future[Any]):
                 raise
             return self._exception
         except BaseException as error:
-            if self.done() and (error is self._exception or self._unread(error)):
+            if self.done() and (error is self._exception or (isinstance(error, KosError) and self._unread(error))):
                 return error
             raise
         return None
@@ -287,14 +295,14 @@ class Future(concurrent.futures.Future[Any]):
             self._source.cancel_task(self._index)  # the future itself ends when that is known to be done
             raise
 
-    def _decoded(self, outcome: Outcome) -> Any:
+    def _decoded(self, outcome: Outcome, ends_s: float | None) -> Any:
         """Unpickle once; what comes out stays."""
         with self._condition:
             self._keeps = self._keeps or isinstance(outcome, StayedOutcome)
             self._viewed = not self._keeps
         try:
             readable = outcome if self._viewed else replace(outcome, payload=memoryview(outcome.payload).toreadonly())
-            value = readable.value()
+            value = readable.value(ends_s)
         except BaseException as error:
             if self._unread(error):
                 raise
@@ -311,7 +319,8 @@ class Future(concurrent.futures.Future[Any]):
 
     def _unread(self, error: BaseException) -> bool:
         """Whether this says that a result which stayed cannot be got now; it may be later."""
-        return isinstance(error, KosError) and isinstance(self._result, StayedOutcome)
+        later = KosError, NotMadeYet, KeyboardInterrupt
+        return isinstance(error, later) and isinstance(self._result, StayedOutcome)
 
     def _keep(self, outcome: Outcome) -> None:
         """Keep this, unless one is kept: what other tasks were passed stays."""

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kos_cluster.core.records import INPUTS_TOLD_LIMIT
-from kos_cluster.errors import InputFailedError, LimitError, UsageError
+from kos_cluster.errors import InputFailedError, KosError, LimitError, UsageError
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.futures import Origin, Outcome, Settled, StayedOutcome
@@ -111,19 +111,23 @@ def origins_of(inputs: Inputs) -> tuple[Origin, ...]:
 class InputFailure(Outcome):
     """The outcome of a task that was not run, as one that it waits for failed or was cancelled.
 
-    `root` is the task that failed by itself, `ending` how, `through` the input, where that was not run either.
+    `root` is the task that failed by itself, `ending` how, `through` the input, where that was not run either. `lost`:
+    the result of `root` was there once, and this is what became of making it again.
     """
 
     task: str = ""
     root: str = ""
     ending: Settled = None
     through: str = ""
+    lost: bool = False
 
     def error(self) -> BaseException:
         needed = f"the result of task {self.through}, which needs that" if self.through else "the result"
+        what = _told_of_lost(self.ending) if self.lost else f"{_told(self.ending)}."
+        hint = self.ending.hint if self.lost and isinstance(self.ending, KosError) else ""
         error = InputFailedError(
-            f"Task {self.task} was not run: it needs {needed} of task {self.root}, which {_told(self.ending)}.",
-            f"Type 'kos story {self.root}' for its attempts.",
+            f"Task {self.task} was not run: it needs {needed} of task {self.root}, which {what}",
+            hint or f"Type 'kos story {self.root}' for its attempts.",
         )
         error.__cause__ = self.ending.error() if isinstance(self.ending, Outcome) else self.ending
         return error
@@ -141,9 +145,20 @@ def _told(ending: Settled) -> str:
     return f"failed{where}: {text[:TEXT_LIMIT_CHARACTERS].rstrip('.')}"
 
 
+def _told_of_lost(ending: Settled) -> str:
+    """As `_told`, a whole sentence, of a result that was lost."""
+    if isinstance(ending, KosError):
+        return f"was lost. {ending.message}"
+    return f"was lost; when it was made again, it {_told(ending)}."
+
+
 def failure(task: str, input_: Future) -> InputFailure:
     """How a task ends whose input has failed or was cancelled."""
-    ending = input_.ending()
+    return failure_by(task, input_.task, input_.ending(), lost=False)
+
+
+def failure_by(task: str, input_: str, ending: Settled, *, lost: bool) -> InputFailure:
+    """How a task ends whose input, that task, has ended so. Nothing is unpickled before somebody asks for the error."""
     if isinstance(ending, InputFailure):
-        return InputFailure(b"", True, task, ending.root, ending.ending, input_.task)
-    return InputFailure(b"", True, task, input_.task, ending)
+        return replace(ending, task=task, through=input_)
+    return InputFailure(b"", True, task, input_, ending, lost=lost)

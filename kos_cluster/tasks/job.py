@@ -324,7 +324,7 @@ class Job:
         """The blocks that these tasks are to make again."""
         return _those_of(runs, self._blocks)
 
-    def again(self, origin: remaking.Origin, taker: Taker) -> None:
+    def again(self, origin: remaking.Origin) -> None:
         """A task that is over runs again, for what it has made to be made again. In the mesh thread."""
         for data in (origin.payload, *origin.parts.values()):
             self._mesh.blocks.used(data)
@@ -334,7 +334,7 @@ class Job:
                 self._input_parts[origin.index] = origin.parts
             self._made_of[origin.index] = origin.inputs
             self._blocks[origin.index] = origin.block
-            self._again[origin.index] = taker
+            self._again[origin.index] = origin
 
     def input_parts(self, runs: Runs) -> dict[int, dict[str, Payload]]:
         """The parts with large inputs of these tasks, by index."""

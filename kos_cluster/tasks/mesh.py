@@ -380,8 +380,7 @@ class Mesh:
             case wire.Missing(_, hashes):
                 self._outgoing.missing(link, hashes)
             case wire.Displays(_, job, index, _) if job in self._jobs:
-                content = msgspec.json.decode(bytes(payload))
-                tell(self._jobs[job].sink.display, f"{job}.{index}", content)
+                tell(self._jobs[job].sink.display, f"{job}.{index}", msgspec.json.decode(bytes(payload)))
             case wire.SyncData():
                 for id_, (load, age_s) in message.loads.items():
                     self._node_load(id_, load, age_s)
@@ -412,6 +411,7 @@ class Mesh:
                 case ownership.Dropped(job, runs):
                     self._jobs[job].settle_all(runs, None)
                     self.holding.dropped(self._jobs[job], runs)
+                    self.remaking.dropped(job, runs)
                     self._outgoing.settled(self._jobs[job], runs)
                 case ownership.CancelAt(node, batches) | ownership.TakeBackAt(node, batches):
                     wish = wire.Cancel if isinstance(effect, ownership.CancelAt) else TakeBack

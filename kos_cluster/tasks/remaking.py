@@ -10,17 +10,20 @@ took may be lost too: its own worker misses it, and so on, up to what was never 
     stays       nobody has it, its task may run again      on its way; its reader waits, a task that takes it is held
     stays       nobody has it, its task may not            lost: its reader is told, and why
     on its way  its task has made it again                 stays
+    on its way  its task has made it, and it does not stay is here: its reader gets it, a task that takes it fails
     on its way  its task has failed, or was cancelled      lost: its readers are told of that
 
 Rules: an attempt that made what was lost counts as any other does; beyond `retries` nothing is made again. Neither are
 results of a gang's ranks or of generators, nor what `put` and `stay` made. Arguments of `KEPT_ARGUMENTS_BYTES` and more
 are not kept for this, and those of all results together take at most `KEPT_LIMIT_BYTES`. Blocks that arguments refer to
-are not kept alive for this either. Used in the mesh thread, but for `Origin.made_again`.
+are not kept alive for this either. What came of making it again is unpickled by its readers only. Used in the mesh
+thread, but for `Origin.made_again`.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -31,14 +34,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kos_cluster.core.ownerevents import Event, HeldFailed, InputLost, Released, ResultLost
-from kos_cluster.core.records import HeldTasks, indices_of, runs_of
-from kos_cluster.errors import BlockLostError, InputFailedError, KosError
+from kos_cluster.core.records import AttemptEnd, HeldTasks, Runs, indices_of, runs_of
+from kos_cluster.errors import BlockLostError
 from kos_cluster.net import wire
+from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks.blocks import named_in
+from kos_cluster.tasks.futures import NotMadeYet, Outcome, Settled, StayedOutcome
 from kos_cluster.tasks.futures import Origin as AnyOrigin
-from kos_cluster.tasks.futures import Outcome, Settled, StayedOutcome
 from kos_cluster.tasks.holding import ROWS_LIMIT
+from kos_cluster.tasks.inputs import failure_by
 from kos_cluster.tasks.returns import Payloads
 
 if TYPE_CHECKING:
@@ -50,6 +55,8 @@ if TYPE_CHECKING:
 KEPT_ARGUMENTS_BYTES = 1 << 20  # of one task, from which on they are not kept
 KEPT_LIMIT_BYTES = 64 << 20  # of all tasks whose results stay
 KEPT_LIMIT = 16_384  # results; as many as a node has blocks
+
+_Ended = concurrent.futures.Future[Outcome | BaseException]  # what came of making a result again
 
 
 class Origin:
@@ -63,34 +70,31 @@ class Origin:
         self.payload = b""
         self.parts: dict[str, Payload] = {}
         self.never = ""  # why it cannot be made again, whatever happens
+        self.making: _Ended | None = None  # while it is on its way
+        self.ending: Outcome | BaseException | None = None  # of making it again, where no block came of that
         self._remaking = remaking
 
     @property
     def task(self) -> str:
         return f"{self.job.id}.{self.index}"
 
-    def made_again(self, lost: BlockLostError) -> Outcome:
-        """Wait until the result has been made again. Raises BlockLostError, or what became of its task. Any thread."""
-        return self._remaking.made_again(self, lost)
+    def made_again(self, lost: BlockLostError, ends_s: float | None) -> Outcome:
+        """Wait until the task that makes it again has ended; gives its outcome, which may be a failure. Any thread.
 
-
-class _Making:
-    """A result on its way; stands for its task's future. `settle` is called once, when the task has ended."""
-
-    def __init__(self, origin: Origin, over: Callable[[_Making], None]) -> None:
-        self.origin = origin
-        self.ended: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
-        self._over = over
+        Raises BlockLostError, NotMadeYet, or an error of the mesh.
+        """
+        return self._remaking.made_again(self, lost, ends_s)
 
     def settle(self, settled: Settled) -> None:
-        self._over(self)
-        if isinstance(settled, Outcome) and not settled.failed:
-            self.ended.set_result(settled)
-        elif isinstance(settled, Outcome):
-            self.ended.set_exception(settled.error())
-        else:
-            cancelled = f"Task {self.origin.task}, which made its result again, was cancelled."
-            self.ended.set_exception(settled or BlockLostError(cancelled, "Submit it again."))
+        """Its task has ended once more: called in place of its future. The outcome is unpickled by whoever asks."""
+        if settled is None:
+            cancelled = f"Task {self.task}, which made its result again, was cancelled."
+            settled = BlockLostError(cancelled, "Submit it again.")
+        if not isinstance(settled, StayedOutcome):
+            self.ending = settled
+        ended, self.making = self.making, None
+        if ended is not None:
+            ended.set_result(settled)
 
 
 class Remaking:
@@ -116,7 +120,6 @@ class Remaking:
         self._begin = begin
         self._close = close
         self._origins: weakref.WeakValueDictionary[str, Origin] = weakref.WeakValueDictionary()
-        self._making: dict[str, _Making] = {}
         self._held: dict[tuple[str, int], dict[str, Origin]] = {}  # tasks, and the origins that they wait for, by task
         self._gone: deque[tuple[Job, int]] = deque()  # origins: their jobs, and the bytes that were kept
         self._jobs: Counter[str] = Counter()  # that origins are of
@@ -194,6 +197,8 @@ class Remaking:
         missed = {origin.task: origin for origin in origins}
         what = f"the results of {', '.join(missed)}" if missed else "a result that was on its way"
         self._feed(InputLost(batch, index, f"it missed {what}"))
+        if not self._core.is_held(job, index):  # it was cancelled, or another attempt runs
+            return
         if not may_wait:
             tries = f"Task {job}.{index} was not run: it missed {what}, and has no tries left."
             self._fail(job, index, BlockLostError(tries, f"Type 'kos story {job}.{index}' for its attempts."))
@@ -202,80 +207,99 @@ class Remaking:
         else:
             self._held[job, index] = missed
             for origin in list(missed.values()):
-                self._make(origin, "no node has it").add_done_callback(partial(self._input_made, job, index, origin))
+                made = self._make(origin, "no node has it")
+                made.add_done_callback(partial(self._input_made, job, index, origin))
+                if (job, index) not in self._held:  # that one cannot be made: the others are of no use
+                    break
 
-    def _input_made(self, job: str, index: int, origin: Origin, made: concurrent.futures.Future[Outcome]) -> None:
+    def _input_made(self, job: str, index: int, origin: Origin, made: _Ended) -> None:
         """What a held task waits for is there, or cannot be made."""
-        missed = self._held.get((job, index), {})
-        if missed.pop(origin.task, None) is None:  # another one has failed
+        if self._owner.closed:  # it ends with the connection
             return
-        error = made.exception()
-        if error is not None or not missed:
+        missed = self._held.get((job, index), {})
+        if missed.pop(origin.task, None) is None:  # another one has failed, or the task was cancelled
+            return
+        ending = made.result()
+        if isinstance(ending, Outcome) and not ending.failed and not isinstance(ending, StayedOutcome):
+            ending = self._elsewhere(origin, len(ending.payload))
+        if not isinstance(ending, StayedOutcome):
             del self._held[job, index]
-        if error is not None:
-            self._fail(job, index, _input_lost(f"{job}.{index}", origin, error))
+            self._fail(job, index, failure_by(f"{job}.{index}", origin.task, ending, lost=True))
         elif not missed:
+            del self._held[job, index]
             self._feed(Released(job, [(index, 1)]))
+
+    def _elsewhere(self, origin: Origin, size_bytes: int) -> BlockLostError:
+        """A result was made again, but is no block that a task could read: it has come here."""
+        story = self._core.story(origin.job.id, origin.index)
+        nodes = [attempt.node for attempt in story.attempts if attempt.end is AttemptEnd.DONE] if story else []
+        if size_bytes < BULK_BYTES:
+            why = f"it takes {size_bytes:,} bytes now, and results stay from {BULK_BYTES:,} on"
+            room = ""
+        else:
+            why = f"the arena of node {nodes[-1] if nodes else '?'} could not take its {size_bytes:,} bytes"
+            room = " Type 'kos mem status' for the room; drop references, or start nodes with a larger KOS_ARENA."
+        again = "Call its task again, and pass that future."
+        return BlockLostError(f"Task {origin.task} has made it again, but it does not stay there: {why}.", again + room)
+
+    def dropped(self, job: str, runs: Runs) -> None:
+        """These tasks are cancelled: they wait for nothing. What is on its way is made all the same, as a task that
+        was cancelled could never make it again.
+        """
+        for index in indices_of(runs) if self._held else ():
+            self._held.pop((job, index), None)
 
     def told(self, job: str) -> tuple[HeldTasks, ...]:
         """A job's tasks that wait for lost results, the first of them."""
         held = ((index, list(missed)) for (id_, index), missed in self._held.items() if id_ == job)
         return tuple(HeldTasks(index, 1, tuple(names[:1]), len(names) - 1) for index, names in islice(held, ROWS_LIMIT))
 
-    def _fail(self, job: str, index: int, error: BaseException) -> None:
+    def _fail(self, job: str, index: int, ending: Settled) -> None:
         """A held task ends."""
-        self._table[job].settle_all([(index, 1)], error)
+        self._table[job].settle_all([(index, 1)], ending)
         self._outgoing.settled(self._table[job], [(index, 1)])
         self._feed(HeldFailed(job, index))
 
     # ---- making again
 
-    def made_again(self, origin: Origin, lost: BlockLostError) -> Outcome:
+    def made_again(self, origin: Origin, lost: BlockLostError, ends_s: float | None) -> Outcome:
         """See `Origin.made_again`."""
         if self._owner.closed:
             raise lost
         if self._owner.is_current:  # where nothing can be waited for
             raise BlockLostError(lost.message, "Ask for it outside of a callback: then it is made again.")
         made = self._owner.ask(lambda: self._make(origin, lost.message.rstrip(".")))
-        return made.result()
+        try:
+            ending = made.result(None if ends_s is None else max(0.0, ends_s - time.monotonic()))
+        except TimeoutError:
+            waits = f"The result of task {origin.task} is lost, and has not been made again in this time."
+            raise NotMadeYet(f"{waits} Type 'kos why {origin.task}' for what it waits for.") from None
+        if isinstance(ending, BaseException):
+            raise ending
+        return ending
 
-    def _make(self, origin: Origin, cause: str) -> concurrent.futures.Future[Outcome]:
+    def _make(self, origin: Origin, cause: str) -> _Ended:
         """Done when the result was made again, or cannot be."""
-        making = self._making.get(origin.block)
-        if making is not None:
-            return making.ended
-        making = _Making(origin, self._made)
-        why = self._why_not(origin)
-        if why:
-            lost = f"The result of task {origin.task} is lost ({cause}), and cannot be made again: {why}."
-            making.ended.set_exception(
-                BlockLostError(lost, f"Submit it again; 'kos story {origin.task}' tells where it was.")
-            )
-            return making.ended
-        self._making[origin.block] = making
+        if origin.making is not None:
+            return origin.making
+        ended = _Ended()
+        over = origin.ending or self._refusal(origin, cause)
+        if over is not None:
+            ended.set_result(over)
+            return ended
+        origin.making = ended
         self._owner.blocks.drop_elsewhere(origin.block)
-        origin.job.again(origin, making)
+        origin.job.again(origin)
         self._begin(origin.job.id)
         self._feed(ResultLost(origin.job.id, origin.index, cause))
-        return making.ended
+        return ended
 
-    def _made(self, making: _Making) -> None:
-        self._making.pop(making.origin.block, None)
-
-    def _why_not(self, origin: Origin) -> str:
-        if origin.never or origin.block in self._making:
-            return origin.never
-        if self._core.may_run_again(origin.job.id, origin.index):
-            return ""
-        return f"its retries, {origin.job.spec.options.retries}, are used up"
-
-
-def _input_lost(task: str, origin: Origin, error: BaseException) -> InputFailedError:
-    """Why a task was not run."""
-    said = error.message if isinstance(error, KosError) else f"{type(error).__name__}: {error}"
-    failed = InputFailedError(
-        f"Task {task} was not run: it needs the result of task {origin.task}, which was lost. {said}",
-        f"Type 'kos story {origin.task}' for its attempts.",
-    )
-    failed.__cause__ = error
-    return failed
+    def _refusal(self, origin: Origin, cause: str) -> BlockLostError | None:
+        """Why it cannot be made again."""
+        why = origin.never
+        if not why and not self._core.may_run_again(origin.job.id, origin.index):
+            why = f"its retries, {origin.job.spec.options.retries}, are used up"
+        if not why:
+            return None
+        lost = f"The result of task {origin.task} is lost ({cause}), and cannot be made again: {why}."
+        return BlockLostError(lost, f"Submit it again; 'kos story {origin.task}' tells where it was.")

@@ -204,19 +204,30 @@ def test_a_result_whose_only_copy_is_lost_is_made_again_elsewhere(mesh: Mesh, tm
 
 
 def test_what_it_was_made_of_is_made_again_too_and_what_cannot_be_says_why(
-    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def shrinks(path: Path) -> bytes:
+        if path.exists():
+            return b"small"
+        path.touch()
+        return bytes(MIB)
+
     first, once = stays(mesh), stays(mesh, retries=0)
+    small = mesh.cluster.submit(shrinks, tmp_path / "made", on="node2")
     twice = mesh.cluster.submit(lambda array: array * 2, first, on="node2")
-    concurrent.futures.wait([twice], WAIT_S)
+    concurrent.futures.wait([small, twice], WAIT_S)
     task = first.task
     del first
     gc.collect()
-    until(lambda: blocks(mesh)["node2"] == 2, "what nobody holds is dropped", WAIT_S)
+    until(lambda: blocks(mesh)["node2"] == 3, "what nobody holds is dropped", WAIT_S)
     monkeypatch.setenv("KOS_NODE", "node2")
     ref = mesh.cluster.put(np.zeros(MIB))
     assert ref.node_name == "node2"
     kill(mesh)
+    until(lambda: len(mesh.cluster._mesh.linked()) == 1, "the connection has noticed", WAIT_S)
+    for wait in (twice.result, twice.exception):
+        with pytest.raises(TimeoutError, match=f"The result of task {twice.task} is lost, and has not been made again"):
+            wait(0.1)  # its node may never be there again
     mesh.heal()
     assert float(twice.result().sum()) == 14.0 * MIB
     assert ends(mesh, twice.task) == [AttemptEnd.RESULT_LOST, AttemptEnd.INPUT_LOST, AttemptEnd.DONE]
@@ -230,7 +241,10 @@ def test_what_it_was_made_of_is_made_again_too_and_what_cannot_be_says_why(
     ) as caught:
         mesh.cluster.submit(len, once).result(WAIT_S)
     assert isinstance(caught.value.__cause__, errors.BlockLostError)
+    with pytest.raises(errors.InputFailedError, match=f"Task {small.task} has made it again, but it does not stay"):
+        mesh.cluster.submit(len, small).result(WAIT_S)
+    assert small.result() == b"small"
     with pytest.raises(errors.BlockLostError, match="What was put cannot be made again: put it again"):
         ref.get()
-    del twice, once, caught
+    del twice, once, small, wait, caught
     wait_until_empty(mesh)

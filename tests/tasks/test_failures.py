@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib.metadata
 import pickle
 import traceback
@@ -106,6 +107,23 @@ def test_an_exception_with_a_broken_text() -> None:
 
     with pytest.raises(Broken):
         raise travelled(Broken())
+
+
+def test_nothing_of_the_users_types_is_unpickled_with_it() -> None:
+    class Text(str):
+        pass
+
+    class Code(enum.IntEnum):
+        BAD = 3
+
+    class Odd(Exception):
+        def __str__(self) -> str:
+            return Text("odd")
+
+    failure = failure_of(Odd(), node="node-a", task="j.0", attempt=1)
+    assert (failure.message, type(failure.message)) == ("odd", str)
+    exited = failure_of(SystemExit(Code.BAD), node="node-a", task="j.0", attempt=1)
+    assert (exited.exit_code, type(exited.exit_code)) == (3, int)
 
 
 def test_what_it_holds_is_bounded() -> None:

@@ -43,18 +43,28 @@ class DispatchOrder:
         self._turns.go(job.spec.job)
 
     def placed(self, now: float) -> Iterator[tuple[JobRow, str]]:
-        """Job and node of one batch after the other; say `sent` before the next is asked for."""
+        """Job and node of one batch after the other; say `sent` before the next is asked for.
+
+        A place in a node's queue that a job of short tasks would take ahead of time goes to the first in turn, whatever
+        its tasks: else those that wait for a free slot would wait until the short ones have all been sent.
+        """
         passed = 0  # jobs whose turn it is, and that cannot be placed
         while passed < len(self._turns):
             job = self._jobs[self._turns.at(passed)]
             if not job.pending:
                 self._turns.go(job.spec.job)
                 continue
-            node = self._place(job, now)
+            ahead = self._sends_ahead(job)
+            node = self._place(job, now, ahead=ahead)
             if node is None:
                 passed += 1
-            else:
-                yield job, node
+                continue
+            for position in range(passed) if ahead else ():
+                earlier = self._jobs[self._turns.at(position)]
+                if (elsewhere := self._place(earlier, now, ahead=True)) is not None:
+                    job, node, passed = earlier, elsewhere, position
+                    break
+            yield job, node
 
     def sent(self, job: JobRow, tasks: int) -> None:
         """A batch of so many tasks has gone."""
@@ -65,13 +75,17 @@ class DispatchOrder:
         """Whether it has as many batches at nodes as it may."""
         return 0 < job.spec.max_parallel <= self._groups.out(job)
 
-    def _place(self, job: JobRow, now: float) -> str | None:
+    def _sends_ahead(self, job: JobRow) -> bool:
+        """Whether its tasks are so short that each slot is to have a batch that waits."""
+        return job.durations.short and not job.spec.single
+
+    def _place(self, job: JobRow, now: float, *, ahead: bool) -> str | None:
         if self.capped(job):
             return None
         placed = self._index.place(
             job.spec.needs,
             now,
-            prefetch=job.durations.short and not job.spec.single,
+            prefetch=ahead,
             crowded=self._may_queue(job, now),
             leaning=self._relations.leaning(job, now),
             told=False,

@@ -41,7 +41,7 @@ LINK_BYTES_S = 100e6  # what a link is taken to carry before it is measured: a g
 UNMEASURED_S = 1.0  # what a task is taken to last before one is measured
 
 # How well a node could take a batch now, the best first. From CLOSED on it could not.
-FREE, FREE_BARE, QUEUES, QUEUES_BARE, FULL, CLOSED, NEVER = range(7)
+FREE, FREE_BARE, SHARED, SHARED_BARE, QUEUES, QUEUES_BARE, FULL, CLOSED, NEVER = range(9)
 
 
 @dataclass(slots=True)
@@ -55,6 +55,7 @@ class Candidate:
     memory_bytes: int
     in_flight: int = 0  # slots
     busy: int = 0
+    shared: bool = False  # others' work waited there too then, so that its queue decides whose turn it is
     loaded_s: float = 0.0  # when that was heard
     memory_available_bytes: int = 0
     packages: frozenset[str] = frozenset()
@@ -84,11 +85,9 @@ class Candidate:
 
     def loaded(self, load: Load, now: float = 0.0) -> None:
         """Take in what was gossiped last."""
-        self.loaded_s, self.busy, self.memory_available_bytes = (
-            now,
-            load.running + load.queued,
-            load.memory_available_bytes,
-        )
+        self.loaded_s, self.memory_available_bytes = now, load.memory_available_bytes
+        self.busy = load.running + load.queued
+        self.shared = load.queued > 0 and self.busy > self.in_flight
         self.memory_declared_bytes, self.gpus_in_use = load.memory_declared_bytes, load.gpus_in_use
         self.resources_in_use = dict(zip(sorted(self.resources), load.resources_in_use, strict=False))
         self.over_memory = load.over_memory
@@ -165,12 +164,16 @@ def rank_now(needs: Needs, node: Candidate, now: float) -> int:
     if in_flight > 2 * node.slots:
         return FULL
     bare = bool(needs.modules) and not node.packages.issuperset(needs.modules)
-    return (FREE if in_flight <= node.slots else QUEUES) + bare
+    return (FREE if in_flight <= node.slots else SHARED if node.shared else QUEUES) + bare
 
 
 def ranks(prefetch: bool) -> tuple[int, ...]:
-    """The groups that may take a batch now, the best first. With `prefetch` a node may hold one more a slot."""
-    return (FREE, FREE_BARE, QUEUES, QUEUES_BARE) if prefetch else (FREE, FREE_BARE)
+    """The groups that may take a batch now, the best first. With `prefetch` a node may hold one more a slot.
+
+    Where others' work waits any node may: of an owner that has nothing waiting there when a slot becomes free, the
+    node's queue could not choose what its share or priority is due.
+    """
+    return (FREE, FREE_BARE, SHARED, SHARED_BARE, *((QUEUES, QUEUES_BARE) if prefetch else ()))
 
 
 def why_never(needs: Needs, node: Candidate) -> str:

@@ -33,7 +33,7 @@ def why_not_now(needs: Needs, node: Candidate, now: float, leaning: Leaning, *, 
         return "it refused work a moment ago"
     if node.id in leaning.apart:
         return f"it has tasks of {' or '.join(needs.apart) or 'a job'}, and the two are to be apart"
-    if needs.cpus > node.slots * (2 if prefetch else 1) - node.in_flight:
+    if needs.cpus > node.slots * (2 if prefetch or node.shared else 1) - node.in_flight:
         return f"all {node.slots} slots hold work of this owner" + _inputs_there(node, leaning)
     return lacks(needs, node)
 

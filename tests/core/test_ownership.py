@@ -104,6 +104,34 @@ def test_a_job_that_comes_after_a_million_tasks_has_the_next_slot():
     assert "single" in (one.job, two.job)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_a_job_that_comes_while_short_tasks_are_sent_ahead_has_the_next_place(slots: int):
+    """Of every kind: a single task, one whose duration is known, one that travels alone."""
+    core = machine(nodes=1, slots=slots)
+    core.handle(own.Opened(own.JobSpec("million", "m")), 1.0)
+    sent = dispatches(core.handle(own.Added("million", 1_000_000), 1.0))
+    for number in range(50):
+        sent += dispatches(done(core, sent.pop(0), 2.0 + number, elapsed_s=0.001))
+    assert len(sent) == 2 * slots  # one batch runs on each slot, one waits
+    for spec in (own.JobSpec("new", "s"), own.JobSpec("alone", "a", single=True)):
+        core.handle(own.Opened(spec), 60.0)
+        assert dispatches(core.handle(own.Added(spec.job, 1), 60.0)) == []
+    following = []
+    for _ in range(3):
+        following += dispatches(done(core, sent.pop(0), 61.0, elapsed_s=0.001))
+        sent += following[-1:]
+    assert {"new", "alone"} < {d.job for d in following}
+
+
+def test_a_node_where_others_wait_holds_one_more_batch_a_slot():
+    """So that its queue can give the owner more than every other turn."""
+    core = machine(nodes=1, slots=1)
+    core.handle(own.Opened(own.JobSpec("j", "f", single=True)), 1.0)
+    assert len(dispatches(core.handle(own.Added("j", 100), 1.0))) == 1
+    for load, more in ((Load(running=1), 0), (Load(running=1, queued=1), 1), (Load(running=1, queued=3), 0)):
+        assert len(dispatches(core.handle(own.NodeLoad("id0", load), 2.0))) == more
+
+
 def test_a_wide_task_goes_to_wait_at_a_node_that_narrow_ones_keep_full():
     core = machine(nodes=1, slots=2)
     core.handle(own.Opened(own.JobSpec("narrow", "n", single=True)), 1.0)

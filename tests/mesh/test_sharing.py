@@ -37,6 +37,40 @@ def test_a_single_task_of_another_program_waits_for_no_flood(mesh: Mesh):
     flood.cancel()
 
 
+def test_a_single_task_waits_for_no_flood_of_short_ones_of_its_own_program(mesh: Mesh):
+    """Whose batches wait ahead of time at all nodes."""
+    flood = mesh.cluster.map(time.sleep, [0.002] * FLOOD)
+    until(lambda: done(mesh, flood) >= 200, "short tasks are sent ahead", 60)
+    assert mesh.cluster.submit(pow, 2, 10).result(60) == 1024
+    assert done(mesh, flood) < FLOOD / 2
+    flood.cancel()
+
+
+URGENT = """
+import time, kos_cluster as kos
+cluster = kos.connect()
+result = cluster.map(time.sleep, [0.05] * 4000, priority=3)
+next(iter(result))
+print("begun", flush=True)
+while next(job for job in cluster.own_jobs() if job.job == result.job).done < 120:
+    time.sleep(0.01)
+print("done", flush=True)
+result.cancel()
+"""
+
+
+def test_a_higher_priority_has_the_larger_share_beside_another_programs(mesh: Mesh):
+    """The nodes decide it, though their tasks are too long to be sent ahead."""
+    flood = mesh.cluster.map(time.sleep, [FLOOD_TASK_S] * FLOOD)
+    program = mesh.program(URGENT)
+    assert program.stdout is not None and program.stdout.readline() == "begun\n"
+    before = done(mesh, flood)
+    assert program.stdout.readline() == "done\n"
+    assert 0 < done(mesh, flood) - before < 60
+    flood.cancel()
+    assert program.wait(60) == 0
+
+
 def test_a_higher_priority_has_the_larger_share(mesh: Mesh):
     jobs = [mesh.cluster.map(time.sleep, [0.02] * FLOOD, priority=priority) for priority in (0, 3)]
     next(iter(jobs[1]))

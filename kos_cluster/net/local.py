@@ -1,7 +1,7 @@
 """Messages between a daemon and its own processes: the fork server and the workers.
 
-Rules: these never leave the machine. Payload frames are opaque to the daemon. All structs are tagged, so each direction
-is one union and one decoder. Both sockets are pairs that were inherited or passed: nobody else can connect.
+Rules: these never leave the machine. The daemon never unpickles a payload frame. All structs are tagged, so each
+direction is one union and one decoder. Both sockets are pairs that were inherited or passed: nobody else can connect.
 
 Fork server: a SOCK_SEQPACKET pair, one MessagePack struct a packet. `Spawn` carries five descriptors (SCM_RIGHTS):
 the worker's stdout, its stderr, the memfd of its scoreboard (`net.scoreboard`), its end of the channel, and a pipe of

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from kos_cluster.core.batching import TASKS_LIMIT
 from kos_cluster.core.gang.stopandwait import StopAndWait
 from kos_cluster.core.queue import BatchSpec, Key
-from kos_cluster.core.records import indices_of, runs_of
+from kos_cluster.core.records import are_runs, count_of, indices_of, runs_of
+from kos_cluster.errors import ProtocolError
 from kos_cluster.net import local, wire
 from kos_cluster.net.scoreboard import Glance
 from kos_cluster.node.history import BatchRecord
@@ -43,12 +45,18 @@ class Batch:
         return self.waits_for_tasks or self.yielded >= self.wanted
 
     def not_told(self, message: local.Done, payload: bytes) -> tuple[local.Done, bytes]:
-        """What its worker has sent, without the results that were told before."""
-        told, self.told = self.told, set()
-        sent = zip(indices_of(message.runs), _payload_list.decode(payload), strict=True)
-        fresh = [(index, data) for index, data in sent if index not in told]
-        runs = runs_of(index for index, _ in fresh)
-        return msgspec.structs.replace(message, runs=runs), msgspec.msgpack.encode([data for _, data in fresh])
+        """What its worker has sent, without the results that were told before. Raises ProtocolError, DecodeError."""
+        if not are_runs(message.runs, TASKS_LIMIT):
+            raise ProtocolError("A worker sent outcomes of impossible tasks.")
+        if not self.told:
+            return message, payload
+        outcomes = _payload_list.decode(payload)
+        if len(outcomes) != count_of(message.runs):
+            raise ProtocolError(f"A worker sent {len(outcomes)} outcomes of {count_of(message.runs)} tasks.")
+        sent = dict(zip(indices_of(message.runs), outcomes, strict=True))
+        fresh = {index: data for index, data in sent.items() if index not in self.told}
+        self.told.difference_update(sent)
+        return msgspec.structs.replace(message, runs=runs_of(fresh)), msgspec.msgpack.encode(list(fresh.values()))
 
 
 def spec_of(key: Key, message: wire.Exec, size_bytes: int) -> BatchSpec:

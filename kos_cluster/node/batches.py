@@ -1,7 +1,7 @@
 """The batches on this node, from `Exec` to released `Result`: carries out what `core.queue` decides.
 
 Rules. A batch is told to its owner as it goes: missing parts, refusal, start (if it lasts), outcomes, loss. Outcomes
-and losses stay in the owner's outbox until it releases them. The daemon never looks into a payload.
+and losses stay in the owner's outbox until it releases them. The daemon never unpickles a payload.
 """
 
 from __future__ import annotations
@@ -297,8 +297,8 @@ class Batches:
                 continue
             seen = self._workers.glance(batch.worker)
             stays, batch.seen = seen == batch.seen, seen
-            if stays and seen.kept and seen.batch == batch.message.batch and not batch.told:
-                self._results_kept(batch, *self._workers.kept(batch.worker))
+            if stays and seen.kept_bytes and not batch.told:
+                self._results_kept(batch, *self._workers.kept(batch.worker, seen))
 
     def watch_memory(self) -> None:
         """End the workers that hold more than their batch has declared."""
@@ -352,7 +352,7 @@ class Batches:
     def worker_exited(self, worker: int, detail: str, out_of_memory: bool, last: Last) -> None:
         self._unsent.pop(worker, None)
         key = self._queue.batch_of(worker)
-        if key is not None and last.kept and last.at.batch == key[1]:
+        if key is not None and last.kept:
             self._results_kept(self._batches[key], last.kept, last.elapsed_s)
         effects = self._queue.handle(queue.WorkerExited(worker, out_of_memory, detail), time.monotonic())
         for effect in effects:
@@ -429,8 +429,7 @@ class Batches:
 
     def _outcomes(self, worker: int, key: Key, batch: Batch, message: local.Done, payload: bytes) -> None:
         """Pass outcomes on; a task that was interrupted because it is being stopped is told as lost, not as failed."""
-        if batch.told:
-            message, payload = batch.not_told(message, payload)
+        message, payload = batch.not_told(message, payload)
         batch.left.difference_update(indices_of(message.runs))
         record = batch.record
         record.returned_bytes += len(payload) + sum(size_bytes for _, size_bytes in message.large.values())
@@ -511,8 +510,7 @@ class Batches:
             ran: Runs = []
         else:
             # One that died before its first task has failed at that task: else it would be tried for ever.
-            position = at.position if at.batch == batch.message.batch else 0
-            ran = runs_of(i for i in batch.order[: position + 1] if i in left) or runs_of(sorted(left)[:1])
+            ran = runs_of(i for i in batch.order[: at.position + 1] if i in left) or runs_of(sorted(left)[:1])
         touched = set(indices_of(ran))
         untouched = runs_of(i for i in batch.order if i in left and i not in touched)
         record = batch.record
@@ -568,8 +566,7 @@ class Batches:
         """The task that a worker is at: exact for batches of one, the latest started otherwise."""
         assert self._workers is not None
         at = self._workers.glance(worker)
-        known = at.batch == batch.message.batch and at.position < len(batch.order)
-        return batch.order[at.position if known else 0]
+        return batch.order[at.position if at.position < len(batch.order) else 0]
 
     # ---- output that the owner cannot take yet
 

@@ -34,7 +34,7 @@ from kos_cluster.node.footprint import held_bytes
 log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16  # taken from a pipe at once
-NOTHING = scoreboard.Glance(0, 0, 0)
+NOTHING = scoreboard.Glance(0, 0, 0, 0)  # of a worker that has not begun its batch
 UNSENT_LIMIT_BYTES = 256 << 20  # waiting for one worker to take them; it is ended beyond
 
 _to_fork_server = msgspec.msgpack.Encoder()
@@ -68,6 +68,7 @@ class _Worker:
     scoreboard: mmap.mmap
     claims: tuple[int, int]  # the ends of its pipe, to read and to write
     pid: int = 0
+    batches: int = 0  # that it was given
     given: set[str] = field(default_factory=set)  # hashes of parts that it holds
     signal: int = 0  # wanted before its pid was known
     decoder: channel.Decoder = field(default_factory=channel.Decoder)
@@ -101,8 +102,7 @@ class Workers:
         """Ask for a worker; `worker_ready` follows, or `worker_exited`."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        board_fd = os.memfd_create("kos-scoreboard", os.MFD_CLOEXEC)
-        os.ftruncate(board_fd, scoreboard.SIZE_BYTES)
+        board_fd = scoreboard.create()
         claims = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -163,7 +163,10 @@ class Workers:
     def let_claim(self, number: int, tasks: int) -> None:
         """A worker is about to be given a batch, of which it is to claim so many tasks, one after the other."""
         worker = self._workers.get(number)
-        if worker is not None and tasks:
+        if worker is None:
+            return
+        worker.batches += 1
+        if tasks:
             _take_claims(worker)  # there are none, unless user code has meddled with the pipe
             os.write(worker.claims[1], bytes(tasks))
 
@@ -173,18 +176,21 @@ class Workers:
         return _take_claims(worker) if worker is not None else 0
 
     def glance(self, number: int) -> scoreboard.Glance:
-        """The batch and position of the task that a worker has started last, and how many outcomes it keeps."""
+        """Which task of its batch a worker has begun last, and what it keeps; `NOTHING` before it begins the batch."""
         worker = self._workers.get(number)
-        return scoreboard.glance(worker.scoreboard) if worker is not None else NOTHING
+        return _glance(worker) if worker is not None else NOTHING
 
-    def kept(self, number: int) -> tuple[list[scoreboard.Outcome], float]:
-        """The outcomes that a worker keeps, which was at one task for a while; what it wrote is delivered before."""
+    def kept(self, number: int, seen: scoreboard.Glance) -> tuple[list[scoreboard.Outcome], float]:
+        """The outcomes that a worker kept when this was seen; what it wrote until then is delivered before.
+
+        Nothing when it has gone on since.
+        """
         worker = self._workers.get(number)
         if worker is None:
             return [], 0.0
         for stream in list(worker.pipes):
             self._drain(worker, stream)
-        return scoreboard.outcomes(worker.scoreboard)
+        return scoreboard.outcomes(worker.scoreboard, seen)
 
     def memory_bytes(self, number: int, limit_bytes: int) -> int:
         """What a worker holds with all that it has started; exact above the limit, an upper bound below it."""
@@ -383,7 +389,8 @@ class Workers:
             self._drain(worker, stream)
         if worker.pid:
             _signal_group(worker.pid, signal.SIGKILL)  # what it had started itself
-        last = Last(scoreboard.glance(worker.scoreboard), *scoreboard.outcomes(worker.scoreboard))
+        at = _glance(worker)
+        last = Last(at, *scoreboard.outcomes(worker.scoreboard, at))
         self._drop(worker)
         self._listener.worker_exited(worker.number, detail, out_of_memory, last)
 
@@ -398,6 +405,12 @@ class Workers:
         for fd in worker.claims:
             os.close(fd)
         worker.scoreboard.close()
+
+
+def _glance(worker: _Worker) -> scoreboard.Glance:
+    """What a worker is at in the batch that it was given last."""
+    at = scoreboard.glance(worker.scoreboard)
+    return at if at.batch == worker.batches else NOTHING
 
 
 def _take_claims(worker: _Worker) -> int:

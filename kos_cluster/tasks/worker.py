@@ -208,7 +208,7 @@ class Worker:
         here.attempt, here.batch = run.attempt, run.batch
         self._interrupts.seen = False
         blocks.let_go()
-        self._scoreboard.begin(run.batch, 0)  # set-up runs user code too, and may end the process
+        self._scoreboard.take()  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
         refusal = self._prepare(run)
         if refusal is None:
@@ -271,7 +271,7 @@ class Worker:
                 except BlockingIOError:
                     ran = position  # the rest was given back
                     break
-            begin(batch, position)
+            begin(position)
             plain = False  # whether its outcome may wait for others, since the daemon can tell it
             environ[b"KOS_TASK"] = name = task_name % index
             putenv(b"KOS_TASK", name)

@@ -63,8 +63,7 @@ class TestedWorker:
         self._stderr, err = os.pipe()
         for fd in (self._stdout, self._stderr):
             os.set_blocking(fd, False)
-        board = os.memfd_create("scoreboard")
-        os.ftruncate(board, scoreboard.SIZE_BYTES)
+        board = scoreboard.create()
         self.board = mmap.mmap(board, scoreboard.SIZE_BYTES)
         self.claims = os.pipe2(os.O_NONBLOCK)
         self.out = self.err = ""

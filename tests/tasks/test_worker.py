@@ -257,7 +257,7 @@ class TestGivingBack:
             path = tmp_path / f"go{len(found)}"
             number = worker.start(self.waiting(path), [(2,), (3,), (4,), (1,)])
             until(lambda number=number: worker.progress() == (number, 3))  # type: ignore[misc]
-            kept, _ = scoreboard.outcomes(worker.board)
+            kept, _ = scoreboard.outcomes(worker.board, scoreboard.glance(worker.board))
             path.touch()
             batch = worker.finish()
             assert batch.values == {0: 2, 1: 3, 2: 4, 3: 1}
@@ -267,7 +267,7 @@ class TestGivingBack:
             sent = {index for message in batch.messages[:-1] for index in indices_of(message.runs)}
             found.append({each.position for each in kept})
             assert sent | found[-1] >= {0, 1, 2}
-            until(lambda: scoreboard.outcomes(worker.board)[0] == [])
+            until(lambda: scoreboard.glance(worker.board).kept_bytes == 0)
 
     def test_a_set_up_that_fails_fails_what_was_not_given_back(self, daemon: ForkDaemon) -> None:
         def fail() -> None:

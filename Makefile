@@ -42,6 +42,8 @@ docs: $(DEV)  ## write the parts of the documentation that are made from the cod
 
 bench: $(BENCH)  ## measure KOS and its peers on this machine, and write the figures into the documentation
 	$(BIN)/kos bench --json docs/figures.json --picture docs/figures.svg
+	$(BIN)/kos bench memory --json docs/figures-memory.json
+	$(BIN)/kos bench queued --json docs/figures-queued.json
 	$(BIN)/python -m docs.tables
 
 sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores

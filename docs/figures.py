@@ -1,17 +1,20 @@
 """The tables of `docs/benchmarks.md` and the README that come from a run of `kos bench`, or from what it measures.
 
-`make bench` measures, keeps the run's report as `figures.json` beside this, and writes the tables of it anew; a test
-holds that they match. So a figure stands there only together with its machine, its versions and its spread.
+`make bench` measures, keeps the runs' reports as JSON beside this, and writes the tables of them anew; a test holds
+that they match. So a figure stands there only together with its machine, its versions and its spread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from docs.markdown import table
+from kos_cluster.services.bench import memory as memory_bench
+from kos_cluster.services.bench import queued as queued_bench
 from kos_cluster.services.bench.figures import (
     AIMS,
     KOS,
@@ -27,6 +30,8 @@ from kos_cluster.services.bench.plan import FULL
 from kos_cluster.services.bench.systems import ENTRIES
 
 KEPT = Path(__file__).with_name("figures.json")
+KEPT_MEMORY = Path(__file__).with_name("figures-memory.json")
+KEPT_QUEUED = Path(__file__).with_name("figures-queued.json")
 TITLES = {"kos": "KOS", "dask": "Dask", "dask-tls": "Dask, TLS", "ray": "Ray", "parsl": "Parsl", "mpi": "MPI"}
 
 
@@ -45,6 +50,31 @@ def summary() -> str:
     """The medians alone, with how many times better KOS is than the best peer, and which that is."""
     report = kept()
     return "\n\n".join([_medians(report, spread=False), _taken(report)])
+
+
+def memory() -> str:
+    """What `kos bench memory` measured."""
+    report = msgspec.json.decode(KEPT_MEMORY.read_bytes(), type=memory_bench.Report)
+    rows = [["", "GB/s", "beside", "aim"]]
+    for figure in report.figures:
+        beside, aim = "", ""
+        if figure.peer:
+            beside = f"{figure.ratio:.2f} times {figure.against} ({_gigabytes(figure.peer)})"
+            aim = f"{figure.aim:g} times: {'reached' if figure.ratio >= figure.aim else 'NOT reached'}"
+        rows.append([f"{figure.meaning}, {figure.size_bytes >> 20} MiB", _gigabytes(figure.repeats), beside, aim])
+    return "\n\n".join([table(rows), _circumstances(report.machine, report.versions)])
+
+
+def queued() -> str:
+    """What `kos bench queued` measured."""
+    report = msgspec.json.decode(KEPT_QUEUED.read_bytes(), type=queued_bench.Report)
+    rows = [["tasks that wait", "memory of their program", "bytes a task", "aim"]]
+    for figure in report.figures:
+        reached = "reached" if figure.each_bytes <= queued_bench.AIM_BYTES else "NOT reached"
+        way = f"{figure.tasks:,} by {queued_bench.WAYS[figure.way]}"
+        grown = f"{figure.grown_bytes / 1e6:,.0f} MB"
+        rows.append([way, grown, f"{figure.each_bytes:.0f}", f"{queued_bench.AIM_BYTES}: {reached}"])
+    return "\n\n".join([table(rows), _circumstances(report.machine, report.versions)])
 
 
 def works() -> str:
@@ -87,16 +117,25 @@ def _ratios(report: Report) -> str:
     return table(rows)
 
 
-def _taken(report: Report) -> str:
-    about = report.machine
+def _gigabytes(rates: Sequence[float]) -> str:
+    """The median of these bytes a second, and their range."""
+    low, middle, high = (number(rate / 1e9) for rate in (min(rates), statistics.median(rates), max(rates)))
+    return f"{middle} ({low} to {high})" if len(rates) > 1 else middle
+
+
+def _circumstances(about: Mapping[str, str | int | list[float]], versions: Mapping[str, str]) -> str:
     load = about["load"]
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    machine = f"{about['cores']} cores ({about['cpu']}, Linux {about['kernel']})"
+    return f"{machine}, load {load[0] if isinstance(load, list) else load} at the start; {told}."
+
+
+def _taken(report: Report) -> str:
     repeats = max(len(figure.repeats) for figure in report.figures)
     told = [
         f"Medians of {repeats} interleaved repeats." if repeats > 1 else "One repeat.",
         "In 1/s, and of 1, more is better; in s less is.",
-        f"{about['cores']} cores ({about['cpu']}, Linux {about['kernel']}), load "
-        f"{load[0] if isinstance(load, list) else load} at the start; {versions}.",
+        _circumstances(report.machine, report.versions),
     ]
     if report.plan != FULL:
         told.append("Less was done than the table of works says (`--quick`): this run is for a first look.")

@@ -127,6 +127,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "works": ("benchmarks.md", figures.works),
     "set-ups": ("benchmarks.md", figures.setups),
     "figures": ("benchmarks.md", figures.figures),
+    "memory": ("benchmarks.md", figures.memory),
+    "queued": ("benchmarks.md", figures.queued),
     "summary": ("../README.md", figures.summary),
 }
 

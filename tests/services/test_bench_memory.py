@@ -16,10 +16,10 @@ from kos_cluster.services.bench.memory import Figure, Report, rendered
 def test_the_report_says_what_was_reached() -> None:
     report = Report(
         [
-            Figure("copy", "a copy", [2e9, 1e9, 4e9]),
-            Figure("put", "a put", [1.8e9], "the copy", [2e9, 1e9, 4e9], 0.8),
-            Figure("result", "a result", [1e9], "Dask with TLS", [2e9], 2.0),
-            Figure("broadcast", "to many", [1e9], "Dask's", [], 2.0),
+            Figure("copy", "a copy", 1 << 20, [2e9, 1e9, 4e9]),
+            Figure("put", "a put", 1 << 20, [1.8e9], "the copy", [2e9, 1e9, 4e9], 0.8),
+            Figure("result", "a result", 1 << 20, [1e9], "Dask with TLS", [2e9], 2.0),
+            Figure("broadcast", "to many", 1 << 20, [1e9], "Dask's", [], 2.0),
         ],
         {"cores": 2},
         {"kos": "1"},
@@ -52,6 +52,6 @@ def test_it_measures_a_cluster(
         == 0
     )
     figures = json.loads((tmp_path / "figures.json").read_bytes())["figures"]
-    assert [figure["name"] for figure in figures] == ["copy", "put", "result", "broadcast"]
+    assert [figure["name"] for figure in figures] == ["onto", "copy", "put", "result", "broadcast"]
     assert all(figure["repeats"][0] > 0 for figure in figures)
     assert "Dask with TLS is not installed" in capsys.readouterr().out

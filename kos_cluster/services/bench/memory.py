@@ -34,6 +34,7 @@ RESULT_BYTES = 100 << 20
 BROADCAST_BYTES = 256 << 20
 PROBE_TIMEOUT_S = 300
 DASK = ("dask", "distributed")
+DASK_TLS = "Dask with TLS"
 
 KOS_PROBE = """
 import concurrent.futures, json, os, sys, time, numpy, kos_cluster as kos
@@ -52,7 +53,9 @@ def use(array):
     return int(array[-1])
 array = numpy.ones(put_bytes, dtype=numpy.uint8)
 figures = {"copy": rate(put_bytes, array.copy), "put": rate(put_bytes, lambda: cluster.put(array))}
-del array
+had = array.copy()
+figures["onto"] = rate(put_bytes, lambda: numpy.copyto(had, array))
+del array, had
 future = cluster.submit(make, result_bytes, on=names[0])
 concurrent.futures.wait([future])
 figures["result"] = rate(result_bytes, lambda: cluster.submit(use, future, on=names[1]).result())
@@ -100,6 +103,7 @@ class Figure(msgspec.Struct, frozen=True):
 
     name: str
     meaning: str
+    size_bytes: int
     repeats: list[float]
     against: str = ""
     peer: list[float] = []
@@ -140,18 +144,14 @@ def measured(repeats: int) -> list[Figure]:
             dask.append(_probe(DASK_PROBE, dict(os.environ)))
     moved = {name: [figures[name] for figures in dask] for name in ("result", "broadcast")}
     own = {name: [figures[name] for figures in ours] for name in ours[0]}
+    result, broadcast = moved["result"], moved["broadcast"]
+    scatter = "Dask's scatter(broadcast=True) with TLS"
     return [
-        Figure("copy", "a numpy array copied within the process", own["copy"]),
-        Figure("put", "cluster.put of that array", own["put"], "the copy", own["copy"], 0.8),
-        Figure("result", "a result of one node read on another", own["result"], "Dask with TLS", moved["result"], 2.0),
-        Figure(
-            "broadcast",
-            f"an array to {NODES} nodes",
-            own["broadcast"],
-            "Dask's scatter(broadcast=True) with TLS",
-            moved["broadcast"],
-            2.0,
-        ),
+        Figure("onto", "a numpy array copied onto memory that the process has", PUT_BYTES, own["onto"]),
+        Figure("copy", "the array copied to memory that is new to the process", PUT_BYTES, own["copy"]),
+        Figure("put", "cluster.put of the array", PUT_BYTES, own["put"], "the copy to new memory", own["copy"], 0.8),
+        Figure("result", "a result of one node read on another", RESULT_BYTES, own["result"], DASK_TLS, result, 2.0),
+        Figure("broadcast", f"an array to {NODES} nodes", BROADCAST_BYTES, own["broadcast"], scatter, broadcast, 2.0),
     ]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from kos_cluster.core.groups import Groups
+from kos_cluster.core.caps import Caps
 from kos_cluster.core.jobrows import JobRow
 from kos_cluster.core.lines import FIRST_GUESS_S, PASSED_S
 from kos_cluster.core.nodeindex import NodeIndex
@@ -23,11 +23,11 @@ from kos_cluster.core.turns import Turns, weight_of
 class DispatchOrder:
     """The jobs of one owner that wait; it looks into the owner's own tables."""
 
-    def __init__(self, jobs: Mapping[str, JobRow], index: NodeIndex, relations: Relations, groups: Groups) -> None:
+    def __init__(self, jobs: Mapping[str, JobRow], index: NodeIndex, relations: Relations, caps: Caps) -> None:
         self._jobs = jobs
         self._index = index
         self._relations = relations
-        self._groups = groups
+        self._caps = caps
         self._turns: Turns[str] = Turns()
 
     def __bool__(self) -> bool:
@@ -73,7 +73,7 @@ class DispatchOrder:
 
     def capped(self, job: JobRow) -> bool:
         """Whether it has as many batches at nodes as it may."""
-        return 0 < job.spec.max_parallel <= self._groups.out(job)
+        return 0 < job.spec.max_parallel <= self._caps.out(job)
 
     def _sends_ahead(self, job: JobRow) -> bool:
         """Whether its tasks are so short that each slot is to have a batch that waits."""

@@ -21,7 +21,6 @@ from collections.abc import Collection, Iterator
 import msgspec
 
 from kos_cluster.core import reasons
-from kos_cluster.core.grouping import Group
 from kos_cluster.core.placement import (
     FREE,
     FREE_BARE,
@@ -38,6 +37,7 @@ from kos_cluster.core.placement import (
     ranks,
     why_never,
 )
+from kos_cluster.core.randomset import RandomSet
 from kos_cluster.core.records import Layout, Needs
 
 POOLS_LIMIT = 256  # kinds of needs that are kept filed
@@ -50,7 +50,7 @@ class _Pool:
     def __init__(self, needs: Needs, seen: int) -> None:
         self.needs = needs
         self.seen = seen  # notes that are taken in
-        self.groups: list[Group[Candidate]] = [Group() for _ in range(NEVER + 1)]
+        self.groups: list[RandomSet[Candidate]] = [RandomSet() for _ in range(NEVER + 1)]
         self._filed: dict[str, int] = {}  # node id -> its group
         self._paused: list[tuple[float, str]] = []  # a heap of when nodes come back that refused
         self._until: dict[str, float] = {}  # node id -> what is in the heap for it

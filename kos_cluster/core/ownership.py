@@ -393,7 +393,7 @@ class Ownership(OwnerTables):
         self._speculation.ended(batch)
         if batch.job.batches.pop(batch.number, None) is not None:
             batch.job.history.append(batch)
-            self._groups.ended(batch.job)
+            self._caps.ended(batch.job)
         node = self._nodes[batch.node]
         if batch.number in node.batches:
             node.batches.discard(batch.number)
@@ -520,7 +520,7 @@ class Ownership(OwnerTables):
         number, self._next_batch = self._next_batch, self._next_batch + 1
         batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now, now)
         self._batches[number] = job.batches[number] = batch
-        self._groups.sent(job)
+        self._caps.sent(job)
         node.batches.add(number)
         view.hold(job.spec.needs)
         self._index.changed(view.id)

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kos_cluster.core import reasons
+from kos_cluster.core.caps import Caps
 from kos_cluster.core.dispatchorder import DispatchOrder
-from kos_cluster.core.groups import Groups
 from kos_cluster.core.jobrows import STATES, BatchRow, JobRow
 from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.ownerevents import Dispatch
@@ -42,8 +42,8 @@ class OwnerTables:
         self._index = NodeIndex(rng)  # of those that are up
         self._relations = Relations()
         self._batches: dict[int, BatchRow] = {}
-        self._groups = Groups()
-        self._order = DispatchOrder(self._jobs, self._index, self._relations, self._groups)
+        self._caps = Caps()
+        self._order = DispatchOrder(self._jobs, self._index, self._relations, self._caps)
 
     def outstanding(self, node: str) -> list[int]:
         """The batches that this node holds, as far as the owner knows."""

@@ -32,7 +32,7 @@ from itertools import islice
 import msgspec
 
 from kos_cluster.core.capacity import excess
-from kos_cluster.core.grouping import Group
+from kos_cluster.core.randomset import RandomSet
 from kos_cluster.core.records import LabelTerm, Layout, Load, Needs
 
 UNREADABLE = "cannot read the payload"  # how such a node's reason begins
@@ -210,7 +210,7 @@ def lacks(needs: Needs, node: Candidate) -> str:
 # ---- choose
 
 
-def choose(group: Group[Candidate], leaning: Leaning, rng: random.Random) -> Candidate | None:
+def choose(group: RandomSet[Candidate], leaning: Leaning, rng: random.Random) -> Candidate | None:
     """The best node of one group; None when it is empty, or the task is to be apart from all of them."""
     if not group:
         return None

@@ -1,4 +1,4 @@
-"""A group of nodes from which some can be drawn at random; adding, taking out and drawing do not depend on its size."""
+"""A set from which members can be drawn at random; adding, taking out and drawing do not depend on its size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Named(Protocol):
 T = TypeVar("T", bound=Named)
 
 
-class Group(Generic[T]):
+class RandomSet(Generic[T]):
     """The last member takes the place of the one that is taken out, so the order means nothing."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How many batches of each group of jobs are at nodes: jobs of one group share a cap.
+"""How many batches count against each cap (`max_parallel`): jobs of one group share one.
 
 Rules. A job without a group is one of its own, and is not counted here. Only groups with batches out are kept.
 """
@@ -10,7 +10,7 @@ from collections import Counter
 from kos_cluster.core.jobrows import JobRow
 
 
-class Groups:
+class Caps:
     """Told of every batch that is sent, and that ends."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ class Durations:
 
     def batch_size(self, remaining: int, slots: int, each_bytes: int = 0) -> int:
         """How many of `remaining` tasks, of `each_bytes` each, the next batch should hold for a cluster of `slots`."""
-        if self.mean_s is None:
+        if self.mean_s is None or remaining <= 1:
             return 1
         by_time = int(TARGET_S / max(self.mean_s, 1e-7))
         by_share = -(-remaining // (2 * max(1, slots)))

@@ -154,11 +154,10 @@ def excess(
 
 def fault_of(demand: Demand) -> str:
     """Why a demand from outside makes no sense, or an empty string: an account must never grow by being taken from."""
-    counts = [count for _, count in demand.resources]
-    names = [name for name, _ in demand.resources]
-    if demand.cpus < 1 or min(demand.memory_bytes, demand.gpus) < 0 or min(counts, default=1) < 1:
+    resources = dict(demand.resources)
+    if demand.cpus < 1 or demand.memory_bytes < 0 or demand.gpus < 0 or (resources and min(resources.values()) < 1):
         return "it needs less than nothing"
-    if len(names) > NAMES_LIMIT or len(set(names)) < len(names):
+    if len(demand.resources) > NAMES_LIMIT or len(resources) < len(demand.resources):
         return f"it names a resource twice, or more than {NAMES_LIMIT}"
     return ""
 

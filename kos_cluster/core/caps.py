@@ -17,12 +17,14 @@ class Caps:
         self._out: Counter[str] = Counter()
 
     def sent(self, job: JobRow) -> None:
-        self._out[job.spec.group] += 1
+        if job.spec.group:
+            self._out[job.spec.group] += 1
 
     def ended(self, job: JobRow) -> None:
-        self._out[job.spec.group] -= 1
-        if not self._out[job.spec.group]:
-            del self._out[job.spec.group]
+        if job.spec.group:
+            self._out[job.spec.group] -= 1
+            if not self._out[job.spec.group]:
+                del self._out[job.spec.group]
 
     def out(self, job: JobRow) -> int:
         """How many batches count against the job's cap."""

@@ -45,6 +45,8 @@ class BatchRow:
     def owes(self, runs: Runs) -> Runs:
         """Those of `runs` that this batch still owes and that are not final."""
         state, left = self.job.state, self.left
+        if len(runs) == 1 and runs[0][1] == 1:  # a lone task, as of a lone submit
+            return list(runs) if runs[0][0] in left and state[runs[0][0]] == SENT else []
         if all(state.count(SENT, start, start + count) == count for start, count in runs):
             wanted = set(indices_of(runs))
             if wanted <= left:

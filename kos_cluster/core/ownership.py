@@ -134,6 +134,13 @@ class Ownership(OwnerTables):
         match event:
             case Outcomes():
                 self._outcomes(event, now, effects)
+            case Added(id_, count, size_bytes, settled, held):
+                job = self._jobs[id_]
+                job.add(count, size_bytes, held=held)
+                self._order.wait(job)
+                if settled:
+                    job.skip(settled)
+                    self._idle_check(job, effects)
             case Released(id_, runs, size_bytes, inputs) if id_ in self._jobs:
                 self._jobs[id_].release(runs, size_bytes, inputs)
                 self._order.wait(self._jobs[id_])
@@ -145,13 +152,6 @@ class Ownership(OwnerTables):
             case HeldFailed(id_, index) if id_ in self._jobs:
                 self._jobs[id_].fail_held(index)
                 self._idle_check(self._jobs[id_], effects)
-            case Added(id_, count, size_bytes, settled, held):
-                job = self._jobs[id_]
-                job.add(count, size_bytes, held=held)
-                self._order.wait(job)
-                if settled:
-                    job.skip(settled)
-                    self._idle_check(job, effects)
             case Opened(spec):
                 job = self._jobs[spec.job] = JobRow(spec, now)
                 self._relations.opened(job)

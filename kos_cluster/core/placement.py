@@ -42,6 +42,8 @@ UNMEASURED_S = 1.0  # what a task is taken to last before one is measured
 
 # How well a node could take a batch now, the best first. From CLOSED on it could not.
 FREE, FREE_BARE, SHARED, SHARED_BARE, QUEUES, QUEUES_BARE, FULL, CLOSED, NEVER = range(9)
+_NOW = (FREE, FREE_BARE, SHARED, SHARED_BARE)
+_AHEAD = (*_NOW, QUEUES, QUEUES_BARE)
 
 
 @dataclass(slots=True)
@@ -135,8 +137,7 @@ class Leaning(msgspec.Struct, frozen=True):
 PLAIN = Leaning()
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """`node` is None when no node can take the batch now; `possible` is False when none ever can.
 
     `held`: one could, but it waits for a node that has its inputs.
@@ -173,7 +174,7 @@ def ranks(prefetch: bool) -> tuple[int, ...]:
     Where others' work waits any node may: of an owner that has nothing waiting there when a slot becomes free, the
     node's queue could not choose what its share or priority is due.
     """
-    return (FREE, FREE_BARE, SHARED, SHARED_BARE, *((QUEUES, QUEUES_BARE) if prefetch else ()))
+    return _AHEAD if prefetch else _NOW
 
 
 def why_never(needs: Needs, node: Candidate) -> str:
@@ -214,8 +215,9 @@ def choose(group: RandomSet[Candidate], leaning: Leaning, rng: random.Random) ->
     """The best node of one group; None when it is empty, or the task is to be apart from all of them."""
     if not group:
         return None
-    plain = leaning.layout is Layout.ANY and not leaning.near
-    found = group.sample(2 if plain else WIDE_LIMIT, rng)
+    if leaning.layout is Layout.ANY and not leaning.near and not leaning.apart:
+        return _less_loaded(group, leaning.last, rng)
+    found = group.sample(WIDE_LIMIT if leaning.near or leaning.layout is not Layout.ANY else 2, rng)
     for id_ in (leaning.last, *islice(leaning.near, WIDE_LIMIT)):
         node = group.get(id_)
         if node is not None:
@@ -223,14 +225,27 @@ def choose(group: RandomSet[Candidate], leaning: Leaning, rng: random.Random) ->
     if leaning.apart:
         apart = leaning.apart
         found = [n for n in found if n.id not in apart] or [n for n in group if n.id not in apart]
+    return min(found, key=lambda node: _score(node, leaning, rng), default=None)
+
+
+def _less_loaded(group: RandomSet[Candidate], last: str, rng: random.Random) -> Candidate:
+    """The less loaded of two random nodes and of the one of this id; that one among equals."""
+    found = group.sample(2, rng)
+    if (again := group.get(last)) is not None:
+        found.append(again)
     if len(found) == 1:
         return found[0]
-    return min(found, key=lambda node: _score(node, leaning, rng), default=None)
+    return min(found, key=lambda node: (_used(node), node.id != last, rng.random()))
+
+
+def _used(node: Candidate) -> float:
+    """The share of its slots that are used or waited for, as far as is known."""
+    return (node.in_flight if node.in_flight > node.busy else node.busy) / node.slots
 
 
 def _score(node: Candidate, leaning: Leaning, rng: random.Random) -> tuple[bool, bool, float, float, bool, float]:
     """How much speaks against a node. Where others take all slots no wish leads."""
-    used = max(node.in_flight, node.busy) / node.slots
+    used = _used(node)
     lean = 0.0
     if leaning.layout is Layout.SPREAD:
         lean = leaning.here.get(node.id, 0)

@@ -252,3 +252,4 @@ class JobSummary(msgspec.Struct, frozen=True):
     epoch: int = 0  # the number of drivers that it has had
     cancelled: int = 0  # how many of `failed` were cancelled
     held: tuple[HeldTasks, ...] = ()  # those that wait for results of others, the first groups of them
+    program: str = ""  # the process that submitted it, in words; as the nodes tell it

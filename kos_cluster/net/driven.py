@@ -11,10 +11,11 @@ from __future__ import annotations
 import msgspec
 
 from kos_cluster.core.records import Runs
+from kos_cluster.net.standing import Standing
 
 
 class Drive(msgspec.Struct, frozen=True, tag=True):
-    """The daemon's one message: run the tasks of the job that have no result."""
+    """The daemon's first message: run the tasks of the job that have no result."""
 
     job: str
     cluster: str
@@ -25,6 +26,10 @@ class Drive(msgspec.Struct, frozen=True, tag=True):
     settled: Runs  # tasks that have a result
     inline_bytes: int  # of these, in the replicated state
     spool: str  # the folder for results that are too large for it
+
+
+class AskStanding(msgspec.Struct, frozen=True, tag=True):
+    """Of a driver: say why the tasks of the job wait. Its answer is `Stands`."""
 
 
 class HostKernel(msgspec.Struct, frozen=True, tag=True):
@@ -57,6 +62,12 @@ class Settled(msgspec.Struct, frozen=True, tag=True):
     sha256: str = ""
 
 
+class Stands(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `AskStanding`; None when the job has not begun, or has ended."""
+
+    standing: Standing | None
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The job cannot be run, by no driver, or the kernel has ended: the last message."""
 
@@ -64,4 +75,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     exit_code: int
 
 
-FromDriver = Wrote | Settled | Failed
+FromDriver = Wrote | Settled | Stands | Failed

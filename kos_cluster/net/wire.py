@@ -35,6 +35,7 @@ from kos_cluster.net.gangs import GangWanted, GangWithdrawn, RankReady, RankTabl
 from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
+from kos_cluster.net.standing import StandingAsked
 from kos_cluster.net.streams import Item, ItemsWanted
 from kos_cluster.net.takingback import Returned, TakeBack
 
@@ -51,6 +52,7 @@ class Hello(msgspec.Struct, frozen=True, tag="HELLO"):
     """A peer's first message on a link. `instance` is random per process; an owner is (identity, instance).
 
     `pid` with `boot_id` and `pid_namespace` lets a node on the same machine watch the client's process.
+    `program`: what that is, in words for others.
     """
 
     instance: str
@@ -58,6 +60,7 @@ class Hello(msgspec.Struct, frozen=True, tag="HELLO"):
     pid: int
     boot_id: str
     pid_namespace: int
+    program: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="WELCOME"):
@@ -448,6 +451,7 @@ Asked = (
     | DetachedResults
     | DetachedOutput
     | CancelDetached
+    | StandingAsked
     | StartKernel
     | KernelOf
     | StopKernel

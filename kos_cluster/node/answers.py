@@ -17,6 +17,7 @@ from kos_cluster.net.gangs import GangWanted, GangWithdrawn
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
 from kos_cluster.net.registers import RegistersAsked, RegisterWritten
+from kos_cluster.net.standing import StandingAsked
 from kos_cluster.node import registers
 from kos_cluster.node.administering import Administration
 from kos_cluster.node.blocks import Blocks
@@ -56,6 +57,7 @@ COMMAND_OF: dict[type, Command] = {
     wire.DetachedResults: Command.SUBMIT,
     wire.DetachedOutput: Command.READ,
     wire.CancelDetached: Command.SUBMIT,
+    StandingAsked: Command.READ,
     asks.StartKernel: Command.SUBMIT,
     asks.KernelOf: Command.SUBMIT,
     asks.StopKernel: Command.SUBMIT,
@@ -202,7 +204,11 @@ class Answers:
         return msgspec.structs.replace(data, loads={**data.loads, id_: (load, 0.0)})
 
     def _jobs(self) -> list[JobSummary]:
-        return [msgspec.structs.replace(job, user=state.peer.name) for state in self._owners for job in state.jobs]
+        return [
+            msgspec.structs.replace(job, user=state.peer.name, program=state.program)
+            for state in self._owners
+            for job in state.jobs
+        ]
 
     def _cancel(self, peer: Peer, id_: str) -> bool:
         """Pass the wish on to the owner of the job, who knows all of its tasks."""

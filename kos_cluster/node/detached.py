@@ -15,6 +15,7 @@ from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, NoSuchTaskError, StateError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.net.standing import Standing, StandingAsked
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.driving import Driving
 
@@ -25,6 +26,7 @@ ASKED = (
     wire.DetachedResults,
     wire.DetachedOutput,
     wire.CancelDetached,
+    StandingAsked,
 )
 
 READ_TIMEOUT_S = 3.0  # less than a client waits for an answer
@@ -53,6 +55,8 @@ class DetachedJobs:
                 return self._output(id_, epoch, offset)
             case wire.CancelDetached(id_):
                 return await self._cancel(peer, id_)
+            case StandingAsked(id_, epoch):
+                return await self._standing(id_, epoch)
         raise StateError(f"{type(ask).__name__} is not about a detached job.")
 
     async def _submit(self, peer: Peer, ask: wire.Detach) -> bool:
@@ -82,6 +86,14 @@ class DetachedJobs:
         if output is None:
             return wire.OutputSoFar(False)
         return wire.OutputSoFar(True, *output.since(offset))
+
+    async def _standing(self, id_: str, epoch: int) -> Standing:
+        standing = await self._driving.standing(id_, epoch)
+        if standing is None:
+            raise StateError(
+                f"No driver of job {id_[:64]!r} tells here why its tasks wait.", "Ask again in some seconds."
+            )
+        return standing
 
     async def _cancel(self, peer: Peer, id_: str) -> bool:
         try:

@@ -2,7 +2,8 @@
 
 Rules: the process gets one end of a stream pair and its order; it is ended by closing the pair, and killed `GRACE_S`
 later. It is in a session of its own, so an interrupt typed at the daemon does not reach it. Its own stdout and stderr
-are the daemon's log. Of the output of its tasks the last `OUTPUT_KEPT_BYTES` are kept.
+are the daemon's log. All who ask at once why its tasks wait share one question. Of the output of its tasks the last
+`OUTPUT_KEPT_BYTES` are kept.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import msgspec
 
 from kos_cluster.errors import ProtocolError
 from kos_cluster.net import channel, driven
+from kos_cluster.net.standing import Standing
 
 OUTPUT_KEPT_BYTES = 256 << 10  # of one job
 GRACE_S = 5.0  # from the end of the channel to the kill
+STANDING_TIMEOUT_S = 2.0  # for a driver to say why its tasks wait: less than who asks waits
 READ_BYTES = 1 << 18
 
 _decode = msgspec.msgpack.Decoder(driven.FromDriver).decode
@@ -59,6 +62,7 @@ class Driver:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._asked: asyncio.Future[Standing | None] | None = None  # why its tasks wait
 
     @classmethod
     async def start(cls, order: driven.Drive | driven.HostKernel) -> Driver:
@@ -83,7 +87,7 @@ class Driver:
         return cls(process, reader, writer)
 
     async def messages(self) -> AsyncIterator[tuple[driven.FromDriver, bytes]]:
-        """What it says, until it has ended. Raises ProtocolError."""
+        """What it says unasked, until it has ended. Raises ProtocolError."""
         decoder = channel.Decoder()
         while data := await self._read():
             for header, payload in decoder.feed(data):
@@ -91,7 +95,10 @@ class Driver:
                     message = _decode(header)
                 except msgspec.MsgspecError as error:
                     raise ProtocolError(f"A driver said what is none of its messages: {error}.") from None
-                yield message, payload
+                if isinstance(message, driven.Stands):
+                    self._told(message.standing)
+                else:
+                    yield message, payload
 
     async def _read(self) -> bytes:
         try:
@@ -99,9 +106,25 @@ class Driver:
         except ConnectionError:
             return b""
 
+    async def standing(self) -> Standing | None:
+        """Why its tasks wait; None when it does not say in time."""
+        if self._writer.is_closing():
+            return None
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+            self._writer.writelines(channel.encode(msgspec.msgpack.encode(driven.AskStanding())))
+        answer, _ = await asyncio.wait([self._asked], timeout=STANDING_TIMEOUT_S)
+        return answer.pop().result() if answer else None
+
+    def _told(self, standing: Standing | None) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.set_result(standing)
+
     async def end(self) -> int:
         """End it; its exit status. Its work at the nodes is freed."""
         self._writer.close()
+        self._told(None)
         waiting = asyncio.get_running_loop().run_in_executor(None, self._wait)
         return await asyncio.shield(waiting)
 

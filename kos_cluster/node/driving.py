@@ -39,6 +39,7 @@ from kos_cluster.core.replicated.commands import AssignDriver, CommitResults, Fi
 from kos_cluster.core.replicated.jobs import TAIL_LIMIT_BYTES, Job, JobState
 from kos_cluster.errors import KosError, LimitError, NoSuchTaskError, ProtocolError, StateError, UnreachableError
 from kos_cluster.net import driven
+from kos_cluster.net.standing import Standing
 from kos_cluster.node.assigning import Assigning
 from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.copying import Copying
@@ -101,6 +102,13 @@ class Driving:
         """What the tasks of a job wrote in an epoch that this node drives, or did lately."""
         output = self._outputs.get(id_)
         return output if output is not None and output.epoch == epoch else None
+
+    async def standing(self, id_: str, epoch: int) -> Standing | None:
+        """Why a job's tasks wait, as its driver judges; None when none of this epoch runs here, or it does not say."""
+        drive = self._drives.get(id_)
+        if drive is None or drive.epoch != epoch or drive.driver is None:
+            return None
+        return await drive.driver.standing()
 
     # ---- inside
 
@@ -184,7 +192,7 @@ class Driving:
             spool=str(self._place.spool),
         )
         log.info("Driving job %s (%s), epoch %d.", id_, job.name, epoch)
-        driver = await Driver.start(order)
+        driver = self._drives[id_].driver = await Driver.start(order)
         try:
             async for message, payload in driver.messages():
                 await self._take(id_, epoch, work, output, message, payload)
@@ -277,6 +285,7 @@ class Driving:
 class _Drive:
     epoch: int
     task: asyncio.Task[None]
+    driver: Driver | None = None
     stopping: bool = False
 
     @property

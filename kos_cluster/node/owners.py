@@ -31,6 +31,7 @@ OUTBOX_LIMIT_BYTES = 64 << 20  # results kept for one owner; beyond it the node 
 OWNERS_LIMIT = 512  # owners known at once
 REPEAT_AFTER_S = 2.0  # a result that was not released by then is sent again
 
+PROGRAM_LIMIT_CHARACTERS = 120  # of what an owner says that it is
 RECENT_JOBS = 64  # of one owner, known from its batches before it lists them
 
 Returning = wire.Result | wire.Lost | Returned | Item  # what is kept until the owner has it
@@ -47,6 +48,7 @@ class OwnerState:
     heard_s: float
     jobs: list[JobSummary] = field(default_factory=list)
     view: int = 0
+    program: str = ""  # what it is, in its own words
     pidfd: int | None = None
     was_local: bool = False  # its process is, or was, on this machine
     next_serial: int = 1
@@ -127,6 +129,7 @@ class Owners:
                 self._watch(state, hello)
         self._by_route.pop(state.route, None)
         state.route, state.heard_s, state.peer = route, now, peer
+        state.program = hello.program[:PROGRAM_LIMIT_CHARACTERS]
         self._by_route[route] = state
         return state
 

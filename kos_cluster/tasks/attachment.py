@@ -10,7 +10,11 @@ answers us: when a split network heals, either side holds the other to be dead f
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
+import os
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -27,6 +31,7 @@ from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.net.transport import Context
 from kos_cluster.node import machine
 from kos_cluster.tasks.nodes import merge
+from kos_cluster.tasks.why import NOTEBOOK
 
 log = logging.getLogger(__name__)
 
@@ -272,4 +277,15 @@ class Attachment:
 
 def hello(instance: str, pid: int) -> wire.Hello:
     """How this process introduces itself."""
-    return wire.Hello(instance, machine.versions(), pid, machine.boot_id(), machine.pid_namespace())
+    return wire.Hello(instance, machine.versions(), pid, machine.boot_id(), machine.pid_namespace(), _program(pid))
+
+
+def _program(pid: int) -> str:
+    """What this process is, for people elsewhere. Its arguments are left out, which may be secrets."""
+    path = sys.argv[0] if sys.argv else ""
+    name = os.path.basename(path.removesuffix("/__main__.py"))
+    if hasattr(builtins, "get_ipython"):
+        name = NOTEBOOK
+    elif name in ("", "-c", "-m"):
+        name = "python"
+    return f"{name}, process {pid} on {socket.gethostname()}"

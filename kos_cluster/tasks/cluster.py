@@ -355,7 +355,7 @@ class Cluster:
             wanted = [int(index)] if index.isascii() and index.isdigit() else range(len(self.states(job)))
             stories = self.own_stories(job, wanted)
         summary = next((known for known in jobs if known.job == job), None)
-        return explain(id, summary, stories, nodes, standing, time.time())
+        return explain(id, summary, stories, nodes, standing or detached.standing(self._mesh, summary), time.time())
 
     def would_go(self, *, modules: tuple[str, ...] = (), **keywords: Any) -> WouldGo:
         """Where a task of these options (see `submit`) would go now, and why; nothing is run.

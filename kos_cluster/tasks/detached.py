@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from kos_cluster.core.driving import Kind, Work, encode, holders_of
-from kos_cluster.core.records import JobSummary, Member, MemberState
+from kos_cluster.core.records import JobSummary, Member, MemberState, Needs
 from kos_cluster.core.replicated.commands import TaskResult
 from kos_cluster.core.replicated.jobs import HOLDERS, NAME_LIMIT_CHARACTERS, JobState
 from kos_cluster.errors import KosError, NoSuchTaskError, PlacementError, TaskLostError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.bulk import get_kept, put_part
+from kos_cluster.net.standing import Standing, StandingAsked
 from kos_cluster.tasks import bundle
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.job import JobSpec
@@ -257,6 +258,18 @@ def summary(record: wire.DetachedJob, running: JobSummary | None) -> JobSummary:
     if running is not None and record.state == JobState.DRIVEN:
         known = msgspec.structs.replace(running, user=record.user, since_s=record.submitted_s)
     return msgspec.structs.replace(known, state=record.state, driver=record.driver_name, epoch=record.epoch)
+
+
+def standing(mesh: Mesh, job: JobSummary | None) -> tuple[Needs, tuple[str, ...]] | None:
+    """As `Mesh.standing`, of a detached job, by the node that drives it; None when none does, or it does not tell."""
+    if job is None or job.state != JobState.DRIVEN:
+        return None
+    driver = next((member.id for member in mesh.members if member.name == job.driver), job.driver)
+    try:
+        told = mesh.request(StandingAsked(job.job, job.epoch), Standing, node=driver)
+    except KosError:  # it is gone, or going, or of an earlier version; `explain` says that it did not tell
+        return None
+    return told.needs, told.reasons
 
 
 def tail(mesh: Mesh, id_: str) -> list[tuple[str, bytes]]:

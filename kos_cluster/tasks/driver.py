@@ -2,7 +2,8 @@
 
 Theory of operation. The driver connects as the client of this machine, opens the job under its own id, and runs those
 tasks that have no result yet. Outcomes go to the daemon as they come, those of `COLLECT_S` together; the daemon commits
-them by agreement. It has no state: when it is lost, another goes on from what is committed.
+them by agreement. It tells the daemon, when asked, why tasks wait, which only an owner knows. It has no state: when it
+is lost, another goes on from what is committed.
 
 Rules. User code does not run here; results stay pickled, but a program's, whose exit code is wanted. They all come
 here, however large, since a copy in shared memory ends with its node. When the daemon closes the channel the driver
@@ -22,6 +23,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future as AnyFuture
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from kos_cluster.errors import KosError, ProtocolError, TaskLostError
 from kos_cluster.home import private_folder
 from kos_cluster.net import driven
 from kos_cluster.net.channel import Channel
+from kos_cluster.net.standing import Standing
 from kos_cluster.tasks import bundle, failures, serialise
 from kos_cluster.tasks.cluster import Cluster, connect
 from kos_cluster.tasks.futures import Outcome
@@ -86,6 +89,7 @@ class Driver:
         self._cluster = cluster
         self._inline_bytes = order.inline_bytes
         self._came: queue.SimpleQueue[tuple[int, Settled]] = queue.SimpleQueue()
+        self._job: Job | None = None
 
     def run(self) -> None:
         """Returns when the daemon was told of every outcome. Raises KosError when the job cannot be run."""
@@ -105,6 +109,12 @@ class Driver:
         for index in waiting:
             self._follow(job, index)
         job.close()
+        self._job = job
+
+    def tell_standing(self) -> None:
+        """The daemon has asked why the tasks wait."""
+        standing = self._job.standing() if self._job is not None else None
+        self._link.send(driven.Stands(Standing(*standing) if standing is not None else None))
 
     def _follow(self, job: Job, index: int) -> None:
         def ended(future: AnyFuture[Any]) -> None:
@@ -191,10 +201,13 @@ def _intact(path: Path, sha256: str) -> bytes:
     return data
 
 
-def watch(channel: Channel, cluster: Cluster) -> None:
-    """End with the daemon, wherever the rest of this process is; goodbye frees the work."""
+def watch(channel: Channel, cluster: Cluster, asked: Callable[[], None] | None = None) -> None:
+    """End with the daemon, wherever the rest of this process is; goodbye frees the work. `asked`: at each message."""
     try:
-        channel.receive()
+        while True:
+            channel.receive()
+            if asked is not None:  # in a thread of its own, as the end must be seen whatever comes of it
+                threading.Thread(target=asked, name="asked", daemon=True).start()
     except (EOFError, OSError):
         cluster.close()
         os._exit(EXIT_LOST)
@@ -210,10 +223,11 @@ def main(descriptor: int) -> int:
     except KosError as error:
         print(f"The driver of job {order.job} cannot connect: {error}", file=sys.stderr)
         return EXIT_LOST
-    threading.Thread(target=watch, args=(channel, cluster), name="watch", daemon=True).start()
     link = Link(channel)
+    driver = Driver(link, order, cluster)
+    threading.Thread(target=watch, args=(channel, cluster, driver.tell_standing), name="watch", daemon=True).start()
     try:
-        Driver(link, order, cluster).run()
+        driver.run()
     except KosError as error:
         link.send(driven.Failed(str(error), error.exit_code))
     cluster.close()

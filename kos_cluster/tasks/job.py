@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from kos_cluster.core import ownerevents, placement
-from kos_cluster.core.records import AttemptEnd, JobSummary, Runs, Story, indices_of
+from kos_cluster.core.records import AttemptEnd, JobSummary, Needs, Runs, Story, indices_of
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks.conditions import Condition
@@ -245,6 +245,10 @@ class Job:
 
     def story(self, index: int) -> Story | None:
         return self._mesh.story(self, index)
+
+    def standing(self) -> tuple[Needs, tuple[str, ...]] | None:
+        """What its tasks need and why the waiting ones wait, or where the next would go; None when it is over."""
+        return None if self._mesh.closed else self._mesh.standing(self.id)
 
     # ---- for the mesh thread
 

@@ -2,7 +2,8 @@
 
 Theory of operation. Nodes know what reached them: what runs, since when, and what is queued. What has reached none
 waits at its owner, and only the owner knows what it needs and how it judged each node. So the answer is complete in
-the process that submitted the job (`%kos why` in the notebook); elsewhere it says who knows.
+the process that submitted the job, and everywhere for a detached job, whose driver is asked; elsewhere it names the
+process that knows, and says what can be done.
 
 Rules: pure. Equal answers are one row, however many tasks they are of.
 """
@@ -16,7 +17,9 @@ import msgspec
 
 from kos_cluster.core.capacity import gib, gpus_told, slots_told
 from kos_cluster.core.records import HeldTasks, JobSummary, Layout, Needs, Story, TaskState, runs_of
+from kos_cluster.core.replicated.jobs import JobState
 
+NOTEBOOK = "a notebook"  # how a process of one is called
 RUNS_LIMIT = 8  # runs of task numbers told in one row
 
 
@@ -46,7 +49,7 @@ def explain(
     standing: tuple[Needs, Sequence[str]] | None,
     now: float,
 ) -> list[Why]:
-    """The rows for a job, or for one task as JOB.INDEX. `standing`: as the owner has it, if that is this process."""
+    """The rows for a job, or for one task as JOB.INDEX. `standing`: as the owner has it, if that tells."""
     job, _, only = id_.partition(".")
     sent: dict[tuple[TaskState, str, str], list[int]] = {}
     for story in stories:
@@ -72,7 +75,8 @@ def explain(
             rows.append(Why(tasks, group.count, TaskState.WAITING, "", _waits_for(group)))
             waiting -= group.count
     if waiting > 0:
-        rows.append(Why(id_, waiting, TaskState.WAITING, "", _why_waiting(summary, standing, nodes)))
+        state = _STATES_WITHOUT_END.get(summary.state, TaskState.WAITING)
+        rows.append(Why(id_, waiting, state, "", _why_waiting(summary, standing, nodes)))
     return rows
 
 
@@ -102,17 +106,41 @@ def _why_waiting(
     summary: JobSummary, standing: tuple[Needs, Sequence[str]] | None, nodes: Iterable[Mapping[str, Any]]
 ) -> str:
     if standing is None:
+        if summary.state in _STATES_WITHOUT_END:
+            return f"it has no result, and its job is {summary.state}"
         alive = [n for n in nodes if n["state"] == "alive"]
         free = ", ".join(f"{n['name']} {n['slots'] - n['running']} of {n['slots']}" for n in alive)
-        return (
-            f"it has not been sent to a node; only its owner knows why, which is a process of "
-            f"{summary.user or 'another user'}. In that notebook type '%kos why {summary.job}'. "
-            f"Slots free: {free or 'none'}"
-        )
+        return f"{_who_knows(summary)} Slots free: {free or 'none'}"
     needs, told = standing
     if told and told[0].startswith("needs "):
         return "; ".join(told)
     return f"it needs {needed(needs)}. " + "; ".join(told)
+
+
+def _who_knows(summary: JobSummary) -> str:
+    """Of tasks whose owner has not told why they wait: who that is, and what can be done."""
+    job = summary.job
+    if summary.state == JobState.WAITING:
+        return "no node drives its job yet: the coordinator gives it to one."
+    if summary.driver:
+        return (
+            f"it has not been sent to a node. {summary.driver} drives its job and has not told why: the driver begins, "
+            "or that node is lost and another one takes over. Ask again in some seconds."
+        )
+    user = summary.user or "another user"
+    known = f"it has not been sent to a node, and only the process that submitted it knows why: {summary.program}, "
+    if not summary.program:
+        known = "it has not been sent to a node, and only the process that submitted it knows why, "
+    if summary.parent:
+        ask = f"That one is task {summary.parent}: see 'kos why {summary.parent}'."
+    elif summary.program.startswith(NOTEBOOK):
+        ask = f"In that notebook type '%kos why {job}'."
+    else:
+        ask = f"In that program kos.connect().why({job!r}) tells it."
+    return (
+        f"{known}of {user}. {ask} From here 'kos dry-run' with its options tells where such a task would go, and "
+        f"'kos cancel {job}' ends it."
+    )
 
 
 def needed(needs: Needs) -> str:
@@ -131,6 +159,8 @@ def needed(needs: Needs) -> str:
     return ", ".join(parts)
 
 
+# Of a detached job that is over: how those of its tasks stand that have no result.
+_STATES_WITHOUT_END: dict[str, TaskState] = {JobState.CANCELLED: TaskState.CANCELLED, JobState.FAILED: TaskState.FAILED}
 _LAYOUTS = {Layout.SPREAD: "spread", Layout.PACK: "packed"}
 
 

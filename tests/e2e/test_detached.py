@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -277,6 +278,22 @@ def test_what_a_driver_that_stands_still_runs_elsewhere_ends_when_another_drives
         for process in reversed(still):
             process.resume()
     until(lambda: trio.alive() == 3, "three nodes are alive again", 40)
+
+
+def test_why_tasks_of_a_detached_job_wait_is_told_everywhere(
+    trio: Trio, until: Callable[..., Any], tmp_path: Path
+) -> None:
+    marks, go = tmp_path / "marks", tmp_path / "go"
+    marks.mkdir()
+    job = trio.cluster.detach(held, [str(marks)] * 2, [str(go)] * 2, max_parallel=1)
+    until(lambda: running(marks), "one of them runs")
+    try:
+        waits = "it needs 1 slot. its cap of 1 at once is reached"
+        for asked in (typed("why", "--json", job.id)[1], trio.observer.ok("why", "--json", job.id)):
+            assert [row["why"] for row in json.loads(asked) if row["state"] == "waiting"] == [waits]
+    finally:
+        go.touch()
+    assert job.wait(60).state == "done"
 
 
 @pytest.mark.usefixtures("trio")

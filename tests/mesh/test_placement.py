@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,11 +88,11 @@ def test_a_dry_run_is_told_in_words_and_refused_as_a_run_is(mesh: Mesh):
 
 
 def test_a_job_of_another_process_is_known_to_those_that_are_to_be_near_or_apart(mesh: Mesh):
-    mesh.program(
+    program = mesh.program(
         """
         import time
         import kos_cluster as kos
-        print(kos.connect().submit(time.sleep, 600, on="node2", name="web", retries=0).result(), flush=True)
+        list(kos.connect().map(time.sleep, [600, 600], on="node2", name="web", retries=0, max_parallel=1))
         """
     )
 
@@ -100,8 +103,13 @@ def test_a_job_of_another_process_is_known_to_those_that_are_to_be_near_or_apart
         return busy == {"node2"} and any(job.name == "web" and job.nodes for job in mesh.cluster.jobs())
 
     until(runs, "the other process's job is known", 90)
+    (web,) = [job.job for job in mesh.cluster.jobs() if job.name == "web"]
+    out = io.StringIO()
+    assert run(["why", "--json", web], out, io.StringIO()) == 0
+    told = next(row["why"] for row in json.loads(out.getvalue()) if row["state"] == "waiting")
+    assert f"knows why: {Path(program.args[1]).name}, process {program.pid} on {socket.gethostname()}, of " in told
+    assert f"kos.connect().why({web!r}) tells it" in told
     assert mesh.cluster.would_go(apart="web").node == "node1"
     assert "the two are to be apart" in mesh.cluster.would_go(apart="web").nodes["node2"]
     assert mesh.cluster.submit(where, near="web", apart="nobody").result(60) == "node1"  # it has room
-    (job,) = [job.job for job in mesh.cluster.jobs() if job.name == "web"]
-    assert kos.connect().cancel(job)
+    assert kos.connect().cancel(web)

@@ -10,12 +10,14 @@ import msgspec
 import pytest
 
 from kos_cluster.core.driving import Kind, Work, encode
+from kos_cluster.core.records import Needs
 from kos_cluster.core.replicated.commands import AssignDriver, CommitResults, TaskResult
 from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError, LimitError, NoSuchTaskError, StateError, UsageError
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.net.standing import Standing, StandingAsked
 from kos_cluster.node.answers import COMMAND_OF
 from kos_cluster.node.detached import ASKED, DetachedJobs
 from kos_cluster.node.drives import Output
@@ -34,9 +36,13 @@ class Control:
 class Drives:
     def __init__(self) -> None:
         self.known: dict[tuple[str, int], Output] = {}
+        self.standings: dict[tuple[str, int], Standing] = {}
 
     def output(self, id_: str, epoch: int) -> Output | None:
         return self.known.get((id_, epoch))
+
+    async def standing(self, id_: str, epoch: int) -> Standing | None:
+        return self.standings.get((id_, epoch))
 
 
 Ask = Callable[[Peer, wire.Asked], Awaitable[Any]]
@@ -129,6 +135,16 @@ def test_output_is_told_by_the_node_that_drives_in_that_epoch_alone() -> None:
         output.wrote(b"said")
         assert await ask(OTHER, wire.DetachedOutput("j", 2, 1)) == wire.OutputSoFar(True, 1, b"aid")
         assert await ask(OTHER, wire.DetachedOutput("j", 1, 0)) == wire.OutputSoFar(False)
+
+    play(scene)
+
+
+def test_why_tasks_wait_is_told_by_the_node_that_drives_in_that_epoch_alone() -> None:
+    async def scene(control: Control, drives: Drives, ask: Ask) -> None:
+        told = drives.standings["j", 2] = Standing(Needs(cpus=4), ("needs 4 slots",))
+        assert await ask(OTHER, StandingAsked("j", 2)) == told
+        with pytest.raises(StateError, match="No driver of job 'j' tells here"):
+            await ask(OTHER, StandingAsked("j", 1))
 
     play(scene)
 

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from kos_cluster.core.driving import EPOCHS_LIMIT, Kind
-from kos_cluster.core.records import indices_of
+from kos_cluster.core.records import Needs, indices_of
 from kos_cluster.core.replicated.commands import AssignDriver, CancelJob, CommitResults, FinishJob, TaskResult
 from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.errors import LimitError
-from kos_cluster.net import driven
+from kos_cluster.net import channel, driven
+from kos_cluster.net.standing import Standing
 from kos_cluster.node import drives
 from kos_cluster.node import driving as module
 from kos_cluster.node.assigning import Assigning
@@ -26,6 +27,7 @@ from tests.node.agreed import BUNDLE, Agreement, View
 
 Said = tuple[driven.FromDriver, bytes]
 WITHIN_S = 10.0
+STANDING = Standing(Needs(), ("its cap of 1 at once is reached",))
 
 
 class Copies:
@@ -92,6 +94,9 @@ class FakeDriver:
                 await asyncio.Event().wait()
             else:
                 yield said
+
+    async def standing(self) -> Standing:
+        return STANDING
 
     async def end(self) -> int:
         self._stage.ended += 1
@@ -343,3 +348,79 @@ def test_the_work_is_named_as_the_record_names_it(play: Play) -> None:
         assert (order.sha256, order.bundle, order.programs) == (BUNDLE, str(stage.kept.path(BUNDLE)), True)
 
     play(scene)
+
+
+def test_only_the_driver_of_this_epoch_is_asked_why_its_tasks_wait(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.script = [[None]]
+        await stage.agreement.submit()
+        await stage.assign()
+        assert await stage.driving.standing("j", 1) is None
+        await stage.until(lambda: stage.orders)
+        assert await stage.driving.standing("j", 1) == STANDING
+        assert await stage.driving.standing("j", 2) is None
+
+    play(scene)
+
+
+def driver_in_hand() -> tuple[drives.Driver, asyncio.StreamReader, Writer]:
+    reader, writer = asyncio.StreamReader(), Writer()
+    return drives.Driver(Process(), reader, writer), reader, writer  # type: ignore[arg-type]
+
+
+class Process:
+    """A driver that has ended."""
+
+    def wait(self, timeout_s: float = 0.0) -> int:
+        return 0
+
+
+class Writer:
+    """What a driver is told."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+        self.closed = False
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        self.told.append(b"".join(pieces))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def said(message: driven.FromDriver) -> bytes:
+    return b"".join(map(bytes, channel.encode(msgspec.msgpack.encode(message))))
+
+
+def test_all_who_ask_a_driver_at_once_share_one_question() -> None:
+    async def scene() -> None:
+        driver, reader, writer = driver_in_hand()
+        asked = [asyncio.ensure_future(driver.standing()) for _ in range(3)]
+        await asyncio.sleep(0)
+        reader.feed_data(said(driven.Stands(STANDING)) + said(driven.Failed("It ends.", 1)))
+        reader.feed_eof()
+        assert [message async for message, _ in driver.messages()] == [driven.Failed("It ends.", 1)]
+        assert await asyncio.gather(*asked) == [STANDING] * 3
+        assert writer.told == [b"".join(map(bytes, channel.encode(msgspec.msgpack.encode(driven.AskStanding()))))]
+
+    asyncio.run(scene())
+
+
+def test_a_driver_that_is_silent_or_ends_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        driver, _, _ = driver_in_hand()
+        asked = asyncio.ensure_future(driver.standing())
+        await asyncio.sleep(0)
+        await driver.end()
+        assert await asked is None
+        assert await driver.standing() is None
+        monkeypatch.setattr(drives, "STANDING_TIMEOUT_S", 0.01)
+        silent, _, writer = driver_in_hand()
+        assert [await silent.standing() for _ in range(2)] == [None, None]
+        assert len(writer.told) == 1
+
+    asyncio.run(scene())

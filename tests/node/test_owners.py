@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 from kos_cluster.core.records import Cause
@@ -44,6 +45,16 @@ def test_an_owner_is_its_identity_and_instance_whatever_the_route() -> None:
         assert known.hello(EVE, b"eve", hello("one"), 1.0, on_this_machine=True) is not state
         assert known.hello(ADA, b"two", hello("two"), 1.0, on_this_machine=True) is not state
         assert len(list(known)) == 3
+
+    scene(play)
+
+
+def test_what_an_owner_says_that_it_is_is_kept_shortened() -> None:
+    async def play(known: Owners, ended: list[OwnerState]) -> None:
+        told = msgspec.structs.replace(hello("one"), program="x" * 1000)
+        state = known.hello(ADA, b"route", told, 0.0, on_this_machine=True)
+        assert state is not None
+        assert state.program == "x" * owners.PROGRAM_LIMIT_CHARACTERS
 
     scene(play)
 

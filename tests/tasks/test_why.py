@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from kos_cluster.core.records import Attempt, AttemptEnd, HeldTasks, JobSummary, Needs, Story, TaskState
 from kos_cluster.tasks.why import explain
@@ -54,15 +55,45 @@ def test_what_waits_is_told_with_its_needs_and_each_nodes_reason_where_it_is_own
     ]
 
 
-def test_elsewhere_it_says_who_knows_and_what_is_free() -> None:
-    (row,) = told("j.2", job(3), [], NODES, None, 0.0)
-    assert row == (
-        "j.2",
-        1,
-        "",
-        "it has not been sent to a node; only its owner knows why, which is a process of ann. "
-        "In that notebook type '%kos why j'. Slots free: one 0 of 2",
-    )
+CAN_BE_DONE = (
+    " From here 'kos dry-run' with its options tells where such a task would go, and 'kos cancel j' ends it. "
+    "Slots free: one 0 of 2"
+)
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (
+            {"program": "train.py, process 7 on desk"},
+            "knows why: train.py, process 7 on desk, of ann. In that program kos.connect().why('j') tells it.",
+        ),
+        (
+            {"program": "a notebook, process 7 on desk"},
+            "knows why: a notebook, process 7 on desk, of ann. In that notebook type '%kos why j'.",
+        ),
+        (
+            {"program": "train.py, process 7 on desk", "parent": "k.3"},
+            "knows why: train.py, process 7 on desk, of ann. That one is task k.3: see 'kos why k.3'.",
+        ),
+        ({}, "knows why, of ann. In that program kos.connect().why('j') tells it."),
+    ],
+)
+def test_elsewhere_it_names_the_program_that_knows_and_says_what_can_be_done(known: dict[str, str], said: str) -> None:
+    (row,) = told("j.2", msgspec.structs.replace(job(3), **known), [], NODES, None, 0.0)
+    begin = "it has not been sent to a node, and only the process that submitted it "
+    assert row == ("j.2", 1, "", begin + said + CAN_BE_DONE)
+
+
+def test_of_a_detached_job_no_notebook_is_spoken_of() -> None:
+    driven = msgspec.structs.replace(job(3), state="driven", driver="two", epoch=1)
+    ((*_, why),) = told("j", driven, [], NODES, None, 0.0)
+    assert why.startswith("it has not been sent to a node. two drives its job and has not told why: ")
+    ((*_, why),) = told("j", msgspec.structs.replace(job(3), state="waiting"), [], NODES, None, 0.0)
+    assert why == "no node drives its job yet: the coordinator gives it to one. Slots free: one 0 of 2"
+    over = msgspec.structs.replace(driven, state="cancelled", done=1)
+    (row,) = explain("j", over, [], NODES, None, 0.0)
+    assert (row.count, row.state, row.why) == (2, TaskState.CANCELLED, "it has no result, and its job is cancelled")
 
 
 def test_of_one_task_only_that_one_is_told() -> None:
@@ -83,4 +114,4 @@ def test_what_waits_for_results_of_others_is_told_by_what_it_waits_for() -> None
     assert rows[3][:2] == ("j", 2)
     assert told("j.4", summary, [], NODES, None, 0.0) == [("j.4", 1, "", "waits for b.7")]
     (other,) = told("j.3", summary, [], NODES, None, 0.0)
-    assert "only its owner knows why" in other[3]
+    assert "only the process that submitted it knows why" in other[3]

@@ -56,6 +56,7 @@ class Pool:
     """Runs calls on a cluster; `processes` caps how many run at once. Raises what `connect` raises.
 
     Small calls travel together; with `alone`, or in a map with a `chunksize`, none waits for another on its way.
+    `context` is the original's and means nothing here: how a node starts its workers is its own.
     """
 
     _state = CLOSE  # should the constructor fail
@@ -66,6 +67,7 @@ class Pool:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        context: object = None,
         *,
         cluster: Cluster | None = None,
         alone: bool = False,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
+import inspect
 import itertools
 import multiprocessing
+import multiprocessing.pool
 import os
 import pickle
 import threading
@@ -139,6 +141,24 @@ def test_a_pools_calls():
         assert pool.map(lambda x: x + 1, [1]) == [2]
         with pytest.raises(NotImplementedError):
             pickle.dumps(pool)
+
+
+def test_a_pool_has_every_public_name_and_parameter_of_the_original():
+    original = multiprocessing.pool.Pool
+    public = {name for name in vars(original) if not name.startswith("_")} - {"Process"}  # that makes its own workers
+    assert public and public <= vars(kos.Pool).keys()
+    for name in (*public, "__init__"):
+        theirs, ours = (
+            list(inspect.signature(getattr(kind, name)).parameters.values()) for kind in (original, kos.Pool)
+        )
+        shown = [(one.name, one.kind) for one in ours if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+        assert shown == [(one.name, one.kind) for one in theirs], name
+    given = inspect.signature(original.__init__).parameters
+    assert {n: p.default for n, p in inspect.signature(kos.Pool).parameters.items() if n in given} == {
+        n: p.default for n, p in given.items() if n != "self"
+    }
+    with kos.Pool(1, None, (), None, multiprocessing.get_context("spawn")) as pool:
+        assert pool.apply(square, (3,)) == 9
 
 
 def test_a_pool_refuses_what_the_original_refuses():

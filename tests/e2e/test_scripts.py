@@ -113,6 +113,119 @@ def test_pools_and_joblib_calls_use_the_whole_cluster(local: Any, folder: Path) 
     assert {(folder / f"part{i}.txt").read_text() for i in range(16)} == {str(slots)}
 
 
+EVERY_FORM = """
+import itertools, multiprocessing, multiprocessing.pool, os, sys, tempfile, time
+from multiprocessing.pool import Pool
+from joblib import Parallel, delayed
+
+table = None
+shared = None
+
+def prepare(size):
+    global table
+    table = list(range(size))
+
+def look(i, meeting, nodes):
+    began = time.monotonic()
+    open(os.path.join(meeting, os.environ["KOS_NODE"]), "w").close()
+    while len(os.listdir(meeting)) < nodes and time.monotonic() < began + 30:
+        time.sleep(0.01)
+    time.sleep(0.02)  # two at once would be seen
+    return os.environ["KOS_NODE"], table and table[i], began, time.monotonic()
+
+def calls(nodes=2):  # eight, which wait until so many nodes run some of them
+    meeting = tempfile.mkdtemp(dir=sys.argv[1])
+    return [(i, meeting, nodes) for i in range(8)]
+
+def tell(found):
+    spells = sorted(spell[2:] for spell in found)
+    alone = all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spells))
+    print(len({node for node, *_ in found}), alone, [value for _, value, *_ in found])
+
+def take(given):
+    global shared
+    shared = given
+
+def count(i):
+    with shared.get_lock():
+        shared.value += 1
+    return os.environ["KOS_NODE"]
+
+def put(i):
+    shared.put(i)
+    return os.environ["KOS_NODE"]
+
+def main():  # what pools share must be no global of the script, which would be a reason of its own
+    forkserver = multiprocessing.get_context("forkserver")
+    for pool in (multiprocessing.pool.Pool(2, prepare, (8,)), Pool(2), forkserver.Pool()):
+        with pool:
+            tell(pool.starmap(look, calls(), 1))
+    with multiprocessing.Pool(1) as pool:
+        tell(pool.starmap(look, calls(nodes=1), 1))
+    tell(Parallel(n_jobs=-1, backend="multiprocessing")(delayed(look)(*call) for call in calls()))
+    value, queue = multiprocessing.Value("i"), multiprocessing.Queue()
+    for fn, thing in 2 * [(count, value)] + 2 * [(put, queue)]:
+        with multiprocessing.Pool(2, take, (thing,)) as pool:
+            print(len(set(pool.map(fn, range(4), 1))))
+    print(value.value, sorted(queue.get() for _ in range(8)))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_every_form_of_pool_spreads_keeps_its_cap_or_shares_memory_and_says_so_once(
+    local: Any, folder: Path, tmp_path: Path
+) -> None:
+    write(folder, "script.py", EVERY_FORM)
+    done = local.kos("run", "--distribute", "script.py", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    spread, nothing = "2 False", [None] * 8
+    *pools, capped, joblib, value, value_again, queue, queue_again, kept = done.stdout.splitlines()
+    assert pools == [f"{spread} {list(range(8))}", f"{spread} {nothing}", f"{spread} {nothing}"]
+    assert capped.split(maxsplit=1)[1] == f"True {nothing}"
+    assert joblib == f"{spread} {nothing}"
+    assert [value, value_again, queue, queue_again] == ["1"] * 4
+    assert kept == "8 [0, 0, 1, 1, 2, 2, 3, 3]"
+    warnings = [line for line in done.stderr.splitlines() if "kos: warning:" in line]
+    assert [line.partition(": its ")[2] for line in warnings] == [
+        "processes share the Synchronized in its initargs.",
+        "processes share the Queue in its initargs.",
+    ]
+
+
+SEARCH = """
+import os, sys, time
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
+
+meeting = sys.argv[1]
+
+def accuracy(model, x, y):
+    open(os.path.join(meeting, os.environ["KOS_NODE"]), "w").close()
+    deadline = time.monotonic() + 30
+    while len(os.listdir(meeting)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return model.score(x, y)
+
+if __name__ == "__main__":
+    search = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=2, scoring=accuracy, n_jobs=-1)
+    search.fit(*load_iris(return_X_y=True))
+    print(search.best_params_, search.best_score_.round(2))
+"""
+
+
+def test_an_unmodified_grid_search_uses_the_whole_cluster(local: Any, folder: Path, tmp_path: Path) -> None:
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    write(folder, "search.py", SEARCH)
+    done = local.kos("run", "--distribute", "search.py", str(meeting))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "{'C': 10} 0.97\n"
+    assert {path.name for path in meeting.iterdir()} == {"node1", "node2"}
+
+
 def test_without_redirect_pools_stay_where_the_script_is(local: Any, folder: Path) -> None:
     write(folder, "script.py", POOLS)
     done = local.kos("run", "--distribute", "--no-redirect", "script.py")

@@ -15,6 +15,7 @@ cancelled, as it is by an interrupt. Dask is imported when this is first called.
 from __future__ import annotations
 
 import concurrent.futures
+import graphlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from kos_cluster.tasks.jobgroup import slots_of
 
 IN_FLIGHT = 4  # tasks out at once, for each slot
 IN_FLIGHT_LEAST = 32  # so that small tasks travel together, in small clusters too
+CYCLE_TOLD_LIMIT = 8  # tasks of a cycle that are named
 
 Call = tuple[Any, tuple[Callable[[Mapping[Any, Any]], Any], Mapping[Any, Any]]]  # key, (task, its inputs)
 
@@ -39,7 +41,8 @@ def dask_get(
 ) -> Any:
     """The values of `keys` in a Dask graph. `num_workers` caps how many tasks run at once.
 
-    `options` are those of Dask's own schedulers. Raises what a task raised, and what `connect` raises.
+    `options` are those of Dask's own schedulers. Raises what a task raised, what `connect` raises, and UsageError for
+    a graph with a cycle.
     """
     local = _dask()
     cluster = cluster or connect()
@@ -81,13 +84,27 @@ def _dask() -> Any:
 
 
 def _prepared(dsk: Any, keys: Any, fused: bool) -> Mapping[Any, Any]:
-    """The tasks that are wanted, with chains of them made one."""
+    """The tasks that are wanted, with chains of them made one. Raises UsageError when some need their own results."""
     from dask.optimization import cull, fuse
     from dask.utils import ensure_dict
 
     graph, dependencies = cull(  # type: ignore[no-untyped-call]
         ensure_dict(dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk), keys
     )
+    _check_acyclic(dependencies)
     if fused:
         graph, _ = fuse(graph, keys, dependencies)  # type: ignore[no-untyped-call]
     return graph  # type: ignore[no-any-return]
+
+
+def _check_acyclic(dependencies: Mapping[Any, Any]) -> None:
+    """Dask's walk would end in errors of its own, of which some do not name the cycle."""
+    try:
+        graphlib.TopologicalSorter(dependencies).prepare()
+    except graphlib.CycleError as error:
+        cycle = [repr(key) for key in reversed(error.args[1])]  # each needs the one after it
+        more = " and so on" * (len(cycle) > CYCLE_TOLD_LIMIT)
+        raise UsageError(
+            f"The Dask graph has a cycle: {' needs '.join(cycle[:CYCLE_TOLD_LIMIT])}{more}.",
+            "A task cannot wait for its own result: take one of these out of the arguments of the other.",
+        ) from None

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -321,6 +322,9 @@ def test_why_tells_where_tasks_are_and_what_each_node_does(notebook: Kernel, hom
     wait_for(running)
     shown = ok(notebook.run("%kos why {many.job}")).shown()[0]
     assert "it needs 1 slot. node1: all 1 slots hold work of this owner; node2: all 1 slots" in shown
+    first, table = ok(notebook.run("%kos dry-run ls")).shown()
+    full = "node1: all 1 slots hold work of this owner"
+    assert first.startswith(f"It would wait: {full}") and "NODE" in table
     job = notebook.value("many.job")
     told = {task: notebook.run(f"%kos story {job}.{task}").error["traceback"] for task in (3, 4)}
     assert told[3] == [f"Nothing of {job}.3 has reached a node yet. Type 'kos why {job}.3' for what it waits for."]
@@ -332,11 +336,25 @@ def test_why_tells_where_tasks_are_and_what_each_node_does(notebook: Kernel, hom
 
     wait_for(lambda: sorted(elsewhere()) == ["", "node1", "node2"])
     waiting = elsewhere()[""]
-    assert "only its owner knows why" in waiting and f"'%kos why {job}'" in waiting
+    known = f"a notebook, process {notebook.value('os.getpid()')} on {socket.gethostname()}, of "
+    assert f"knows why: {known}" in waiting and f"In that notebook type '%kos why {job}'." in waiting
     assert re.search(r"Slots free: node1 \d of 1, node2 \d of 1$", waiting)
     ok(notebook.run(f"open({path!r}, 'w').close()\nlist(many)\nwhy = %kos why {{many.job}}.3"))
     assert notebook.value("[(row['state'], row['why']) for row in why]") == "[('done', 'it is over: done')]"
     assert "No node knows a job or task 'nothing'" in notebook.run("%kos why nothing").error["traceback"][0]
+
+
+def test_a_dry_run_tells_where_and_is_an_object_where_it_is_assigned(notebook: Kernel) -> None:
+    cell = ok(notebook.run("where = %kos dry-run --away-from node1 ls"))
+    (shown,) = cell.shown()
+    assert re.fullmatch(r"It would go to node2: \d of 1 slots free\.\n", shown)
+    assert notebook.value("where.to_dict()['node'], where[0]['standing']") == (
+        "['node1', 'node2'] the task is to be away from it"
+    )
+    shown = ok(notebook.run("%kos dry-run --on node2 ls")).shown()
+    assert shown[0].startswith("It would go to node2: ") and "the task asks for node2" in shown[1]
+    assert json.loads(ok(notebook.run("%kos dry-run --on node2 --json ls")).text())["node"] == "node2"
+    assert "No node is named 'nowhere'." in notebook.run("%kos dry-run --on nowhere ls").error["traceback"][0]
 
 
 def test_a_task_that_failed_tells_what_it_raised(notebook: Kernel, home: str, tmp_path: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import kos_cluster as kos
 import kos_cluster.joblib  # registers the backend
+from kos_cluster.errors import UsageError
 from tests.mesh.conftest import until
 
 dask = pytest.importorskip("dask")
@@ -29,6 +30,25 @@ def test_joblib_uses_the_whole_cluster_unless_told_otherwise():
         ran = joblib.Parallel()(joblib.delayed(where)(n) for n in range(12))
         assert {node for node, _ in ran} == {"node1", "node2"}
         assert joblib.Parallel(n_jobs=1)(joblib.delayed(where)(n) for n in range(1)) == [("here", os.getpid())]
+
+
+def test_a_grid_search_runs_on_every_node(tmp_path: Path):
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    from sklearn.linear_model import Ridge
+
+    def score(model: Ridge, x: numpy.ndarray, y: numpy.ndarray) -> float:
+        (tmp_path / os.environ["KOS_NODE"]).touch()
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return float(model.score(x, y))
+
+    x = numpy.arange(24.0).reshape(12, 2)
+    search = model_selection.GridSearchCV(Ridge(), {"alpha": [1e-6, 1e6]}, cv=2, scoring=score)
+    with joblib.parallel_config("kos"):
+        search.fit(x, x @ [1, 2])
+    assert search.best_params_ == {"alpha": 1e-6} and search.best_score_ > 0.99
+    assert {path.name for path in tmp_path.iterdir()} == {"node1", "node2"}
 
 
 def test_a_slow_call_holds_no_other_back(tmp_path: Path):
@@ -96,6 +116,28 @@ def test_a_failed_dask_task_says_which_and_where_and_stops_the_rest(tmp_path: Pa
     assert "in divide" in str(caught.value.__cause__)
     assert any("divide" in note and "Dask" in note for note in caught.value.__notes__)
     until(lambda: (tmp_path / "ended").exists(), "the other task is stopped")
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize(
+    ("graph", "said"),
+    [
+        ({"a": (abs, "a")}, "'a' needs 'a'."),
+        ({"a": (abs, "b"), "b": (abs, "a")}, "'a' needs 'b' needs 'a'."),
+        (
+            {"x": 1, "a": (max, "b", "x"), "b": (max, "c", "x"), "c": (max, "a", "x")},
+            "'a' needs 'b' needs 'c' needs 'a'.",
+        ),
+        (
+            {("k", n): (abs, ("k", (n + 1) % 20)) for n in range(20)},
+            " needs ".join(f"('k', {n})" for n in range(8)) + " and so on.",
+        ),
+    ],
+)
+def test_a_dask_graph_with_a_cycle_is_refused_in_a_sentence(graph: dict, said: str, optimize: bool):
+    with pytest.raises(UsageError) as caught:
+        kos.dask_get(graph, [next(key for key in graph if key != "x")], optimize_graph=optimize)
+    assert caught.value.message == f"The Dask graph has a cycle: {said}"
 
 
 def test_dask_tells_its_callbacks_and_keeps_a_cap(tmp_path: Path):

@@ -8,13 +8,16 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kos_cluster as kos
 from kos_cluster.cli.main import run
 from kos_cluster.core.records import AttemptEnd
-from kos_cluster.errors import PlacementError, TaskLostError
+from kos_cluster.errors import PlacementError, TaskLostError, UsageError
+from kos_cluster.tasks.cluster import Cluster
+from kos_cluster.tasks.why import WouldGo
 from tests.mesh.conftest import Mesh, until
 
 
@@ -85,6 +88,30 @@ def test_a_dry_run_is_told_in_words_and_refused_as_a_run_is(mesh: Mesh):
     assert [row.split(maxsplit=1)[0] for row in rows] == ["node1", "node2"]
     assert run(["dry-run", "--label", "site!=here"], out, err) == PlacementError.exit_code
     assert "its site is here, which the task is to be away from" in err.getvalue()
+
+
+def test_a_dry_run_of_a_script_counts_what_it_imports_and_runs_nothing(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[str, ...]] = []
+    would_go = Cluster.would_go
+
+    def noted(cluster: Cluster, *, modules: tuple[str, ...], **options: Any) -> WouldGo:
+        asked.append(modules)
+        return would_go(cluster, modules=modules, **options)
+
+    monkeypatch.setattr(Cluster, "would_go", noted)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text("import json, numpy\nopen('ran', 'w')\n")
+    out, err = io.StringIO(), io.StringIO()
+    assert run(["dry-run", "--json", "--distribute", "--on", "node2", "script.py"], out, err) == 0
+    told = json.loads(out.getvalue())
+    assert (told["node"], told["nodes"].keys()) == ("node2", {"node1", "node2"})
+    assert "slots free" in told["reasons"][0] and told["nodes"]["node1"] == "the task asks for node2"
+    assert asked == [("numpy",)]
+    assert run(["dry-run", "--distribute", "missing.py"], out, err) == UsageError.exit_code
+    assert "There is no script missing.py" in err.getvalue()
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 def test_a_job_of_another_process_is_known_to_those_that_are_to_be_near_or_apart(mesh: Mesh):

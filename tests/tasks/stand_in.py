@@ -67,6 +67,7 @@ class StandInJob:
         self._cancelled = threading.Event()
         self._threads: list[threading.Thread] = []
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._busy: set[subprocess.Popen[bytes]] = set()
         for number in range(min(WORKERS, spec.options.max_parallel or WORKERS)):
             thread = threading.Thread(target=self._serve, args=(f"n{number}",), daemon=True)
             thread.start()
@@ -81,7 +82,11 @@ class StandInJob:
         return future
 
     def cancel(self) -> None:
+        """What runs ends with its worker, as in a mesh."""
         self._cancelled.set()
+        for worker in list(self._busy):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.killpg(worker.pid, signal.SIGKILL)
 
     @property
     def was_cancelled(self) -> bool:
@@ -116,7 +121,10 @@ class StandInJob:
             self._states[index] = TaskState.RUNNING
             if worker is None:
                 worker = self._start(node)
-            future.settle(_ask(worker, self.id, index, payload))
+            self._busy.add(worker)
+            outcome = None if self._cancelled.is_set() else _ask(worker, self.id, index, payload)
+            self._busy.discard(worker)
+            future.settle(None if self._cancelled.is_set() else outcome)
         self._waiting.put(None)
         if worker is not None:
             with worker:

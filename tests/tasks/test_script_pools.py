@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tests.tasks.test_redirect import run
@@ -148,6 +149,10 @@ def test_errors_of_a_pool_are_those_of_the_original(tmp_path: Path) -> None:
         def die(_):
             os._exit(9)
 
+        def stay(begun):
+            open(begun, "w").close()
+            time.sleep(60)
+
         def told(call):
             try:
                 return call()
@@ -165,8 +170,10 @@ def test_errors_of_a_pool_are_those_of_the_original(tmp_path: Path) -> None:
             print(told(lambda: pool.apply(abs, (1,))))
             pool.join()
             left = multiprocessing.Pool()
-            left.apply_async(time.sleep, (60,))  # the end of the script does not wait for it
-        """,
+            left.apply_async(stay, (BEGUN,))  # the end of the script does not wait for it
+            while not os.path.exists(BEGUN):
+                time.sleep(0.005)
+        """.replace("BEGUN", repr(os.fspath(tmp_path / "begun"))),
     )
     assert ran.out.splitlines() == [
         "ValueError: Number of processes must be at least 1",

@@ -27,10 +27,9 @@ from kos_cluster.net import wire
 from kos_cluster.net.bulk import get_kept, put_part
 from kos_cluster.tasks import bundle
 from kos_cluster.tasks.futures import Outcome
-from kos_cluster.tasks.job import JobSpec
+from kos_cluster.tasks.job import Job
 
 if TYPE_CHECKING:
-    from kos_cluster.tasks.cluster import Cluster
     from kos_cluster.tasks.mesh import Mesh
 
 POLL_S = 0.25
@@ -176,14 +175,13 @@ class _Reader:
             self._write(data)
 
 
-def submit(cluster: Cluster, mesh: Mesh, spec: JobSpec, payloads: Sequence[bytes], kind: Kind) -> DetachedJob:
+def submit(mesh: Mesh, job: Job, payloads: Sequence[bytes], kind: Kind) -> DetachedJob:
     """Have the cluster drive a job. Raises what refuses it: LimitError, PlacementError, UnreachableError."""
-    job = cluster.possible(spec)
-    data = bundle.pack(spec, payloads)
+    data = bundle.pack(job.spec, payloads)
     hash_ = hashlib.sha256(data).hexdigest()
     holders = _put(mesh, hash_, data)
     work = encode(Work(kind, len(payloads), hash_))
-    ask = wire.Detach(job.id, spec.name[:NAME_LIMIT_CHARACTERS], work, hash_, holders)
+    ask = wire.Detach(job.id, job.spec.name[:NAME_LIMIT_CHARACTERS], work, hash_, holders)
     try:
         mesh.request(ask, bool, timeout_s=AGREED_TIMEOUT_S)
     except UnreachableError as error:

@@ -23,7 +23,9 @@ from kos_cluster.core.records import JobSummary, Story
 from kos_cluster.errors import UnreachableError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.net import wire
+from kos_cluster.net.administration import ClusterStatus, DrainNode, MintToken, RemoveNode, RenewNode, Status, StopNode
 from kos_cluster.net.blocks import MemoryAsked
+from kos_cluster.net.detached import CancelDetached
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.tasks import (
@@ -335,13 +337,13 @@ class Cluster:
 
     def cancel(self, id: str) -> bool:
         """Cancel a job or task by id, whoever submitted it. False when no node knows it."""
-        if self._mesh.request(wire.CancelDetached(id), bool, timeout_s=detached.AGREED_TIMEOUT_S):
+        if self._mesh.request(CancelDetached(id), bool, timeout_s=detached.AGREED_TIMEOUT_S):
             return True
         return any(self._mesh.request_all(wire.CancelWork(id), bool).values())
 
     def mint_token(self, role: str, ttl_s: float) -> str:
         """A join token, for one use. Needs the role admin."""
-        return self._mesh.request(wire.MintToken(role, ttl_s), str, timeout_s=DECISION_TIMEOUT_S)
+        return self._mesh.request(MintToken(role, ttl_s), str, timeout_s=DECISION_TIMEOUT_S)
 
     def lock(self, name: str, *, ttl: float = TTL_S, wait: float | None = None) -> Lock:
         """A named lock of the whole cluster, as a context manager with `.token` and `.held`; see `tasks.locking`.
@@ -372,11 +374,11 @@ class Cluster:
 
     def drain_node(self, name: str, *, undo: bool = False) -> None:
         """Give a node no more work (what runs there goes on), or work again. Needs the role admin."""
-        self._mesh.request(wire.DrainNode(name, not undo), bool, timeout_s=DECISION_TIMEOUT_S)
+        self._mesh.request(DrainNode(name, not undo), bool, timeout_s=DECISION_TIMEOUT_S)
 
     def remove(self, name: str) -> list[str]:
         """Remove a node or client for good; the names removed, with those that came with it. Needs the role admin."""
-        asked, question = to_ask(self.nodes(), name), wire.RemoveNode(name)
+        asked, question = to_ask(self.nodes(), name), RemoveNode(name)
         try:
             return self._mesh.request(question, list[str], node=asked, timeout_s=REMOVAL_TIMEOUT_S)
         except UnreachableError:  # who was asked may have been removed itself, and was the first to answer
@@ -387,19 +389,19 @@ class Cluster:
 
     def renew_node(self, name: str) -> float:
         """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""
-        return self._mesh.request(wire.RenewNode(), float, node=name, timeout_s=REMOVAL_TIMEOUT_S)
+        return self._mesh.request(RenewNode(), float, node=name, timeout_s=REMOVAL_TIMEOUT_S)
 
     def renew(self) -> float:
         """Renew this machine's client certificate; when the new one ends (Unix seconds)."""
         return self._mesh.renew()
 
-    def agreement(self, node: str) -> wire.ClusterStatus:
+    def agreement(self, node: str) -> ClusterStatus:
         """What a node knows of what the cluster has agreed on, and its clock."""
-        return self._mesh.request(wire.Status(), wire.ClusterStatus, node=node)
+        return self._mesh.request(Status(), ClusterStatus, node=node)
 
     def stop_node(self, name: str) -> None:
         """Stop a node's daemon. Needs the role admin."""
-        self._mesh.request(wire.StopNode(), bool, node=name)
+        self._mesh.request(StopNode(), bool, node=name)
 
     def close(self) -> None:
         """End the connection. Tasks that are not done are cancelled."""

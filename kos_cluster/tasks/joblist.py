@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kos_cluster.core.records import JobSummary
+from kos_cluster.net import detached as asks
 from kos_cluster.net import wire
 from kos_cluster.tasks import detached
 
@@ -32,11 +33,11 @@ def everybodys(mesh: Mesh) -> list[JobSummary]:
 def as_one_node_tells(mesh: Mesh, timeout_s: float) -> list[JobSummary]:
     """All jobs, as any one node knows them. Raises UnreachableError."""
     told = mesh.request(wire.Jobs(), list[JobSummary], timeout_s=timeout_s)
-    kept = mesh.request(wire.DetachedJobs(), list[wire.DetachedJob], timeout_s=timeout_s)
+    kept = mesh.request(asks.DetachedJobs(), list[asks.DetachedJob], timeout_s=timeout_s)
     return _listed(mesh, told, kept)
 
 
-def _listed(mesh: Mesh, told: Iterable[JobSummary], kept: Iterable[wire.DetachedJob]) -> list[JobSummary]:
+def _listed(mesh: Mesh, told: Iterable[JobSummary], kept: Iterable[asks.DetachedJob]) -> list[JobSummary]:
     """The oldest first."""
     known = {job.job: job for job in own(mesh)}
     for job in told:

@@ -285,11 +285,11 @@ class Cluster:
 
     def states(self, job: str) -> bytes:
         """A byte a task of one of this process's jobs, an index of `core.jobrows.STATES`; empty for any other."""
-        return self._mesh.states(job)
+        return self._mesh.jobs.states(job)
 
     def own_stories(self, job: str, indices: Collection[int]) -> list[Story]:
         """Every known attempt at these tasks of one of this process's jobs; nobody is asked."""
-        return self._mesh.stories(job, indices)
+        return self._mesh.jobs.stories(job, indices)
 
     def logs(self, id: str) -> list[tuple[str, bytes]]:
         """The last output of a job's tasks, or of one task."""
@@ -308,7 +308,7 @@ class Cluster:
         A job of this process is told of as it is known here when no node answers.
         """
         job, _, index = id.partition(".")
-        standing = self._mesh.standing(job)
+        standing = self._mesh.placing.standing(job)
         try:
             jobs, stories, nodes = self.jobs(), self.stories(id), self.nodes()
         except UnreachableError:
@@ -331,7 +331,7 @@ class Cluster:
         job = self._submission.possible(
             JobSpec(b"", options=options, name=options.name or "such a task", modules=modules)
         )
-        placed, standing = self._mesh.would_go(job.needs)
+        placed, standing = self._mesh.placing.would_go(job.needs)
         name = next((member.name for member in self._mesh.members if member.id == placed.node), "")
         return WouldGo(name, placed.reasons, standing)
 

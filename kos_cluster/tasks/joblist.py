@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def own(mesh: Mesh) -> list[JobSummary]:
     """The jobs of this process; nobody is asked."""
-    return [msgspec.structs.replace(job, user=mesh.credentials.peer.name) for job in mesh.summaries()]
+    return [msgspec.structs.replace(job, user=mesh.credentials.peer.name) for job in mesh.jobs.summaries()]
 
 
 def everybodys(mesh: Mesh) -> list[JobSummary]:

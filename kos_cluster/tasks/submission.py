@@ -100,7 +100,7 @@ class Submission:
         job = Job(id_ or new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
         if job.needs.near or job.needs.apart:
             find_related(self._mesh, job.needs, driven=bool(id_))
-        never = self._mesh.why_never(job)
+        never = self._mesh.placing.why_never(job)
         if never:
             raise _impossible(job, never)
         return job

@@ -16,7 +16,7 @@ from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.errors import StateError, UsageError
 
 if TYPE_CHECKING:
-    from kos_cluster.net.wire import DetachedJob as Record
+    from kos_cluster.net.detached import DetachedJob as Record
     from kos_cluster.tasks.detached import DetachedJob
     from kos_cluster.tasks.script import CommandResult
 

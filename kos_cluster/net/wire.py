@@ -4,6 +4,7 @@ Theory of operation. A message is a header and perhaps an opaque payload, which 
 frame is `K`, the wire version, the header's length as four bytes (little-endian), then the header: one MessagePack
 struct tagged with its kind. A payload of less than `INLINE_BYTES` follows in the same frame, as each frame costs its
 own encryption and its own turn of ZeroMQ; a larger one is a second frame, which is sent without being copied.
+What is said of links, tasks and listings stands here, other concerns have modules of their own; the unions name all.
 
 Versions. From one version to the next, kinds and fields are only added, each new field with a default that means "the
 sender is older and did not say", and a receiver ignores fields that it does not know. So neighbours understand each
@@ -24,13 +25,29 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster.core import kademlia, raft, swim
-from kos_cluster.core.loadgossip import LoadReport
 from kos_cluster.core.records import Attempt, Cause, JobSummary, Load, Member, Needs, Runs, Versions
-from kos_cluster.core.replicated.commands import Proposal
-from kos_cluster.core.replicated.replies import Reply as StateReply
 from kos_cluster.errors import ProtocolError
+from kos_cluster.net.administration import (
+    DrainNode,
+    LeaveCluster,
+    MintToken,
+    RemoveNode,
+    Renew,
+    RenewalKept,
+    RenewNode,
+    Status,
+    StopNode,
+)
 from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
+from kos_cluster.net.controlplane import Consensus, Finding, Heartbeat, LoadNews, Propose, Proposed
+from kos_cluster.net.detached import (
+    CancelDetached,
+    Detach,
+    DetachedJobOf,
+    DetachedJobs,
+    DetachedOutput,
+    DetachedResults,
+)
 from kos_cluster.net.gangs import GangWanted, GangWithdrawn, RankReady, RankTable, TwoPhase
 from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
@@ -76,44 +93,6 @@ class HelloWanted(msgspec.Struct, frozen=True, tag="HELLO_WANTED"):
 
 class Expelled(msgspec.Struct, frozen=True, tag="EXPELLED"):
     """A node to a peer on an open link whose certificate does not hold any more: present one, or be gone."""
-
-
-class Heartbeat(msgspec.Struct, frozen=True, tag="HEARTBEAT"):
-    """What nodes say to each other about who is alive; see `core.swim`."""
-
-    message: swim.Message
-
-
-class LoadNews(msgspec.Struct, frozen=True, tag="LOAD"):
-    """What nodes say to each other about how busy they are; see `core.loadgossip`."""
-
-    report: LoadReport
-
-
-class Finding(msgspec.Struct, frozen=True, tag="FINDING"):
-    """What nodes say to each other to find one by its id; see `core.kademlia`."""
-
-    message: kademlia.Message
-
-
-class Consensus(msgspec.Struct, frozen=True, tag="CONSENSUS"):
-    """What nodes say to each other to agree; see `core.raft`."""
-
-    message: raft.Message
-
-
-class Propose(msgspec.Struct, frozen=True, tag="PROPOSE"):
-    """A node to the coordinator: have this applied. The answer is `Proposed` of the same number."""
-
-    id: int
-    proposal: Proposal
-
-
-class Proposed(msgspec.Struct, frozen=True, tag="PROPOSED"):
-    """What was replied when it was applied; None when it must be offered again, here or elsewhere."""
-
-    id: int
-    reply: StateReply | None
 
 
 class SyncRequest(msgspec.Struct, frozen=True, tag="SYNC_REQUEST"):
@@ -334,94 +313,6 @@ class CancelWork(msgspec.Struct, frozen=True, tag=True):
     id: str
 
 
-class MintToken(msgspec.Struct, frozen=True, tag=True):
-    """Make a join token. Reply: str."""
-
-    role: str
-    ttl_s: float
-
-
-class StopNode(msgspec.Struct, frozen=True, tag=True):
-    """Stop the daemon. Reply: bool."""
-
-
-class LeaveCluster(msgspec.Struct, frozen=True, tag=True):
-    """From a node's own identity: this node leaves for good. Reply: bool, whether the cluster goes on without it."""
-
-
-class RemoveNode(msgspec.Struct, frozen=True, tag=True):
-    """Remove a node or client by name or id, and deny its certificates. Reply: list[str], the names removed."""
-
-    name: str
-
-
-class DrainNode(msgspec.Struct, frozen=True, tag=True):
-    """Give the node of this name or id no more work, or work again. Reply: bool."""
-
-    name: str
-    drain: bool
-
-
-class Renew(msgspec.Struct, frozen=True, tag=True):
-    """From the holder of the certificate that spoke: certify these keys in its place. Reply: bytes, PEM."""
-
-    request_pem: bytes
-
-
-class RenewalKept(msgspec.Struct, frozen=True, tag=True):
-    """From its holder: the certificate of this serial is kept, so deny those before it. Reply: bool."""
-
-    serial: int
-
-
-class RenewNode(msgspec.Struct, frozen=True, tag=True):
-    """Let the node that is asked renew its own certificate now. Reply: float, when the new one ends (Unix seconds)."""
-
-
-class Status(msgspec.Struct, frozen=True, tag=True):
-    """What the cluster has agreed on, as this node knows it. Reply: ClusterStatus."""
-
-
-class Detach(msgspec.Struct, frozen=True, tag=True):
-    """Drive this job, whose work `holders` keep as the part `bundle`, without its submitter. Reply: bool."""
-
-    id: str
-    name: str
-    spec: bytes  # a `core.driving.Work`
-    bundle: str
-    holders: tuple[str, ...]
-
-
-class DetachedJobs(msgspec.Struct, frozen=True, tag=True):
-    """All detached jobs. Reply: list[DetachedJob]."""
-
-
-class DetachedJobOf(msgspec.Struct, frozen=True, tag=True):
-    """One detached job. Reply: DetachedJob. NoSuchTaskError for an id that the cluster does not know."""
-
-    id: str
-
-
-class DetachedResults(msgspec.Struct, frozen=True, tag=True):
-    """The results of a detached job so far. Reply: list[TaskResult]."""
-
-    id: str
-
-
-class DetachedOutput(msgspec.Struct, frozen=True, tag=True):
-    """What a job's tasks have written from `offset` on, from the node that drives it. Reply: OutputSoFar."""
-
-    id: str
-    epoch: int
-    offset: int
-
-
-class CancelDetached(msgspec.Struct, frozen=True, tag=True):
-    """Cancel a detached job. Reply: bool, whether there is one of this id."""
-
-    id: str
-
-
 Asked = (
     Nodes
     | Jobs
@@ -461,55 +352,6 @@ Asked = (
     | GangWanted
     | GangWithdrawn
 )
-
-
-class ClusterStatus(msgspec.Struct, frozen=True):
-    """`trouble` says why the node that answers takes no part in the decisions, if it does not.
-
-    `sealed_to`: the ids of the nodes that hold a copy of the authority's key. `now_s`: its clock, Unix seconds.
-    `contacts`: the nodes that it can name to one who looks a node up; -1: it makes no look-ups.
-    """
-
-    coordinator: str
-    term: int
-    voters: list[str]
-    learners: list[str]
-    trouble: str = ""
-    sealed_to: list[str] = []
-    now_s: float = 0.0
-    contacts: int = -1
-
-
-class DetachedJob(msgspec.Struct, frozen=True):
-    """A detached job as the cluster's state has it. Times are Unix seconds."""
-
-    id: str
-    name: str
-    user: str
-    state: str  # a `core.replicated.jobs.JobState`
-    kind: str  # a `core.driving.Kind`
-    total: int
-    done: int  # tasks with a result, those that failed included
-    failed: int
-    submitted_s: float
-    driver: str = ""  # the id of the node that drives it, or did last
-    driver_name: str = ""
-    epoch: int = 0
-    exit_code: int | None = None
-    tail: bytes = b""
-    ended_s: float | None = None
-    ended_by: str = ""
-
-
-class OutputSoFar(msgspec.Struct, frozen=True):
-    """`data` begins at `start`, which is later than what was asked for when so much is no longer kept.
-
-    `known` is false at a node that does not drive the job in this epoch, and has not done so lately.
-    """
-
-    known: bool
-    start: int = 0
-    data: bytes = b""
 
 
 class Request(msgspec.Struct, frozen=True, tag="REQUEST"):

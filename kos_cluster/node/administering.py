@@ -18,7 +18,7 @@ from kos_cluster.core.replicated.identities import Identity
 from kos_cluster.core.roles import Role
 from kos_cluster.core.voters import change_refused
 from kos_cluster.errors import KosError, NoSuchNodeError, StateError, UnreachableError
-from kos_cluster.net import wire
+from kos_cluster.net.administration import LeaveCluster
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LockReleased, LockRenewed, LockState, LockWanted
 from kos_cluster.node.controlplane import ControlPlane
@@ -107,7 +107,7 @@ class Administration:
                 raise UnreachableError("The cluster has no coordinator at the moment.", "Try again in a few seconds.")
             await self._consensus.moved(deadline - time.monotonic())
         try:
-            reply = await self._control.peers.ask(leader, wire.LeaveCluster(), LEAVE_TIMEOUT_S)
+            reply = await self._control.peers.ask(leader, LeaveCluster(), LEAVE_TIMEOUT_S)
         except TimeoutError:
             raise UnreachableError("The coordinator does not answer.", "Try again in a few seconds.") from None
         if reply.error is not None:

@@ -10,8 +10,19 @@ import msgspec
 from kos_cluster.core.records import JobSummary, Load
 from kos_cluster.core.roles import Command, Role, may
 from kos_cluster.errors import AuthError, KosError
+from kos_cluster.net import detached, wire
 from kos_cluster.net import kernels as asks
-from kos_cluster.net import wire
+from kos_cluster.net.administration import (
+    DrainNode,
+    LeaveCluster,
+    MintToken,
+    RemoveNode,
+    Renew,
+    RenewalKept,
+    RenewNode,
+    Status,
+    StopNode,
+)
 from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
 from kos_cluster.net.gangs import GangWanted, GangWithdrawn
 from kos_cluster.net.identity import Peer
@@ -35,14 +46,14 @@ COMMAND_OF: dict[type, Command] = {
     wire.Logs: Command.READ,
     wire.Stories: Command.READ,
     wire.CancelWork: Command.SUBMIT,
-    wire.MintToken: Command.MINT_TOKEN,
-    wire.StopNode: Command.STOP_NODE,
-    wire.LeaveCluster: Command.REMOVE_SELF,
-    wire.RemoveNode: Command.REMOVE_NODE,
-    wire.DrainNode: Command.DRAIN_NODE,
-    wire.Renew: Command.READ,  # of one's own certificate
-    wire.RenewalKept: Command.READ,  # likewise
-    wire.RenewNode: Command.ROTATE,
+    MintToken: Command.MINT_TOKEN,
+    StopNode: Command.STOP_NODE,
+    LeaveCluster: Command.REMOVE_SELF,
+    RemoveNode: Command.REMOVE_NODE,
+    DrainNode: Command.DRAIN_NODE,
+    Renew: Command.READ,  # of one's own certificate
+    RenewalKept: Command.READ,  # likewise
+    RenewNode: Command.ROTATE,
     LockWanted: Command.SUBMIT,
     LockAsked: Command.READ,
     LocksAsked: Command.READ,
@@ -50,13 +61,13 @@ COMMAND_OF: dict[type, Command] = {
     LockReleased: Command.SUBMIT,
     RegistersAsked: Command.READ,
     RegisterWritten: Command.SUBMIT,
-    wire.Status: Command.READ,
-    wire.Detach: Command.SUBMIT,
-    wire.DetachedJobs: Command.READ,
-    wire.DetachedJobOf: Command.READ,
-    wire.DetachedResults: Command.SUBMIT,
-    wire.DetachedOutput: Command.READ,
-    wire.CancelDetached: Command.SUBMIT,
+    Status: Command.READ,
+    detached.Detach: Command.SUBMIT,
+    detached.DetachedJobs: Command.READ,
+    detached.DetachedJobOf: Command.READ,
+    detached.DetachedResults: Command.SUBMIT,
+    detached.DetachedOutput: Command.READ,
+    detached.CancelDetached: Command.SUBMIT,
     StandingAsked: Command.READ,
     asks.StartKernel: Command.SUBMIT,
     asks.KernelOf: Command.SUBMIT,
@@ -69,16 +80,16 @@ COMMAND_OF: dict[type, Command] = {
 }
 WORDS_OF: dict[type, str] = {
     wire.CancelWork: "cancel work",
-    wire.CancelDetached: "cancel work",
-    wire.Detach: "run work",
+    detached.CancelDetached: "cancel work",
+    detached.Detach: "run work",
     asks.StartKernel: "run work",
     GangWanted: "run work",
     GangWithdrawn: "cancel work",
     asks.KernelOf: "use kernels",
     asks.StopKernel: "cancel work",
-    wire.DetachedResults: "take results",
-    wire.MintToken: "make join tokens",
-    wire.StopNode: "stop nodes",
+    detached.DetachedResults: "take results",
+    MintToken: "make join tokens",
+    StopNode: "stop nodes",
     LockWanted: "take locks",
     LockRenewed: "take locks",
     LockReleased: "take locks",
@@ -149,10 +160,10 @@ class Answers:
                 return self._history.stories(id_)
             case wire.CancelWork(id_):
                 return self._cancel(peer, id_)
-            case wire.StopNode():
+            case StopNode():
                 self._stop()
                 return True
-            case wire.Status():
+            case Status():
                 return self._control.status()
             case asks.StartKernel() | asks.KernelOf() | asks.StopKernel():
                 return await self._kernels.answer(peer, ask)
@@ -168,19 +179,19 @@ class Answers:
         if isinstance(ask, ASKED):
             return await self._detached.answer(peer, ask)
         match ask:
-            case wire.MintToken(role, ttl_s):
+            case MintToken(role, ttl_s):
                 return await self._control.certifier.mint(role, ttl_s)
-            case wire.LeaveCluster():
+            case LeaveCluster():
                 return await self._administration.leave(peer, self._own_load()[0])
-            case wire.RemoveNode(name):
+            case RemoveNode(name):
                 return await self._administration.remove(peer, name)
-            case wire.DrainNode(name, drain):
+            case DrainNode(name, drain):
                 return await self._administration.drain(name, drain)
-            case wire.Renew(request_pem):
+            case Renew(request_pem):
                 return await self._control.certifier.renew(peer, request_pem)
-            case wire.RenewalKept(serial):
+            case RenewalKept(serial):
                 return await self._administration.renewal_kept(peer, serial)
-            case wire.RenewNode():
+            case RenewNode():
                 return await self._rotate()
             case LockWanted():
                 return await self._administration.lock(peer, ask)

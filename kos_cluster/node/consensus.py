@@ -37,7 +37,7 @@ from kos_cluster.core.replicated.stamp import Stamp
 from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.voters import undecided_sentence
 from kos_cluster.errors import KosError, StateError, UnreachableError
-from kos_cluster.net import wire
+from kos_cluster.net import controlplane, wire
 from kos_cluster.node.alarm import Alarm
 from kos_cluster.node.forwarding import Forwarding
 from kos_cluster.node.raftlog import RaftLog
@@ -279,9 +279,9 @@ class Consensus:
     def said(self, sender: str, message: wire.Message) -> None:
         """Take in a message of the agreement from an authenticated node."""
         match message:
-            case wire.Consensus(inner):
+            case controlplane.Consensus(inner):
                 self._feed(raft.Received(sender, inner))
-            case wire.Propose() | wire.Proposed():
+            case controlplane.Propose() | controlplane.Proposed():
                 self._forwarding.said(sender, message)
 
     # ---- the machine
@@ -310,7 +310,7 @@ class Consensus:
         for action in actions:
             match action:
                 case raft.Send(to, message):
-                    self._send(to, wire.Consensus(message))
+                    self._send(to, controlplane.Consensus(message))
                 case Write(batch):
                     self._loop.create_task(self._write(batch), name="raft-write")
                 case raft.Apply(entries):

@@ -24,7 +24,8 @@ from kos_cluster.core import raft, swim
 from kos_cluster.core.records import Load, Member, MemberState
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import RevokedError
-from kos_cluster.net import wire
+from kos_cluster.net import controlplane, wire
+from kos_cluster.net.administration import ClusterStatus
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.gangs import TwoPhase
 from kos_cluster.net.identity import Credentials, Peer
@@ -230,9 +231,9 @@ class ControlPlane:
         """The member that coordinates, when it is known."""
         return self.membership.member(self.consensus.leader or "")
 
-    def status(self) -> wire.ClusterStatus:
+    def status(self) -> ClusterStatus:
         membership = self.consensus.membership
-        return wire.ClusterStatus(
+        return ClusterStatus(
             coordinator=self.consensus.leader or "",
             term=self.consensus.term,
             voters=list(membership.voters),
@@ -253,11 +254,11 @@ class ControlPlane:
     def node_said(self, peer: Peer, message: wire.Message, payload: memoryview) -> None:
         self.membership.heard(peer.id)
         match message:
-            case wire.Heartbeat() | wire.LoadNews():
+            case controlplane.Heartbeat() | controlplane.LoadNews():
                 self.membership.said(peer.id, message)
-            case wire.Finding(inner):
+            case controlplane.Finding(inner):
                 self.lookups.said(peer.id, inner)
-            case wire.Consensus() | wire.Propose() | wire.Proposed():
+            case controlplane.Consensus() | controlplane.Propose() | controlplane.Proposed():
                 self.consensus.said(peer.id, message)
             case TwoPhase(inner):
                 self._gangs.said(peer.id, inner)

@@ -31,6 +31,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.beacon import Beacon
 from kos_cluster.net.bulk import BulkServer
+from kos_cluster.net.controlplane import Consensus, Finding, Heartbeat, LoadNews, Propose, Proposed
 from kos_cluster.net.gangs import RankTable, TwoPhase
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.listeners import Listeners
@@ -71,12 +72,12 @@ FAREWELL_POLL_S = 0.02
 PROFILES = {"lan": swim.LAN, "fast": swim.FAST}
 # What only nodes say, and only to nodes.
 NODES_SAY = (
-    wire.Heartbeat,
-    wire.LoadNews,
-    wire.Finding,
-    wire.Consensus,
-    wire.Propose,
-    wire.Proposed,
+    Heartbeat,
+    LoadNews,
+    Finding,
+    Consensus,
+    Propose,
+    Proposed,
     TwoPhase,
     wire.OwnerEnded,
     wire.Reply,

@@ -13,6 +13,7 @@ from kos_cluster.core.replicated.commands import Part, SubmitJob, TaskResult
 from kos_cluster.core.replicated.jobs import Job
 from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, NoSuchTaskError, StateError
+from kos_cluster.net import detached as asks
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.standing import Standing, StandingAsked
@@ -20,12 +21,12 @@ from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.driving import Driving
 
 ASKED = (
-    wire.Detach,
-    wire.DetachedJobs,
-    wire.DetachedJobOf,
-    wire.DetachedResults,
-    wire.DetachedOutput,
-    wire.CancelDetached,
+    asks.Detach,
+    asks.DetachedJobs,
+    asks.DetachedJobOf,
+    asks.DetachedResults,
+    asks.DetachedOutput,
+    asks.CancelDetached,
     StandingAsked,
 )
 
@@ -43,23 +44,23 @@ class DetachedJobs:
     async def answer(self, peer: Peer, ask: wire.Asked) -> object:
         """Raises what refuses it."""
         match ask:
-            case wire.Detach():
+            case asks.Detach():
                 return await self._submit(peer, ask)
-            case wire.DetachedJobs():
+            case asks.DetachedJobs():
                 return [self._told(job) for job in self._consensus.state.jobs.snapshot()]
-            case wire.DetachedJobOf(id_):
+            case asks.DetachedJobOf(id_):
                 return self._told(await self._find(id_))
-            case wire.DetachedResults(id_):
+            case asks.DetachedResults(id_):
                 return await self._results(id_)
-            case wire.DetachedOutput(id_, epoch, offset):
+            case asks.DetachedOutput(id_, epoch, offset):
                 return self._output(id_, epoch, offset)
-            case wire.CancelDetached(id_):
+            case asks.CancelDetached(id_):
                 return await self._cancel(peer, id_)
             case StandingAsked(id_, epoch):
                 return await self._standing(id_, epoch)
         raise StateError(f"{type(ask).__name__} is not about a detached job.")
 
-    async def _submit(self, peer: Peer, ask: wire.Detach) -> bool:
+    async def _submit(self, peer: Peer, ask: asks.Detach) -> bool:
         work = driving.decode(ask.spec)
         if work.bundle != ask.bundle or work.count < 1:
             raise StateError("The description of the job does not fit its work.", "Submit it again.")
@@ -81,11 +82,11 @@ class DetachedJobs:
         job = (await self._consensus.read(READ_TIMEOUT_S)).jobs.get(id_)
         return [job.results[task] for task in sorted(job.results)] if job is not None else []
 
-    def _output(self, id_: str, epoch: int, offset: int) -> wire.OutputSoFar:
+    def _output(self, id_: str, epoch: int, offset: int) -> asks.OutputSoFar:
         output = self._driving.output(id_, epoch)
         if output is None:
-            return wire.OutputSoFar(False)
-        return wire.OutputSoFar(True, *output.since(offset))
+            return asks.OutputSoFar(False)
+        return asks.OutputSoFar(True, *output.since(offset))
 
     async def _standing(self, id_: str, epoch: int) -> Standing:
         standing = await self._driving.standing(id_, epoch)
@@ -108,13 +109,13 @@ class DetachedJobs:
         await self._consensus.propose(commands.CancelJob(id_, peer.name))
         return True
 
-    def _told(self, job: Job) -> wire.DetachedJob:
+    def _told(self, job: Job) -> asks.DetachedJob:
         try:
             work = driving.decode(job.spec)
         except StateError:  # of a later version: listed all the same
             work = driving.Work(driving.Kind.MAP, 0, "")
         driver = self._control.membership.member(job.driver)
-        return wire.DetachedJob(
+        return asks.DetachedJob(
             id=job.id,
             name=job.name,
             user=job.user,

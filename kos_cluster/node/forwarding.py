@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from kos_cluster.core.replicated import replies
 from kos_cluster.core.replicated.commands import Proposal
 from kos_cluster.net import wire
+from kos_cluster.net.controlplane import Propose, Proposed
 
 
 class Forwarding:
@@ -24,28 +25,28 @@ class Forwarding:
     ) -> None:
         self._send = send
         self._offer = offer
-        self._asked: dict[int, asyncio.Future[wire.Proposed | None]] = {}
+        self._asked: dict[int, asyncio.Future[Proposed | None]] = {}
         self._next = 1
 
-    async def ask(self, leader: str, proposal: Proposal, timeout_s: float) -> wire.Proposed | None:
+    async def ask(self, leader: str, proposal: Proposal, timeout_s: float) -> Proposed | None:
         """Have this node offer it; None when it does not answer, or does not coordinate any more."""
         id_, self._next = self._next, self._next + 1
-        answer: asyncio.Future[wire.Proposed | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Proposed | None] = asyncio.get_running_loop().create_future()
         self._asked[id_] = answer
         try:
-            self._send(leader, wire.Propose(id_, proposal))
+            self._send(leader, Propose(id_, proposal))
             return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
             return None
         finally:
             del self._asked[id_]
 
-    def said(self, sender: str, message: wire.Propose | wire.Proposed) -> None:
+    def said(self, sender: str, message: Propose | Proposed) -> None:
         """Another node asks, or answers."""
         match message:
-            case wire.Propose(id_, proposal):
+            case Propose(id_, proposal):
                 asyncio.get_running_loop().create_task(self._answer(sender, id_, proposal), name="propose")
-            case wire.Proposed(id_):
+            case Proposed(id_):
                 self._settle(self._asked.get(id_), message)
 
     def give_up(self) -> None:
@@ -54,8 +55,8 @@ class Forwarding:
             self._settle(answer, None)
 
     async def _answer(self, sender: str, id_: int, proposal: Proposal) -> None:
-        self._send(sender, wire.Proposed(id_, await self._offer(proposal)))
+        self._send(sender, Proposed(id_, await self._offer(proposal)))
 
-    def _settle(self, answer: asyncio.Future[wire.Proposed | None] | None, value: wire.Proposed | None) -> None:
+    def _settle(self, answer: asyncio.Future[Proposed | None] | None, value: Proposed | None) -> None:
         if answer is not None and not answer.done():
             answer.set_result(value)

@@ -53,7 +53,7 @@ from kos_cluster.core.kademlia import (
 from kos_cluster.core.records import Member
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import KosError
-from kos_cluster.net import wire
+from kos_cluster.net.controlplane import Finding
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.presenting import present
 from kos_cluster.node.peers import Peers
@@ -175,7 +175,7 @@ class Lookups:
             case Send(contact, FindNode() as question):
                 self._ask(contact, question)
             case Send(contact, answer):
-                self._peers.send(contact.id, wire.Finding(answer))
+                self._peers.send(contact.id, Finding(answer))
             case LookupDone(target, found):
                 self._done(target, found)
             case LookupRefused(target, reason):
@@ -188,7 +188,7 @@ class Lookups:
             self._feed(Failed(contact))
         elif address != self._peers.address(contact.id):
             self._dial(contact, question)
-        elif not self._peers.send(contact.id, wire.Finding(question)):
+        elif not self._peers.send(contact.id, Finding(question)):
             self._feed(Failed(contact))
 
     def _dial(self, contact: Contact, question: FindNode) -> None:
@@ -215,7 +215,7 @@ class Lookups:
             self._feed(Mistaken(contact))
             return
         self._peers.found(contact.id, f"{contact.host}:{contact.port}")
-        if not self._peers.send(contact.id, wire.Finding(question)):
+        if not self._peers.send(contact.id, Finding(question)):
             self._feed(Failed(contact))
 
     def _done(self, target: str, found: Contact | None) -> None:

@@ -23,6 +23,7 @@ from kos_cluster.core import loadgossip, swim
 from kos_cluster.core.records import Load, Member, MemberState
 from kos_cluster.errors import StateError
 from kos_cluster.net import wire
+from kos_cluster.net.controlplane import Heartbeat, LoadNews
 from kos_cluster.node.alarm import Alarm
 from kos_cluster.node.peers import Peers
 from kos_cluster.node.store import Store
@@ -141,9 +142,9 @@ class Membership:
 
     def said(self, sender: str, message: wire.Message) -> None:
         match message:
-            case wire.Heartbeat(inner):
+            case Heartbeat(inner):
                 self._feed(swim.Received(sender, inner))
-            case wire.LoadNews(report):
+            case LoadNews(report):
                 self._spread(self._loads.handle(loadgossip.Reported(report), self._loop.time()))
 
     def _feed(self, event: swim.Event) -> None:
@@ -165,7 +166,7 @@ class Membership:
         for effect in effects:
             match effect:
                 case swim.Send(id_, address, message):
-                    self._peers.send(id_, wire.Heartbeat(message), address=address)
+                    self._peers.send(id_, Heartbeat(message), address=address)
                 case swim.MemberChanged(member, was, _):
                     changed = True
                     self._peers.learn(member)
@@ -185,7 +186,7 @@ class Membership:
 
     def _spread(self, effects: Sequence[loadgossip.SendReport]) -> None:
         for effect in effects:
-            self._peers.send(effect.id, wire.LoadNews(effect.report))
+            self._peers.send(effect.id, LoadNews(effect.report))
 
     def _loads_of(self) -> None:
         """Loads go to the members that are alive."""

@@ -22,7 +22,7 @@ import msgspec
 from kos_cluster import errors
 from kos_cluster.core.replicated import commands
 from kos_cluster.errors import KosError, UnreachableError
-from kos_cluster.net import wire
+from kos_cluster.net.administration import Renew
 from kos_cluster.net.identity import Credentials, load_certificate
 from kos_cluster.node.controlplane import ControlPlane
 
@@ -76,7 +76,7 @@ class Rotation:
         if consensus.leader is None:
             raise UnreachableError("The cluster has no coordinator at the moment.", "Try again in a few seconds.")
         try:
-            reply = await self._control.peers.ask(consensus.leader, wire.Renew(request_pem), ASK_TIMEOUT_S)
+            reply = await self._control.peers.ask(consensus.leader, Renew(request_pem), ASK_TIMEOUT_S)
         except TimeoutError:
             raise UnreachableError("The coordinator does not answer.", "Try again in a few seconds.") from None
         if reply.error is not None:

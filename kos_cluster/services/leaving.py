@@ -13,6 +13,7 @@ import msgspec
 from kos_cluster import errors
 from kos_cluster.errors import AuthError, KosError, UnreachableError
 from kos_cluster.net import wire
+from kos_cluster.net.administration import LeaveCluster
 from kos_cluster.net.identity import Credentials
 from kos_cluster.services.asking import asking, run_within
 
@@ -39,4 +40,4 @@ def tell_left(credentials: Credentials, addresses: Sequence[str]) -> bool | None
 
 async def _tell(credentials: Credentials, address: str) -> wire.Reply:
     async with asking(credentials, address) as ask:
-        return await ask(wire.LeaveCluster())
+        return await ask(LeaveCluster())

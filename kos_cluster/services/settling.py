@@ -12,7 +12,7 @@ import msgspec
 
 from kos_cluster.core.voters import voters_wanted
 from kos_cluster.errors import AuthError, UnreachableError
-from kos_cluster.net import wire
+from kos_cluster.net.administration import ClusterStatus, Status
 from kos_cluster.net.identity import Credentials
 from kos_cluster.services.asking import asking, run_within
 
@@ -35,7 +35,7 @@ def settled(credentials: Credentials, address: str, nodes: int) -> bool:
 async def _settled(credentials: Credentials, address: str, voters: int) -> None:
     async with asking(credentials, address) as ask:
         while True:
-            status = msgspec.msgpack.decode((await ask(wire.Status())).value, type=wire.ClusterStatus)
+            status = msgspec.msgpack.decode((await ask(Status())).value, type=ClusterStatus)
             if status.coordinator and len(status.voters) >= voters:
                 return
             await asyncio.sleep(POLL_S)

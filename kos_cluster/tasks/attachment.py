@@ -22,7 +22,7 @@ from typing import Protocol
 import msgspec
 import zmq
 
-from kos_cluster.core.records import JobSummary, Member, MemberState
+from kos_cluster.core.records import JobSummary, Load, Member, MemberState
 from kos_cluster.errors import AuthError, NoSuchNodeError, UnreachableError
 from kos_cluster.home import ClusterFile, ClusterHome
 from kos_cluster.net import wire
@@ -66,6 +66,7 @@ class Attachment:
         self._credentials = credentials
         self._hello = hello
         self._listener = listener
+        self._loads: dict[str, tuple[Load, float]] = {}  # node id -> its load, and when it was so (monotonic)
         self._context: Context = zmq.Context(io_threads=1)
         self._links: dict[str, NodeLink] = {}  # by address
         self._term = 0  # of that coordinator
@@ -110,6 +111,20 @@ class Attachment:
     def view_of(self, id_: str) -> int:
         """The number of the view that this node told last; -1 when it has told none."""
         return self._views.get(id_, -1)
+
+    def heard(self) -> wire.SyncData:
+        """The members, their loads with ages, coordinator and voters, as they were told by now."""
+        now = time.monotonic()
+        loads = {id_: (load, now - at) for id_, (load, at) in self._loads.items() if id_ in self.members}
+        return wire.SyncData(0, list(self.members.values()), loads, self.coordinator, voters=list(self.voters))
+
+    def takes_load(self, id_: str, load: Load, age_s: float) -> bool:
+        """Take in what is told of a node's load, unless something younger is known; whether it was."""
+        at = time.monotonic() - age_s
+        if id_ in self._loads and at < self._loads[id_][1]:
+            return False
+        self._loads[id_] = load, at
+        return True
 
     def linked(self, node: str) -> bool:
         """Whether the named node is linked; it may not be yet. Raises NoSuchNodeError, or UnreachableError if dead."""

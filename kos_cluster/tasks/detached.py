@@ -23,15 +23,15 @@ from kos_cluster.core.records import JobSummary, Member, MemberState, Needs
 from kos_cluster.core.replicated.commands import TaskResult
 from kos_cluster.core.replicated.jobs import HOLDERS, NAME_LIMIT_CHARACTERS, JobState
 from kos_cluster.errors import KosError, NoSuchTaskError, PlacementError, TaskLostError, UnreachableError
+from kos_cluster.net import detached as asks
 from kos_cluster.net import wire
 from kos_cluster.net.bulk import get_kept, put_part
 from kos_cluster.net.standing import Standing, StandingAsked
 from kos_cluster.tasks import bundle
 from kos_cluster.tasks.futures import Outcome
-from kos_cluster.tasks.job import JobSpec
+from kos_cluster.tasks.job import Job
 
 if TYPE_CHECKING:
-    from kos_cluster.tasks.cluster import Cluster
     from kos_cluster.tasks.mesh import Mesh
 
 POLL_S = 0.25
@@ -55,12 +55,12 @@ class DetachedJob:
     def __repr__(self) -> str:
         return f"<kos DetachedJob {self.id} {self._record.state}>"
 
-    def state(self) -> wire.DetachedJob:
+    def state(self) -> asks.DetachedJob:
         """What the cluster knows of it now. Raises NoSuchTaskError when it ended so long ago that it is forgotten."""
         self._record = self._ask()
         return self._record
 
-    def wait(self, timeout: float | None = None) -> wire.DetachedJob:
+    def wait(self, timeout: float | None = None) -> asks.DetachedJob:
         """Wait until it has ended. Raises TimeoutError. An interrupt ends the waiting, not the job."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (record := self.state()).state not in ENDED:
@@ -69,7 +69,7 @@ class DetachedJob:
             time.sleep(POLL_S)
         return record
 
-    def follow(self, write: Write, report: Report) -> wire.DetachedJob:
+    def follow(self, write: Write, report: Report) -> asks.DetachedJob:
         """Pass its output on, from the last that is kept, until it has ended. `report` is told what changes."""
         reader = _Reader(self._mesh, self.id, write, report)
         while True:
@@ -87,7 +87,7 @@ class DetachedJob:
     def outcomes(self) -> Iterator[Outcome]:
         """The outcome of each task, in order. Raises TaskLostError at one that there is none of."""
         record = self.state()
-        found = _patiently(self._mesh, wire.DetachedResults(self.id), list[TaskResult])
+        found = _patiently(self._mesh, asks.DetachedResults(self.id), list[TaskResult])
         results = {result.task: result for result in found}
         fetched: dict[str, dict[int, bytes]] = {}
         for task in range(record.total):
@@ -107,12 +107,12 @@ class DetachedJob:
         """Stop it everywhere. False when it had ended."""
         if self.state().state in ENDED:
             return False
-        return self._mesh.request(wire.CancelDetached(self.id), bool, timeout_s=AGREED_TIMEOUT_S)
+        return self._mesh.request(asks.CancelDetached(self.id), bool, timeout_s=AGREED_TIMEOUT_S)
 
     # ---- inside
 
-    def _ask(self) -> wire.DetachedJob:
-        return _patiently(self._mesh, wire.DetachedJobOf(self.id), wire.DetachedJob)
+    def _ask(self) -> asks.DetachedJob:
+        return _patiently(self._mesh, asks.DetachedJobOf(self.id), asks.DetachedJob)
 
     def _fetch(self, result: TaskResult) -> bytes:
         members = {member.id: member for member in _members(self._mesh)}
@@ -150,7 +150,7 @@ class _Reader:
         self._epoch = 0
         self._offset = 0
 
-    def read(self, record: wire.DetachedJob) -> None:
+    def read(self, record: asks.DetachedJob) -> None:
         """Pass on what is new."""
         if record.epoch != self._epoch and record.state == JobState.DRIVEN:
             if self._epoch:
@@ -165,10 +165,10 @@ class _Reader:
         elif record.state in ENDED and not self._offset:
             self._pass(record.tail)
 
-    def _told(self, record: wire.DetachedJob) -> wire.OutputSoFar | None:
-        question = wire.DetachedOutput(self._id, self._epoch or record.epoch, self._offset)
+    def _told(self, record: asks.DetachedJob) -> asks.OutputSoFar | None:
+        question = asks.DetachedOutput(self._id, self._epoch or record.epoch, self._offset)
         try:
-            return self._mesh.request(question, wire.OutputSoFar, node=record.driver)
+            return self._mesh.request(question, asks.OutputSoFar, node=record.driver)
         except KosError:  # it is gone, or going; its successor tells
             return None
 
@@ -177,14 +177,13 @@ class _Reader:
             self._write(data)
 
 
-def submit(cluster: Cluster, mesh: Mesh, spec: JobSpec, payloads: Sequence[bytes], kind: Kind) -> DetachedJob:
+def submit(mesh: Mesh, job: Job, payloads: Sequence[bytes], kind: Kind) -> DetachedJob:
     """Have the cluster drive a job. Raises what refuses it: LimitError, PlacementError, UnreachableError."""
-    job = cluster.possible(spec)
-    data = bundle.pack(spec, payloads)
+    data = bundle.pack(job.spec, payloads)
     hash_ = hashlib.sha256(data).hexdigest()
     holders = _put(mesh, hash_, data)
     work = encode(Work(kind, len(payloads), hash_))
-    ask = wire.Detach(job.id, spec.name[:NAME_LIMIT_CHARACTERS], work, hash_, holders)
+    ask = asks.Detach(job.id, job.spec.name[:NAME_LIMIT_CHARACTERS], work, hash_, holders)
     try:
         mesh.request(ask, bool, timeout_s=AGREED_TIMEOUT_S)
     except UnreachableError as error:
@@ -229,21 +228,21 @@ def _members(mesh: Mesh) -> list[Member]:
     return mesh.request(wire.Nodes(), wire.SyncData).members or []
 
 
-def records(mesh: Mesh) -> list[wire.DetachedJob]:
+def records(mesh: Mesh) -> list[asks.DetachedJob]:
     """All detached jobs; of each what the node tells that is furthest on."""
-    newest: dict[str, wire.DetachedJob] = {}
-    for told in mesh.request_all(wire.DetachedJobs(), list[wire.DetachedJob]).values():
+    newest: dict[str, asks.DetachedJob] = {}
+    for told in mesh.request_all(asks.DetachedJobs(), list[asks.DetachedJob]).values():
         for record in told:
             if record.id not in newest or _progress(record) > _progress(newest[record.id]):
                 newest[record.id] = record
     return list(newest.values())
 
 
-def _progress(record: wire.DetachedJob) -> tuple[bool, int, int]:
+def _progress(record: asks.DetachedJob) -> tuple[bool, int, int]:
     return record.ended_s is not None, record.epoch, record.done
 
 
-def summary(record: wire.DetachedJob, running: JobSummary | None) -> JobSummary:
+def summary(record: asks.DetachedJob, running: JobSummary | None) -> JobSummary:
     """A job's line in a listing: what is agreed, and what its driver tells of it while there is one."""
     known = JobSummary(
         job=record.id,
@@ -261,7 +260,7 @@ def summary(record: wire.DetachedJob, running: JobSummary | None) -> JobSummary:
 
 
 def standing(mesh: Mesh, job: JobSummary | None) -> tuple[Needs, tuple[str, ...]] | None:
-    """As `Mesh.standing`, of a detached job, by the node that drives it; None when none does, or it does not tell."""
+    """As `Placing.standing`, of a detached job, told by the node that drives it; None when none does or tells."""
     if job is None or job.state != JobState.DRIVEN:
         return None
     driver = next((member.id for member in mesh.members if member.name == job.driver), job.driver)
@@ -275,7 +274,7 @@ def standing(mesh: Mesh, job: JobSummary | None) -> tuple[Needs, tuple[str, ...]
 def tail(mesh: Mesh, id_: str) -> list[tuple[str, bytes]]:
     """The last output of a detached job that is kept when no node remembers its tasks; nothing for other ids."""
     try:
-        record = mesh.request(wire.DetachedJobOf(id_), wire.DetachedJob)
+        record = mesh.request(asks.DetachedJobOf(id_), asks.DetachedJob)
     except NoSuchTaskError:
         return []
     return [(id_, record.tail)]

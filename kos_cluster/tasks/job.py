@@ -234,21 +234,21 @@ class Job:
 
     def summary(self) -> JobSummary:
         """Counts by state. Raises UsageError once the job has been forgotten."""
-        summary = self._mesh.summary(self)
+        summary = self._mesh.jobs.summary(self)
         if summary is None:
             raise UsageError(f"Job {self.id} is over and no longer known here.")
         return summary
 
     def counts(self) -> JobSummary | None:
         """As `summary`; None when the job, or the connection, is over."""
-        return None if self._mesh.closed else self._mesh.summary(self)
+        return None if self._mesh.closed else self._mesh.jobs.summary(self)
 
     def story(self, index: int) -> Story | None:
-        return self._mesh.story(self, index)
+        return None if self._mesh.closed else next(iter(self._mesh.jobs.stories(self.id, [index])), None)
 
     def standing(self) -> tuple[Needs, tuple[str, ...]] | None:
         """What its tasks need and why the waiting ones wait, or where the next would go; None when it is over."""
-        return None if self._mesh.closed else self._mesh.standing(self.id)
+        return None if self._mesh.closed else self._mesh.placing.standing(self.id)
 
     # ---- for the mesh thread
 

@@ -25,12 +25,13 @@ from kos_cluster.core.records import MemberState
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import compat, functions, inputs, serialise
 from kos_cluster.tasks.blocks import named_in
-from kos_cluster.tasks.cluster import STREAMED_LIMIT_BYTES, Cluster, current_folder
+from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.conditions import Condition
 from kos_cluster.tasks.functions import Functions, Shipped
 from kos_cluster.tasks.futures import Future
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.options import Options
+from kos_cluster.tasks.submission import STREAMED_LIMIT_BYTES, current_folder
 
 JOBS_LIMIT = 128  # functions whose calls share a job
 

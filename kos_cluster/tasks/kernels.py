@@ -128,7 +128,7 @@ def start(mesh: Mesh, id: str, spec: KernelSpec) -> RemoteKernel:
 def _placed(mesh: Mesh, spec: KernelSpec) -> Member:
     deadline = time.monotonic() + PLACE_TIMEOUT_S
     while True:
-        member, reasons = mesh.place(spec.options.needs())
+        member, reasons = mesh.placing.place(spec.options.needs())
         if member is not None:
             return member
         if time.monotonic() > deadline:

@@ -4,9 +4,10 @@ Theory of operation. User threads post to an inbox and are woken through futures
 thread's asyncio loop, which feeds `core.ownership` and carries out its effects. Submits that arrive together are
 handled together, which is what makes small ones cheap.
 
-Rules. No user code runs here but a sink's methods. The thread may be starved for minutes by a cell that holds the GIL:
-after such a silence it catches up with what has arrived before it judges anybody's silence. Nothing relies on one
-message arriving: each second the owner tells a node what it holds to be there, and both mend the difference.
+Each part of that is a module of its own: the jobs (`jobtable`), the links (`attachment`), the beat that mends what
+got lost (`beat`), and what is sent and comes back (`outgoing`, `returns`). Here they are put together.
+
+Rules. No user code runs here but a sink's methods, and nothing waits for another thread.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import secrets
 import threading
 import time
 import traceback
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -29,8 +30,7 @@ import uvloop
 
 from kos_cluster.core import ownership
 from kos_cluster.core.ownership import Ownership
-from kos_cluster.core.placement import Placement
-from kos_cluster.core.records import JobSummary, Load, Member, MemberState, Needs, Runs, Story, indices_of
+from kos_cluster.core.records import Load, Member, MemberState, Runs, indices_of
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome
 from kos_cluster.net import wire
@@ -43,13 +43,16 @@ from kos_cluster.node import machine
 from kos_cluster.tasks import compat
 from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S, Asking
 from kos_cluster.tasks.attachment import Attachment, hello
+from kos_cluster.tasks.beat import Beat
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.holding import Holding
 from kos_cluster.tasks.job import Job
+from kos_cluster.tasks.jobtable import JobTable
 from kos_cluster.tasks.losses import loss_error
 from kos_cluster.tasks.outgoing import Outgoing
-from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S, tell
+from kos_cluster.tasks.output import tell
 from kos_cluster.tasks.ownblocks import OwnBlocks
+from kos_cluster.tasks.placing import Placing
 from kos_cluster.tasks.remaking import Remaking
 from kos_cluster.tasks.renewal import Renewal
 from kos_cluster.tasks.returns import Payloads, Returns
@@ -57,12 +60,7 @@ from kos_cluster.tasks.slotlending import SlotLending
 from kos_cluster.tasks.stories import earlier
 from kos_cluster.tasks.streaming import Streams
 
-BEAT_S = 1.0
-NODE_SILENT_S = 5.0  # a node that holds our work and is silent for longer is lost
-STALL_S = 1.5  # a turn of the loop that comes later than this was starved: silence means nothing then
-ANNOUNCE_AFTER_S = 0.1  # a new job is told to the nodes this soon
 ASK_TIMEOUT_S = 300.0  # for the mesh thread to answer this process's own threads
-JOBS_KEPT = 256  # finished jobs whose stories can still be told
 CLOSE_TIMEOUT_S = 3.0
 
 T = TypeVar("T")
@@ -80,18 +78,19 @@ class Mesh:
         self.closed = False
         self._core = Ownership(random.Random(secrets.randbits(64)))
         self._clock_offset_s = time.time() - time.monotonic()
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._active: set[str] = set()  # jobs with tasks that are not final
-        self._loads: dict[str, tuple[Load, float]] = {}  # node id -> its load, and when it was so (monotonic)
         self._outgoing = Outgoing(self.credentials)
+        self._lending = SlotLending(lambda: self._attachment.by_node)
+        self.jobs = JobTable(self, self._core, self._outgoing, self._lending)
+        self._jobs = self.jobs.by_id  # looked into for each outcome
         self._returns = Returns(self.credentials, self._accept)
         self.streams = Streams(self, self._returns, lambda: self._attachment.by_node, self._feed, self._post)
         self.blocks = OwnBlocks(self)
         self.holding = Holding(self, self._feed, self._resume, self._post)
-        self.remaking = Remaking(self, self._core, self._jobs, self._outgoing, self._feed, self._begin, self._close_job)
+        self.remaking = Remaking(
+            self, self._core, self._jobs, self._outgoing, self._feed, self.jobs.begin, self.jobs.close
+        )
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._woken = False
-        self._announcing = False
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._run, name="kos-mesh", daemon=True)
 
@@ -128,87 +127,27 @@ class Mesh:
         self._post(self._feed, ownership.Cancelled(job.id, index, waiting))
 
     def close_job(self, job: Job) -> None:
-        self._post(self._close_job, job)
+        self._post(self.jobs.close, job)
 
-    def feed(self, event: ownership.RanksPlaced) -> None:
+    def feed(self, event: ownership.RanksPlaced | ownership.JobsElsewhere) -> None:
         self._post(self._feed, event)
 
     def tell_ranks(self, job: Job, ranks: Collection[int], serial: int, answer: bytes) -> None:
         """Answer what these ranks of a gang have said under this number."""
         self._post(self._tell_ranks, job, ranks, serial, answer)
 
-    def summary(self, job: Job) -> JobSummary | None:
-        return self.ask(lambda: self._core.summary(job.id) if job.id in self._jobs else None)
-
-    def summaries(self) -> list[JobSummary]:
-        return self.ask(self._summaries)
-
-    def _summaries(self) -> list[JobSummary]:
-        held = self.holding.told, self.remaking.told
-        jobs = self._core.summaries()
-        return [msgspec.structs.replace(job, held=tuple(h for told in held for h in told(job.job))) for job in jobs]
-
-    def story(self, job: Job, index: int) -> Story | None:
-        return None if self.closed else next(iter(self.stories(job.id, [index])), None)
-
-    def standing(self, job_id: str) -> tuple[Needs, tuple[str, ...]] | None:
-        """What a job of this process needs, and why its waiting tasks wait, or where the next would go."""
-        return self.ask(lambda: self._core.standing(job_id, self._now()))
-
     def check_reachable(self) -> None:
         """Raises UnreachableError when no node answers."""
         if not self._attachment.by_node:  # read without asking the mesh thread: it is one look, and a hint at best
             raise self._attachment.unreachable()
 
-    def states(self, job: str) -> bytes:
-        """A byte a task of a job of this process (`core.jobrows.STATES`); empty for any other."""
-        return self.ask(lambda: self._core.states(job))
-
-    def stories(self, job: str, indices: Collection[int]) -> list[Story]:
-        """The stories of these tasks of a job of this process."""
-        return self.ask(lambda: self._jobs[job].told(self._core.stories(job, indices)) if job in self._jobs else [])
-
     def heard(self) -> wire.SyncData:
         """The members, their loads with ages, coordinator and voters as this process has heard; nobody is asked."""
-        return self.ask(self._heard)
-
-    def _heard(self) -> wire.SyncData:
-        told, now = self._attachment, time.monotonic()
-        loads = {id_: (load, now - at) for id_, (load, at) in self._loads.items() if id_ in told.members}
-        return wire.SyncData(0, list(told.members.values()), loads, told.coordinator, voters=list(told.voters))
-
-    def why_never(self, job: Job) -> tuple[str, ...]:
-        """Each node's reason why it can never run this job's tasks; empty when one can.
-
-        Raises NoSuchNodeError or UnreachableError when the node that the job names is not there or dead.
-        """
-        return self.ask(lambda: self._why_never(job))
-
-    def would_go(self, needs: Needs) -> tuple[Placement, dict[str, str]]:
-        """Where a task would go now, and what would come of it on each node, by name."""
-        return self.ask(lambda: self._core.would_go(needs, self._now()))
-
-    def jobs_elsewhere(self, nodes: Mapping[str, frozenset[str]]) -> None:
-        """Take in where the jobs of others are: node ids by the job's id or name."""
-        self._post(self._feed, ownership.JobsElsewhere(nodes))
-
-    def unknown_jobs(self, names: Collection[str]) -> list[str]:
-        """Those of these ids or names that no job is called by, as far as is known."""
-        return self.ask(lambda: self._core.unknown_jobs(names))
-
-    def place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
-        """The node for a task that another owner is to submit there, or why there is none now."""
-        placed = self.ask(lambda: self._core.place(needs, self._now()))
-        return self._attachment.members.get(placed.node or ""), placed.reasons
+        return self.ask(lambda: self._attachment.heard())
 
     def member(self, id_: str) -> Member | None:
         """What is known of a node by now."""
         return self.ask(lambda: self._attachment.members.get(id_))
-
-    def _why_never(self, job: Job) -> tuple[str, ...]:
-        if job.needs.on and not self._attachment.linked(job.needs.on):
-            return ()  # it is alive, and will be linked in a moment
-        return self._core.impossible(job.needs)
 
     @property
     def is_current(self) -> bool:
@@ -286,12 +225,14 @@ class Mesh:
         greeting = hello(self.instance, self.pid)
         self._attachment = Attachment(self.home, self.file, self.credentials, greeting, self)
         self._asking = Asking(self._attachment)
-        self._lending = SlotLending(self._attachment)
+        self.placing = Placing(self, self._core, self._attachment, self._now)
+        mended = self.blocks.tell, self.streams.beat, self.remaking.tidy
+        self._beat = Beat(self._attachment, self._core, self.jobs, self._tick, mended)
         self._renewal = Renewal(self.credentials, self.home.client, self._asking, self._renewed)
         try:
             await self._attachment.attach()
             self._ready.set_result(None)
-            duties = [self._loop.create_task(work) for work in (self._beat(), self._renewal.run())]
+            duties = [self._loop.create_task(work) for work in (self._beat.run(), self._renewal.run())]
             stopping = self._loop.create_task(self._stop.wait())
             done, _ = await asyncio.wait([*duties, stopping], return_when=asyncio.FIRST_COMPLETED)
             for duty in duties:
@@ -331,6 +272,12 @@ class Mesh:
                 call(*args)
         if count:
             self._add(job, count, size)
+
+    def _renewed(self, credentials: Credentials) -> None:
+        """Show another certificate, of the same keys, from now on."""
+        self.credentials = credentials
+        for part in (self._attachment, self._outgoing, self._returns):
+            part.renewed(credentials)
 
     def _now(self) -> float:
         """Unix seconds that never go back."""
@@ -393,10 +340,28 @@ class Mesh:
             case wire.Reply():
                 self._asking.answered(message)
 
+    def _node_beat(self, link: NodeLink, message: wire.NodeBeat) -> None:
+        if link.peer is None:
+            return
+        self._node_load(link.peer.id, message.load, 0.0)
+        self._feed(ownership.NodeLinks(link.peer.id, message.links))
+        for batch in message.unknown:
+            dispatch = self._core.dispatch_of(batch)
+            if dispatch is not None and dispatch.node == link.peer.id:
+                self._dispatch(dispatch)
+
+    def _node_load(self, id_: str, load: Load, age_s: float) -> None:
+        """Take in what is told of a node's load, unless something younger is known."""
+        if self._attachment.takes_load(id_, load, age_s):
+            self._feed(ownership.NodeLoad(id_, load))
+
     # ---- the core and its effects
 
     def _feed(self, event: ownership.Event) -> None:
         self._carry_out(self._core.handle(event, self._now()))
+
+    def _tick(self) -> None:
+        self._carry_out(self._core.tick(self._now()))
 
     def _carry_out(self, effects: Sequence[ownership.Effect]) -> None:
         for effect in effects:
@@ -420,7 +385,7 @@ class Mesh:
                 case ownership.AttemptOver(job, runs, attempt):
                     self._attachment.tell_all(wire.AttemptEnded(job, runs, attempt))
                 case ownership.JobIdle(job):
-                    self._idle(job)
+                    self.jobs.idle(job)
                 case ownership.Commit():
                     raise AssertionError("outcomes are committed where they arrive")
 
@@ -454,7 +419,7 @@ class Mesh:
         link = self._attachment.by_node.get(dispatch.node)
         if link is not None:
             job = self._jobs[dispatch.job]
-            stories = self.stories(job.id, list(indices_of(dispatch.runs))) if dispatch.attempt > 1 else []
+            stories = self.jobs.stories(job.id, list(indices_of(dispatch.runs))) if dispatch.attempt > 1 else []
             history = earlier(stories, dispatch.attempt)
             try:
                 stream = self.streams.sent(dispatch, job) if job.spec.yields else None
@@ -473,127 +438,13 @@ class Mesh:
     # ---- jobs
 
     def _open(self, job: Job) -> None:
-        self._jobs[job.id] = job
-        self.blocks.used(job.spec.fn)
+        self.jobs.open(job)
         self._feed(ownership.Opened(job.row()))
-        if not self._announcing:
-            self._announcing = True
-            self._loop.call_later(ANNOUNCE_AFTER_S, self._announce)
-
-    def _announce(self) -> None:
-        """Let the nodes list new jobs before the next beat, which alone knows whether silence means something."""
-        self._announcing = False
-        self._tell_nodes()
+        self._beat.announce()
 
     def _add(self, job_id: str, count: int, size_bytes: int) -> None:
         self._resume(ownership.Added(job_id, count, size_bytes))
 
     def _resume(self, added: ownership.Added) -> None:
-        self._begin(added.job)
+        self.jobs.begin(added.job)
         self._feed(added)
-
-    def _begin(self, job_id: str) -> None:
-        """A job has tasks that are not final."""
-        if job_id not in self._active:
-            job = self._jobs[job_id]
-            job.since_s = time.monotonic()
-            self._active.add(job_id)
-            self._lending.lend(job.parent, True)
-
-    def _idle(self, job_id: str) -> None:
-        """All tasks so far are final."""
-        if job_id not in self._active:
-            return
-        self._active.discard(job_id)
-        job = self._jobs[job_id]
-        if job.progress_shown:
-            job.progress_shown = False
-            tell(job.sink.finished, self._core.summary(job_id))
-        if job.parent and not any(self._jobs[other].parent == job.parent for other in self._active):
-            self._lending.lend(job.parent, False)
-        if job.closed:
-            self._retire(job)
-
-    def _close_job(self, job: Job) -> None:
-        job.closed = True
-        if job.id not in self._active:
-            self._retire(job)
-
-    def _retire(self, job: Job) -> None:
-        """A job that is over for good keeps its story for a while, and nothing that is large."""
-        if self.remaking.needs(job.id):
-            return
-        self._outgoing.forget(job)
-        self.blocks.unused(job.spec.fn)
-        job.lighten()
-        self._jobs.move_to_end(job.id)
-        over = [old for old in self._jobs.values() if old.lightened and old.id not in self._active]
-        for old in over[: max(0, len(over) - JOBS_KEPT)]:
-            del self._jobs[old.id]
-            self._core.forget(old.id)
-
-    def _renewed(self, credentials: Credentials) -> None:
-        """Show another certificate, of the same keys, from now on."""
-        self.credentials = credentials
-        for part in (self._attachment, self._outgoing, self._returns):
-            part.renewed(credentials)
-
-    # ---- time
-
-    async def _beat(self) -> None:
-        """Every `PROGRESS_EVERY_S`: progress, and what could not be placed; every `BEAT_S`: the nodes."""
-        expected = next_beat = time.monotonic()
-        while True:
-            await asyncio.sleep(PROGRESS_EVERY_S)
-            now = time.monotonic()
-            if now - expected > STALL_S:
-                for link in self._attachment.links():
-                    link.heard_s = now
-            expected = now + PROGRESS_EVERY_S
-            self._show_progress(now)
-            self._carry_out(self._core.tick(self._now()))
-            if now >= next_beat:
-                next_beat = now + BEAT_S
-                self._beat_nodes(now)
-
-    def _beat_nodes(self, now: float) -> None:
-        """Also without work: a node forgets owners that it does not hear of."""
-        self._attachment.greet_lost()
-        self._attachment.give_up_dead()
-        self.blocks.tell()
-        self.streams.beat()
-        self.remaking.tidy()
-        for id_, link in list(self._attachment.by_node.items()):
-            if now - link.heard_s > NODE_SILENT_S and self._core.outstanding(id_):
-                self._attachment.down(id_, f"it has been silent for {now - link.heard_s:.0f} s")
-        self._tell_nodes()
-
-    def _tell_nodes(self) -> None:
-        jobs = self._summaries()
-        for id_, link in self._attachment.by_node.items():
-            link.send(wire.OwnerBeat(self._attachment.view_of(id_), self._core.outstanding(id_), jobs))
-
-    def _node_beat(self, link: NodeLink, message: wire.NodeBeat) -> None:
-        if link.peer is None:
-            return
-        self._node_load(link.peer.id, message.load, 0.0)
-        self._feed(ownership.NodeLinks(link.peer.id, message.links))
-        for batch in message.unknown:
-            dispatch = self._core.dispatch_of(batch)
-            if dispatch is not None and dispatch.node == link.peer.id:
-                self._dispatch(dispatch)
-
-    def _node_load(self, id_: str, load: Load, age_s: float) -> None:
-        """Take in what is told of a node's load, unless something younger is known."""
-        at = time.monotonic() - age_s
-        if id_ not in self._loads or at >= self._loads[id_][1]:
-            self._loads[id_] = load, at
-            self._feed(ownership.NodeLoad(id_, load))
-
-    def _show_progress(self, now: float) -> None:
-        for job_id in self._active:
-            job = self._jobs[job_id]
-            if now - job.since_s >= PROGRESS_AFTER_S:
-                job.progress_shown = True
-                summary = self._core.summary(job_id)
-                tell(job.sink.progress, summary, self._attachment.waits_on(summary))

@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from kos_cluster.core.ownerevents import JobsElsewhere
 from kos_cluster.core.records import JobSummary, Needs
 from kos_cluster.errors import PlacementError
+from kos_cluster.tasks.joblist import everybodys
 
 if TYPE_CHECKING:
-    from kos_cluster.tasks.cluster import Cluster
     from kos_cluster.tasks.mesh import Mesh
 
 
-def find_related(cluster: Cluster, mesh: Mesh, needs: Needs, *, driven: bool) -> None:
+def find_related(mesh: Mesh, needs: Needs, *, driven: bool) -> None:
     """Learn where the jobs are that such tasks are to be near to or apart from. Raises PlacementError."""
-    own = {job.job for job in mesh.summaries()}
+    own = {job.job for job in mesh.jobs.summaries()}
     ids = {member.name: member.id for member in mesh.members}
-    mesh.jobs_elsewhere(places((job for job in cluster.jobs() if job.job not in own), ids))
-    unknown = mesh.unknown_jobs(needs.near)
+    elsewhere = places((job for job in everybodys(mesh) if job.job not in own), ids)
+    mesh.feed(JobsElsewhere(elsewhere))
+    unknown = mesh.placing.unknown_jobs(needs.near)
     if unknown and not driven:
         raise PlacementError(
             f"No job is called {unknown[0]!r}, so nothing can be near to it.", "Type 'kos ps' for the jobs that run."

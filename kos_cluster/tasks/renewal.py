@@ -23,6 +23,7 @@ import msgspec
 
 from kos_cluster.errors import KosError, StateError
 from kos_cluster.net import wire
+from kos_cluster.net.administration import Renew, RenewalKept
 from kos_cluster.net.identity import Credentials
 from kos_cluster.node.rotating import EARLIEST, LATEST, is_due
 from kos_cluster.tasks.asking import Asking
@@ -78,11 +79,11 @@ class Renewal:
         """Renew now; when the new certificate ends (Unix seconds). Raises KosError."""
         with _alone(self._folder):
             old = Credentials.load(self._folder)
-            pem = await self._ask(wire.Renew(old.renewal_request()), bytes)
+            pem = await self._ask(Renew(old.renewal_request()), bytes)
             new = old.renewed(pem)
             new.save(self._folder)
             self._take(new)
-            await self._ask(wire.RenewalKept(new.peer.serial), bool)
+            await self._ask(RenewalKept(new.peer.serial), bool)
         log.info("This machine's certificate is renewed; it is good until %s.", time.ctime(new.peer.not_after))
         return new.peer.not_after
 

@@ -6,16 +6,20 @@ Rules: told to the node under us alone, and again when that is linked only later
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 
 from kos_cluster.net import wire
-from kos_cluster.tasks.attachment import Attachment
+from kos_cluster.net.nodelink import NodeLink
 
 
 class SlotLending:
-    """Used in the mesh thread. A parent is an attempt as OWNER/JOB.INDEX#ATTEMPT; empty: this code runs in no task."""
+    """Used in the mesh thread. `links`: those to nodes, by id.
 
-    def __init__(self, attachment: Attachment) -> None:
-        self._attachment = attachment
+    A parent is an attempt as OWNER/JOB.INDEX#ATTEMPT; empty: this code runs in no task.
+    """
+
+    def __init__(self, links: Callable[[], Mapping[str, NodeLink]]) -> None:
+        self._links = links
         self._lent: set[str] = set()  # parents that are told to wait
 
     def lend(self, parent: str, waiting: bool) -> None:
@@ -34,6 +38,6 @@ class SlotLending:
     def _tell(self, parent: str, waiting: bool) -> None:
         here = os.environ.get("KOS_NODE", "")
         task, _, attempt = parent.partition("/")[2].rpartition("#")
-        for link in self._attachment.by_node.values():
+        for link in self._links().values():
             if link.peer is not None and link.peer.name == here:
                 link.send(wire.Waits(task, int(attempt), waiting))

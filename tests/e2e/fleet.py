@@ -21,6 +21,7 @@ import psutil
 from kos_cluster.errors import KosError
 from kos_cluster.home import ClusterHome, Home
 from kos_cluster.net import wire
+from kos_cluster.net.administration import ClusterStatus, Status
 from kos_cluster.services import sweeping
 from kos_cluster.tasks.asking import DECISION_TIMEOUT_S
 from kos_cluster.tasks.cluster import Cluster
@@ -74,10 +75,10 @@ class Fleet:
     def ask(self, node: str, question: wire.Asked, kind: type[T], timeout_s: float = DECISION_TIMEOUT_S) -> T:
         return self.cluster._mesh.request(question, kind, node=node, timeout_s=timeout_s)
 
-    def status(self, node: str) -> wire.ClusterStatus | None:
+    def status(self, node: str) -> ClusterStatus | None:
         """What this node says of the agreement; None when it says nothing."""
         try:
-            return self.ask(node, wire.Status(), wire.ClusterStatus, ASK_S)
+            return self.ask(node, Status(), ClusterStatus, ASK_S)
         except KosError:
             return None
 

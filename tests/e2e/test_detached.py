@@ -22,7 +22,7 @@ from kos_cluster import errors
 from kos_cluster.cli.main import run
 from kos_cluster.core.records import JobSummary
 from kos_cluster.core.replicated.commands import TaskResult
-from kos_cluster.net import wire
+from kos_cluster.net.detached import DetachedJob, DetachedJobs, DetachedResults
 from kos_cluster.net.identity import Credentials
 from tests.e2e.test_cluster import Lab, free_port
 
@@ -167,7 +167,7 @@ def test_a_map_outlives_its_submitter_and_its_driver(
     watcher = next(name for name in trio.nodes if name != driver)
     attached = trio.nodes[watcher].start("attach", job.id)
     assert attached.stdout.readline().startswith("at ")  # it has attached
-    results = trio.cluster._mesh.request(wire.DetachedResults(job.id), list[TaskResult])
+    results = trio.cluster._mesh.request(DetachedResults(job.id), list[TaskResult])
     committed = {result.task for result in results}
     assert len(committed) == TASKS - WAITING
     ids = {row["id"]: row["name"] for row in trio.cluster.nodes()}
@@ -339,7 +339,7 @@ def test_removing_a_client_ends_its_jobs_and_without_its_keepers_a_result_is_los
     id_ = guest.ok("run", "--detach", "sh", "-c", f"while true; do echo tick >> {ticks}; sleep 0.1; done").strip()
     until(ticks.exists, "it runs")
     identity = guest.json("status")["identity"]
-    same = [row for row in trio.cluster._mesh.request(wire.DetachedJobs(), list[wire.DetachedJob]) if row.id == id_]
+    same = [row for row in trio.cluster._mesh.request(DetachedJobs(), list[DetachedJob]) if row.id == id_]
     assert same[0].user == identity
     guest_id = Credentials.load(guest.home / "clusters" / "lab" / "client").peer.id
     assert typed("cluster", "remove", guest_id, "--yes")[0] == 0

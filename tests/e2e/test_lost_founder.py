@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kos_cluster import errors
-from kos_cluster.net import wire
+from kos_cluster.net.administration import ClusterStatus, RemoveNode, RenewNode, Status
 from kos_cluster.net.identity import Credentials
 from kos_cluster.tasks.cluster import Cluster
 from tests.e2e.conftest import Ran
@@ -71,7 +71,7 @@ def test_the_founder_is_lost_for_good(
     for node in ("n2", "n3"):
         folder = home_of(fleet.machines[node]).node(node)
         before = Credentials.load(folder).peer
-        ends_s = fleet.ask(node, wire.RenewNode(), float)
+        ends_s = fleet.ask(node, RenewNode(), float)
         after = Credentials.load(folder).peer
         assert after.serial != before.serial
         assert ends_s == after.not_after >= before.not_after
@@ -79,7 +79,7 @@ def test_the_founder_is_lost_for_good(
     assert fleet.coordinator("n2", "n3") == second, "nothing was interrupted"
 
     # Nodes are removed: the one that is lost, the one that coordinates, and one that lives.
-    assert "n1" in fleet.ask("n2", wire.RemoveNode("n1"), list[str])
+    assert "n1" in fleet.ask("n2", RemoveNode("n1"), list[str])
     until(lambda: (said := fleet.status("n4")) is not None and len(said.voters) == 3, "three vote", 30.0)
     assert f"Removed from cluster '{NAME}': {second}" in admin.ok("cluster", "remove", second, "--yes")
     rest = {"n2", "n3", "n4"} - {second}
@@ -91,7 +91,7 @@ def test_the_founder_is_lost_for_good(
     try:
         until(lambda: answers(theirs, last), "it is served")
         node_of_theirs = Credentials.load(home_of(fleet.machines[third]).node(third))
-        assert third in fleet.ask(last, wire.RemoveNode(third), list[str])
+        assert third in fleet.ask(last, RemoveNode(third), list[str])
         deadline = time.monotonic() + SHUT_OUT_S
         until(lambda: not answers(theirs, last), "no session of it is served any more")
         assert time.monotonic() < deadline
@@ -125,7 +125,7 @@ def test_the_founder_is_lost_for_good(
 
 def answers(cluster: Cluster, node: str) -> bool:
     try:
-        cluster._mesh.request(wire.Status(), wire.ClusterStatus, node=node, timeout_s=ASK_S)
+        cluster._mesh.request(Status(), ClusterStatus, node=node, timeout_s=ASK_S)
     except errors.KosError:
         return False
     return True

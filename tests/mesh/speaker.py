@@ -23,6 +23,7 @@ from kos_cluster.core.swim import messages as swim_messages
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.net import wire
 from kos_cluster.net.authority import CertificateAuthority
+from kos_cluster.net.controlplane import Heartbeat
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 from kos_cluster.node import machine
@@ -142,7 +143,7 @@ class Speaker:
         self.say(exec_, msgspec.msgpack.encode([cloudpickle.dumps((args, {}))]))
         return job
 
-    def heartbeat(self, **changes: Any) -> wire.Heartbeat:
+    def heartbeat(self, **changes: Any) -> Heartbeat:
         """What the node that this identity could be would say to join: its own signed record."""
         peer = self.credentials.peer
         member = Member(
@@ -157,4 +158,4 @@ class Speaker:
         )
         body = swim_messages.body_of(msgspec.structs.replace(member, **changes))
         voucher = Vouching(self.credentials, lambda serial: False).sign(swim_messages.sealed(body))
-        return wire.Heartbeat(swim.SyncRequest(swim.Record(body, voucher), 0, (0,)))
+        return Heartbeat(swim.SyncRequest(swim.Record(body, voucher), 0, (0,)))

@@ -11,6 +11,7 @@ import msgspec
 from kos_cluster.core.records import MemberState
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome
 from kos_cluster.net import wire
+from kos_cluster.net.administration import ClusterStatus, Status
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.mesh import Mesh as Connection
 from tests.mesh.conftest import Mesh, until
@@ -38,7 +39,7 @@ def test_a_node_that_answers_is_not_lost_because_another_holds_it_to_be_dead(mes
     with Cluster(connection) as cluster:
         future = cluster.submit(work, on="node2", retries=0)
         until(begun.exists, "it runs")
-        connection.request(wire.Status(), wire.ClusterStatus, node="node2")  # so it was heard of just now
+        connection.request(Status(), ClusterStatus, node="node2")  # so it was heard of just now
         connection.ask(say_dead)
         go.touch()
         assert future.result(30) == "node2"

@@ -16,6 +16,7 @@ from kos_cluster.core.roles import Role
 from kos_cluster.net import joining, wire
 from kos_cluster.net.admission import Admitted
 from kos_cluster.net.bulk import BulkServer
+from kos_cluster.net.controlplane import Finding
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.net.nodelink import NodeLink
@@ -48,16 +49,16 @@ class Acquaintance(Speaker):
 
     def link_said(self, link: NodeLink, message: wire.Message, payload: memoryview) -> None:
         super().link_said(link, message, payload)
-        if isinstance(message, wire.Finding) and isinstance(message.message, FindNode):
+        if isinstance(message, Finding) and isinstance(message.message, FindNode):
             asked = message.message.key == self._key
             self.was_asked |= asked
-            self.say(wire.Finding(Found(message.message.request, self._tells if asked else ())))
+            self.say(Finding(Found(message.message.request, self._tells if asked else ())))
 
     async def become_known(self, port: int) -> None:
         """Join by a signed record, and ask something, by which one is kept."""
         self.say(self.heartbeat(port=port))
-        self.say(wire.Finding(FindNode(1, bytes(KEY_BITS // 8))))
-        await self.wait(wire.Finding)
+        self.say(Finding(FindNode(1, bytes(KEY_BITS // 8))))
+        await self.wait(Finding)
 
 
 class Lost:

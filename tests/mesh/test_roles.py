@@ -19,8 +19,10 @@ from kos_cluster.core.roles import ALLOWED, Command, Role
 from kos_cluster.errors import AuthError, KosError, NoSuchNodeError, NoSuchTaskError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home, Ready
 from kos_cluster.net import wire
+from kos_cluster.net.administration import DrainNode, LeaveCluster, MintToken, RemoveNode, RenewNode, StopNode
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import get_result, put_part
+from kos_cluster.net.controlplane import Heartbeat
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.services import embedded
@@ -151,7 +153,7 @@ async def try_cancel_any(scene: Scene) -> bool:
 
 async def try_mint_token(scene: Scene) -> bool:
     async with scene.speaker() as speaker:
-        reply = await speaker.ask(wire.MintToken("observer", 60.0))
+        reply = await speaker.ask(MintToken("observer", 60.0))
         if refused(reply):
             return False
         assert msgspec.msgpack.decode(reply.value, type=str).startswith("KOS1.")
@@ -162,7 +164,7 @@ async def try_stop_node(scene: Scene) -> bool:
     """Tried on the second node, which its test may lose."""
     pid = scene.ready("node2").pid
     async with scene.speaker(node="node2") as speaker:
-        if refused(await speaker.ask(wire.StopNode())):
+        if refused(await speaker.ask(StopNode())):
             await speaker.members()  # it serves on
             return False
     await _until(lambda: not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text())
@@ -181,25 +183,25 @@ async def try_be_member(scene: Scene) -> bool:
 
 async def try_remove_self(scene: Scene) -> bool:
     async with scene.speaker() as speaker:
-        return not refused(await speaker.ask(wire.LeaveCluster()))
+        return not refused(await speaker.ask(LeaveCluster()))
 
 
 async def try_remove_node(scene: Scene) -> bool:
     async with scene.speaker() as speaker:
-        return not refused(await speaker.ask(wire.RemoveNode("nobody")))
+        return not refused(await speaker.ask(RemoveNode("nobody")))
 
 
 async def try_drain_node(scene: Scene) -> bool:
     async with scene.speaker() as speaker:
-        reply = await speaker.ask(wire.DrainNode("node2", True))
+        reply = await speaker.ask(DrainNode("node2", True))
         if not refused(reply):
-            await speaker.answer(wire.DrainNode("node2", False), bool)
+            await speaker.answer(DrainNode("node2", False), bool)
         return not refused(reply)
 
 
 async def try_rotate(scene: Scene) -> bool:
     async with scene.speaker() as speaker:
-        return not refused(await speaker.ask(wire.RenewNode()))
+        return not refused(await speaker.ask(RenewNode()))
 
 
 TRIES: dict[Command, Callable[[Scene], Awaitable[bool]]] = {
@@ -281,7 +283,7 @@ def test_a_record_that_its_member_did_not_sign_changes_nothing(scene: Callable[[
             (victim,) = (m for m in before.values() if m.name == "node2")
             for changes in ({"id": victim.id}, {"id": victim.id, "name": victim.name}):
                 forger.say(forger.heartbeat(incarnation=time.time_ns(), **changes))
-            forger.say(wire.Heartbeat(swim.Gossip((swim.Dead(victim.id, victim.incarnation, "nobody"),))))
+            forger.say(Heartbeat(swim.Gossip((swim.Dead(victim.id, victim.incarnation, "nobody"),))))
             assert _standing(await forger.members()) == before
             log = (ClusterHome(there.home, EMBEDDED_NAME).run("node1") / "log").read_text()
             assert f"What {there.me.peer.id} said about {victim.id} was ignored: its signature is wrong." in log

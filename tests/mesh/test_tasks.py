@@ -334,7 +334,7 @@ def test_jobs_logs_and_cancel_by_id_from_elsewhere(mesh: Mesh, tmp_path: Path):
 def test_a_callback_may_submit_while_another_thread_does(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A submit of a new function asks the mesh thread, in which the callback runs."""
     go, again, called = tmp_path / "go", [], threading.Event()
-    possible = mesh.cluster.possible
+    possible = mesh.cluster._submission.possible
 
     def when_called(*args):
         if threading.current_thread() is threading.main_thread():
@@ -351,7 +351,7 @@ def test_a_callback_may_submit_while_another_thread_does(mesh: Mesh, monkeypatch
             time.sleep(0.01)
 
     mesh.cluster.submit(waits).add_done_callback(then)
-    monkeypatch.setattr(mesh.cluster, "possible", when_called)
+    monkeypatch.setattr(mesh.cluster._submission, "possible", when_called)
     assert mesh.cluster.submit(lambda: "first").result(30) == "first"
     until(lambda: again, "the callback has submitted")
     assert again[0].result(30) == "again"

@@ -12,6 +12,7 @@ from kos_cluster.core import loadgossip
 from kos_cluster.core.loadgossip import LoadEntry, LoadGossip, LoadReport, Measured, PackedLoad, Peers, Reported
 from kos_cluster.core.records import Load
 from kos_cluster.net import wire
+from kos_cluster.net.controlplane import LoadNews
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.transport import Link
 from tests.net.echoes import HOST, NetworkEcho, running, until
@@ -34,7 +35,7 @@ def news(count: int) -> LoadReport:
 
 def on_the_wire_bytes(report: LoadReport) -> int:
     """Of its message: an encrypted frame, with a long size from 256 bytes on."""
-    encrypted = 8 + 8 + 16 + 1 + len(wire.encode(wire.LoadNews(report)))  # name, nonce, authenticator, flags
+    encrypted = 8 + 8 + 16 + 1 + len(wire.encode(LoadNews(report)))  # name, nonce, authenticator, flags
     return encrypted + (2 if encrypted < 256 else 9)
 
 
@@ -107,7 +108,7 @@ def test_a_report_takes_what_is_counted_for_it(node: Credentials, client: Creden
                 took = []
                 for number in range(1, 6):
                     before = relay.taken_bytes
-                    assert link.send(wire.LoadNews(report))
+                    assert link.send(LoadNews(report))
                     await until(lambda: len(heard) == number)  # noqa: B023
                     took.append(relay.taken_bytes - before)
                 link.close()

@@ -17,6 +17,7 @@ from kos_cluster.core.raft import log as raftlog
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import StateError, UnreachableError, UsageError
 from kos_cluster.net import wire
+from kos_cluster.net.controlplane import Proposed
 from kos_cluster.node import consensus as module
 from kos_cluster.node.consensus import Consensus
 from kos_cluster.node.raftlog import RaftLog
@@ -139,7 +140,7 @@ def test_a_proposal_whose_reply_got_lost_is_applied_once(tmp_path: Path, monkeyp
         async with group(tmp_path) as nodes:
             leading, follower = await nodes.leader(), await nodes.follower()
             await follower.propose(setting("red"))  # opens its session
-            nodes.lost = (wire.Proposed,)
+            nodes.lost = (Proposed,)
             waiting = asyncio.ensure_future(follower.propose(commands.SwapSetting("colour", "red", "blue")))
             await until(lambda: leading.state.settings.get("colour") == "blue")
             await asyncio.sleep(3 * module.AGAIN_S)  # it is sent again meanwhile

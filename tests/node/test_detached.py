@@ -15,6 +15,7 @@ from kos_cluster.core.replicated.commands import AssignDriver, CommitResults, Ta
 from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError, LimitError, NoSuchTaskError, StateError, UsageError
+from kos_cluster.net import detached as asks
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.standing import Standing, StandingAsked
@@ -57,9 +58,9 @@ def play(scene: Callable[[Control, Drives, Ask], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
-def detach(**changed: Any) -> wire.Detach:
+def detach(**changed: Any) -> asks.Detach:
     return msgspec.structs.replace(
-        wire.Detach("j", "work", encode(Work(Kind.MAP, 2, BUNDLE)), BUNDLE, ("a", "b")), **changed
+        asks.Detach("j", "work", encode(Work(Kind.MAP, 2, BUNDLE)), BUNDLE, ("a", "b")), **changed
     )
 
 
@@ -73,13 +74,13 @@ def test_a_job_is_told_as_it_stands_with_its_submitters_name() -> None:
         agreement = control.consensus
         await agreement.propose(AssignDriver("j", "b", 0))
         await agreement.propose(CommitResults("j", 1, (TaskResult(1, b"x", exit_code=1),)))
-        told = await ask(OTHER, wire.DetachedJobOf("j"))
+        told = await ask(OTHER, asks.DetachedJobOf("j"))
         assert (told.user, told.state, told.kind, told.driver_name, told.epoch) == (
             "ada", JobState.DRIVEN, Kind.MAP, "node-b", 1,
         )  # fmt: skip
         assert (told.total, told.done, told.failed) == (2, 1, 1)
-        assert await ask(OTHER, wire.DetachedJobs()) == [told]
-        assert await ask(OTHER, wire.DetachedResults("j")) == [TaskResult(1, b"x", exit_code=1)]
+        assert await ask(OTHER, asks.DetachedJobs()) == [told]
+        assert await ask(OTHER, asks.DetachedResults("j")) == [TaskResult(1, b"x", exit_code=1)]
 
     play(scene)
 
@@ -100,7 +101,7 @@ def test_what_is_no_job_is_refused(changed: dict[str, Any], error: type[Exceptio
     async def scene(control: Control, drives: Drives, ask: Ask) -> None:
         with pytest.raises(error):
             await ask(OWNER, detach(**changed))
-        assert await ask(OWNER, wire.DetachedJobs()) == []
+        assert await ask(OWNER, asks.DetachedJobs()) == []
 
     play(scene)
 
@@ -110,21 +111,21 @@ def test_only_its_submitter_and_admins_cancel_a_job() -> None:
         for peer, id_ in ((OWNER, "j"), (ADMIN, "k")):
             await ask(OWNER, detach(id=id_))
             with pytest.raises(AuthError, match="may only cancel its own"):
-                await ask(OTHER, wire.CancelDetached(id_))
-            assert await ask(peer, wire.CancelDetached(id_)) is True
+                await ask(OTHER, asks.CancelDetached(id_))
+            assert await ask(peer, asks.CancelDetached(id_)) is True
             assert control.consensus.job(id_).ended_by == peer.name
         with pytest.raises(StateError, match="cancelled already"):
-            await ask(OWNER, wire.CancelDetached("j"))
+            await ask(OWNER, asks.CancelDetached("j"))
 
     play(scene)
 
 
 def test_an_id_that_is_none_is_said() -> None:
     async def scene(control: Control, drives: Drives, ask: Ask) -> None:
-        for question in (wire.DetachedJobOf("x"), wire.DetachedResults("x")):
+        for question in (asks.DetachedJobOf("x"), asks.DetachedResults("x")):
             with pytest.raises(NoSuchTaskError, match="knows no detached job 'x'"):
                 await ask(OWNER, question)
-        assert await ask(OWNER, wire.CancelDetached("x")) is False
+        assert await ask(OWNER, asks.CancelDetached("x")) is False
 
     play(scene)
 
@@ -133,8 +134,8 @@ def test_output_is_told_by_the_node_that_drives_in_that_epoch_alone() -> None:
     async def scene(control: Control, drives: Drives, ask: Ask) -> None:
         output = drives.known["j", 2] = Output(2)
         output.wrote(b"said")
-        assert await ask(OTHER, wire.DetachedOutput("j", 2, 1)) == wire.OutputSoFar(True, 1, b"aid")
-        assert await ask(OTHER, wire.DetachedOutput("j", 1, 0)) == wire.OutputSoFar(False)
+        assert await ask(OTHER, asks.DetachedOutput("j", 2, 1)) == asks.OutputSoFar(True, 1, b"aid")
+        assert await ask(OTHER, asks.DetachedOutput("j", 1, 0)) == asks.OutputSoFar(False)
 
     play(scene)
 
@@ -153,7 +154,7 @@ def test_a_record_of_a_later_version_is_listed_all_the_same() -> None:
     async def scene(control: Control, drives: Drives, ask: Ask) -> None:
         await ask(OWNER, detach())
         control.consensus.job().spec = b"\xff"
-        (told,) = await ask(OWNER, wire.DetachedJobs())
+        (told,) = await ask(OWNER, asks.DetachedJobs())
         assert (told.id, told.total) == ("j", 0)
 
     play(scene)

@@ -13,6 +13,7 @@ from kos_cluster.core.records import Member
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import UnreachableError
 from kos_cluster.net import wire
+from kos_cluster.net.controlplane import Finding
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.node import lookups as module
 from kos_cluster.node import machine
@@ -39,10 +40,10 @@ class Links:
     """Peers that keep what is sent, and are at no address but those that were found or that the test sets."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[str, wire.Finding]] = []
+        self.sent: list[tuple[str, Finding]] = []
         self.addresses: dict[str, str] = {}
 
-    def send(self, id_: str, message: wire.Finding) -> bool:
+    def send(self, id_: str, message: Finding) -> bool:
         self.sent.append((id_, message))
         return True
 
@@ -250,7 +251,7 @@ def test_who_asks_and_has_no_known_address_is_answered_and_not_kept(play: Callab
     async def act(scene: Scene) -> None:
         scene.meet("b")
         scene.lookups.said("c", FindNode(7, bytes(32)))
-        assert scene.links.sent == [("c", wire.Finding(Found(7, (at("b"),))))]
+        assert scene.links.sent == [("c", Finding(Found(7, (at("b"),))))]
         assert scene.lookups.contacts == 1
 
     play(act)

@@ -17,8 +17,8 @@ import pytest
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import UnreachableError
 from kos_cluster.home import ClusterFile, ClusterHome, Home
+from kos_cluster.net.administration import ClusterStatus
 from kos_cluster.net.authority import CertificateAuthority
-from kos_cluster.net.wire import ClusterStatus
 from kos_cluster.node import machine
 from kos_cluster.services import doctor
 from kos_cluster.services.daemons import NodeStart, write_start

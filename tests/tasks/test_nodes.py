@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from kos_cluster.core.records import Member, MemberState, Versions
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import UnreachableError
-from kos_cluster.net import wire
+from kos_cluster.net.administration import RemoveNode
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.wire import SyncData
 from kos_cluster.tasks.cluster import Cluster
@@ -82,7 +82,7 @@ class Removing:
     def request_all(self, *_: object) -> dict[str, SyncData]:
         return {"whoever": self._views.pop(0) if len(self._views) > 1 else self._views[0]}
 
-    def request(self, question: wire.RemoveNode, kind: type, *, node: str, timeout_s: float) -> list[str]:
+    def request(self, question: RemoveNode, kind: type, *, node: str, timeout_s: float) -> list[str]:
         self.asked.append(node)
         if node != self._decides:
             raise UnreachableError("The cluster could not decide.")

@@ -8,7 +8,6 @@ import pickle
 import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from kos_cluster.tasks.blocks import BlockRef, _Stayed
 from kos_cluster.tasks.failures import Failure, failure_of
 from kos_cluster.tasks.futures import Future
 from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.jobtable import JobTable
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.options import Options
 from kos_cluster.tasks.remaking import Remaking
@@ -39,17 +39,18 @@ class Owner(Mesh):
 
     def __init__(self) -> None:
         nothing: Any = SimpleNamespace(
-            **dict.fromkeys(("settled", "tell_all", "lend", "dropped", "forget"), lambda *_: None)
+            **dict.fromkeys(("settled", "tell_all", "lend", "dropped", "forget", "announce"), lambda *_: None)
         )
         self.closed, self.pid, self.instance = False, os.getpid(), "1"
         self.sent: list[ownership.Dispatch] = []
         self._now_s = 0.0
         self._core = Ownership(random.Random(1))
-        self._jobs, self._active = OrderedDict(), set()
-        self._outgoing = self._attachment = self._lending = self.holding = nothing
+        self._outgoing = self._attachment = self._beat = self.holding = nothing
+        self.jobs = JobTable(self, self._core, nothing, nothing)
+        self._jobs = self.jobs.by_id
         uses = dict.fromkeys(("used", "unused", "adopt", "drop_elsewhere"), lambda *_: None)
         self.blocks = SimpleNamespace(**uses)  # type: ignore[assignment]
-        self.remaking = Remaking(self, self._core, self._jobs, nothing, self._feed, self._begin, self._close_job)
+        self.remaking = Remaking(self, self._core, self._jobs, nothing, self._feed, self.jobs.begin, self.jobs.close)
         self._thread = threading.Thread()
         for number in (1, 2):
             member = Member(f"n{number}", f"node{number}", "127.0.0.1", number, 4, machine.versions(), 1)
@@ -76,10 +77,6 @@ class Owner(Mesh):
         if job not in self._jobs:
             self.open(Job(job, JobSpec(b"f", options=Options(**options)), None, self, ""))  # type: ignore[arg-type]
         return self._jobs[job].add(serialise.dumps_args((), {}))
-
-    def _open(self, job: Job) -> None:
-        self._jobs[job.id] = job
-        self._feed(ownership.Opened(job.row()))
 
     # ---- what the node says
 

@@ -24,11 +24,11 @@ from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.node import batches
 from kos_cluster.node.batch import Batch
 from kos_cluster.node.batches import Batches
+from kos_cluster.tasks.beat import BEAT_S
 from kos_cluster.tasks.comm import checkpoints as comm_checkpoints
 from kos_cluster.tasks.comm.checkpoints import MARK, Checkpointer
 from kos_cluster.tasks.gangs import HEARD_LIMIT, Gang
 from kos_cluster.tasks.job import JobSpec
-from kos_cluster.tasks.mesh import BEAT_S
 
 FIRST_BEAT_S = 0.37
 OWNER: Any = SimpleNamespace(owner="owner")

@@ -49,9 +49,11 @@ def scrolled_away(notebook: Notebook, below: int) -> Iterator[None]:
     notebook.page.set_viewport_size({"width": before["width"], "height": 300})
     notebook.cell(below).locator(".cm-content").click()
     notebook.cell(below).evaluate("cell => cell.scrollIntoView({ block: 'start' })")
-    yield
-    notebook.page.set_viewport_size(before)
-    notebook.look()
+    try:
+        yield
+    finally:
+        notebook.page.set_viewport_size(before)
+        notebook.look()
 
 
 @contextmanager
@@ -60,17 +62,21 @@ def in_a_hidden_tab(notebook: Notebook) -> Iterator[None]:
     tell = "hidden => (Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true })"
     tell += " && document.dispatchEvent(new Event('visibilitychange')))"
     notebook.page.evaluate(tell, True)
-    yield
-    notebook.page.evaluate(tell, False)
+    try:
+        yield
+    finally:
+        notebook.page.evaluate(tell, False)
 
 
 @contextmanager
 def closed(notebook: Notebook, index: int, code: str) -> Iterator[None]:
     """The cell of this number, which has this code, shows it no more, and then anew."""
     notebook.empty(index)
-    yield
-    notebook.write(index, code)
-    notebook.run(index)
+    try:
+        yield
+    finally:
+        notebook.write(index, code)
+        notebook.run(index)
 
 
 def listening(pid: int) -> set[str]:

@@ -105,6 +105,9 @@ OWN_PAINT = "performance.getEntriesByName('kos-monitor-painted').at(-1).duration
 # Whether each picture of the text is there.
 PICTURES = "[...document.querySelectorAll('.jp-RenderedMarkdown img')].map((each) => each.naturalWidth > 0)"
 
+# JupyterLab's body has no height of its own and hides what flows over: axe holds all in it to be hidden.
+HIGH_BODY = "document.body.style.minHeight = '100vh'"
+
 STICKING_OUT = """() => [...document.querySelectorAll(".kos-monitor *")]
   .filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === "visible")
   .map((e) => e.className)"""

@@ -13,6 +13,7 @@ from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column
 from kos_cluster.errors import ConflictError, UsageError
 
+COLUMNS = (Column("REGISTER"), Column("VALUE"))
 EXIT_UNSET = 1
 
 
@@ -45,7 +46,8 @@ def _list(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.json:
         console.json(held)
     else:
-        console.table((Column("REGISTER"), Column("VALUE")), list(held.items()))
+        rows = [{"register": name, "value": value} for name, value in held.items()]
+        console.listing(rows, COLUMNS, [list(row.values()) for row in rows])
     return 0
 
 

@@ -1,24 +1,23 @@
 """What is asked of the page itself: how long its frames last, when it has painted, and what does not fit in it.
 
 Each is a function in JavaScript, for `Page.evaluate`. Rules: times are in milliseconds. Others may have the machine
-while one is taken, so what is slow itself is what is slow each time: `runs` takes a few, and more while none was good.
+while one is taken, so what is slow itself is what is slow most times: `runs` takes a few, and more while most are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 RUNS = 3
 RUNS_LIMIT = 10
 
 
-def runs(
-    taken: Callable[[], Any], lasted_ms: Callable[[Any], float], limit_ms: float, at_least: int = RUNS
-) -> list[Any]:
-    """So many runs, and up to `RUNS_LIMIT` while the best of them is over the limit."""
-    found = [taken() for _ in range(at_least)]
-    while len(found) < RUNS_LIMIT and min(map(lasted_ms, found)) > limit_ms:
+def runs(taken: Callable[[], Any], lasted_ms: Callable[[Any], float], limit_ms: float) -> list[Any]:
+    """So many runs, and up to `RUNS_LIMIT` while their median is over the limit."""
+    found = [taken() for _ in range(RUNS)]
+    while len(found) < RUNS_LIMIT and median(map(lasted_ms, found)) > limit_ms:
         found.append(taken())
     return found
 
@@ -105,6 +104,9 @@ OWN_PAINT = "performance.getEntriesByName('kos-monitor-painted').at(-1).duration
 
 # Whether each picture of the text is there.
 PICTURES = "[...document.querySelectorAll('.jp-RenderedMarkdown img')].map((each) => each.naturalWidth > 0)"
+
+# JupyterLab's body has no height of its own and hides what flows over: axe holds all in it to be hidden.
+HIGH_BODY = "document.body.style.minHeight = '100vh'"
 
 STICKING_OUT = """() => [...document.querySelectorAll(".kos-monitor *")]
   .filter((e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === "visible")

@@ -11,15 +11,16 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from kos_cluster.core.roles import Role
 from kos_cluster.home import ClusterHome, Home
-from tests.browser import probes
+from tests.browser import looking, probes
 from tests.browser.lab import Lab, Notebook, saved, until
 from tests.kernel.clusters import add_user
 
@@ -29,6 +30,8 @@ expect = playwright.expect
 FRAME_LIMIT_MS = 100
 FIRST_PAINT_LIMIT_MS = 500
 CORE_SHARE_LIMIT = 0.02
+LEGIBLE_LEAST = 15  # texts whose contrast is judged; a dialog has the fewest
+TABS_LIMIT = 20  # buttons of jobs that are in sight
 ROOT = Path(__file__).parents[2]
 LOAD, MONITOR, MANY, SLOW, CELL = range(5)
 CELLS = (
@@ -118,7 +121,7 @@ def test_a_hundred_thousand_tasks_are_listed_smoothly(notebook: Notebook) -> Non
     print(f"100,000 tasks are scrolled through: {probes.told(scrolled)}")
     assert max(run["rows"] for run in scrolled) < 120, "only what is in sight is in the document"
     assert max(run["filled"] for run in scrolled) > 10, "what is in sight is filled"
-    assert min(map(longest_frame, scrolled)) <= FRAME_LIMIT_MS
+    assert median(map(longest_frame, scrolled)) <= FRAME_LIMIT_MS
     notebook.monitor.get_by_label("Search tasks by number").fill("99999")
     expect(row(notebook, "task")).to_have_count(1)
     expect(row(notebook, "task", task="99999", state="done")).to_be_visible()
@@ -202,6 +205,35 @@ def test_a_task_and_a_job_are_cancelled_by_a_click_while_their_cell_runs(noteboo
     expect(job).to_have_attribute("data-state", "cancelled")
 
 
+def test_a_job_is_read_about_and_cancelled_by_keyboard_alone(notebook: Notebook) -> None:
+    page = notebook.page
+    cell = notebook.run(SLOW, wait=False)
+    job = notebook.monitor.locator(".kos-row.kos-job[data-state=running]", has_text="slow")
+    expect(job).to_contain_text("0 / 9")
+    notebook.monitor.get_by_role("grid", name="Jobs").focus()
+    story = job.get_by_role("button", name=re.compile("^Story of slow"))
+    tab_to(notebook, story)
+    page.keyboard.press("Enter")
+    expect(page.locator("dialog[open]")).to_contain_text("Attempt 1")
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog[open]")).to_have_count(0)
+    expect(story).to_be_focused()
+    tab_to(notebook, job.get_by_role("button", name=re.compile("^Cancel slow")))
+    page.keyboard.press("Enter")
+    expect(cell).to_contain_text("CancelledError")
+    expect(job).to_have_count(0)
+    expect(notebook.monitor.get_by_role("grid", name="Jobs")).to_be_focused()
+
+
+def tab_to(notebook: Notebook, wanted: Any) -> None:
+    """Go from one to the next by Tab until this has the focus."""
+    for _ in range(TABS_LIMIT):
+        notebook.page.keyboard.press("Tab")
+        if wanted.evaluate("each => each === document.activeElement"):
+            return
+    raise AssertionError(f"{TABS_LIMIT} Tabs do not lead there")
+
+
 THEMES = [("light", "true"), ("dark", "false")]
 
 
@@ -215,10 +247,20 @@ def fitted(notebook: Notebook, width: int) -> bool:
     return not missing
 
 
-@pytest.mark.parametrize(("theme", "light"), THEMES)
-def test_contrast_and_roles_hold_in_both_themes_and_at_every_width(notebook: Notebook, theme: str, light: str) -> None:
+def assert_accessible(notebook: Notebook, cell: int = MONITOR) -> None:
+    """Of the monitor that this cell shows, with its dialog: contrast, roles and names."""
     from axe_playwright_python.sync_playwright import Axe
 
+    notebook.page.evaluate(probes.HIGH_BODY)
+    shown = f"[data-windowed-list-index='{cell}'] .kos-monitor"
+    found = Axe().run(notebook.page, context=shown, options={"resultTypes": ["violations", "passes"]})
+    assert found.violations_count == 0, found.generate_report()
+    legible = [each for rule in found.response["passes"] if rule["id"] == "color-contrast" for each in rule["nodes"]]
+    assert len(legible) >= LEGIBLE_LEAST, "it took the texts to be hidden"
+
+
+@pytest.mark.parametrize(("theme", "light"), THEMES)
+def test_contrast_and_roles_hold_in_both_themes_and_at_every_width(notebook: Notebook, theme: str, light: str) -> None:
     page = notebook.page
     page.evaluate(f"document.body.dataset.jpThemeLight = '{light}'")
     expect(notebook.monitor).to_have_attribute("data-theme", theme)
@@ -230,34 +272,39 @@ def test_contrast_and_roles_hold_in_both_themes_and_at_every_width(notebook: Not
             wide = page.evaluate(probes.STICKING_OUT)
             assert not wide, f"at {width} px these stick out: {wide}"
             assert page.evaluate(probes.CUT) == [], f"at {width} px this is cut off, or has no heading"
-            found = Axe().run(page, context=".kos-monitor")
-            assert found.violations_count == 0, found.generate_report()
+            assert_accessible(notebook)
             notebook.picture(f"monitor-{theme}-{width}", notebook.monitor)
+        row(notebook, "node", node="node1").click()
+        expect(page.locator("dialog[open] figure")).to_have_count(4)
+        assert_accessible(notebook)
+        page.keyboard.press("Escape")
     finally:
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")
         page.set_viewport_size({"width": 1280, "height": 1000})
 
 
-def test_nothing_is_sampled_while_it_is_out_of_sight(notebook: Notebook) -> None:
-    def shown() -> str | None:
-        return notebook.monitor.get_attribute("data-at")
+def closed(notebook: Notebook) -> AbstractContextManager[None]:
+    return looking.closed(notebook, MONITOR, CELLS[MONITOR])
 
-    def stands_still() -> bool:
-        before = shown()
-        notebook.page.wait_for_timeout(1500)  # it would be sampled once a second
-        return shown() == before
 
-    def goes_on() -> None:
-        before = shown()
-        until(lambda: shown() != before, "it goes on")
+def scrolled_away(notebook: Notebook) -> AbstractContextManager[None]:
+    return looking.scrolled_away(notebook, CELL)
 
-    goes_on()
-    notebook.page.evaluate("document.querySelector('.kos-monitor').style.display = 'none'")
-    expect(notebook.monitor.locator(".kos-live")).to_have_text("paused")
-    until(stands_still, "it stops")
-    notebook.page.evaluate("document.querySelector('.kos-monitor').style.display = ''")
+
+@pytest.mark.parametrize("away", [scrolled_away, looking.in_a_hidden_tab, closed])
+def test_nothing_is_sampled_while_nobody_looks(
+    notebook: Notebook, tmp_path: Path, away: Callable[[Notebook], AbstractContextManager[None]]
+) -> None:
+    samples = looking.Samples(tmp_path / "samples")
+    notebook.write(SLOW, samples.noting)
+    notebook.run(SLOW)
+    notebook.look()
+    samples.go_on()
+    with away(notebook):
+        expect(notebook.page.locator(".kos-live[data-life=live]")).to_have_count(0)
+        samples.stop(notebook)
     expect(notebook.monitor.locator(".kos-live")).to_have_text("live")
-    goes_on()
+    samples.go_on()
 
 
 def test_a_listing_is_a_table_and_a_profile_a_flame_graph(notebook: Notebook) -> None:
@@ -333,7 +380,8 @@ def test_a_hundred_nodes_are_painted_at_once(notebook: Notebook) -> None:
     assert rows.count() < 40, "only what is in sight is in the document"
     assert notebook.page.evaluate(probes.CUT) == []
     notebook.picture("hundred", imagined)
-    assert min(took["own"] for took in painted) <= FIRST_PAINT_LIMIT_MS
+    assert median(took["own"] for took in painted) <= FIRST_PAINT_LIMIT_MS
+    assert_accessible(notebook, CELL)
 
 
 def paint(notebook: Notebook) -> dict[str, float]:
@@ -348,11 +396,11 @@ def test_while_the_figures_of_a_hundred_nodes_change_no_frame_is_late(notebook: 
     """All change once a second, of which each run sees two, but for one at the turn of its wave."""
     imagined = notebook.cell(CELL).locator(".kos-monitor")
     expect(imagined.locator(".kos-live")).to_have_text("live")
-    runs = probes.runs(lambda: imagined.evaluate(probes.CHANGES), longest_frame, FRAME_LIMIT_MS, at_least=1)
+    runs = probes.runs(lambda: imagined.evaluate(probes.CHANGES), longest_frame, FRAME_LIMIT_MS)
     print(f"100 nodes change: {probes.told(runs)}")
     for run in runs:
         assert run["rows"] > 5 and run["changed"] > run["rows"] / 2, "what is in sight has changed"
-    assert min(map(longest_frame, runs)) <= FRAME_LIMIT_MS
+    assert median(map(longest_frame, runs)) <= FRAME_LIMIT_MS
 
 
 def test_a_monitor_of_a_hundred_nodes_costs_the_kernel_two_percent_of_a_core(notebook: Notebook) -> None:
@@ -376,15 +424,22 @@ def test_a_cluster_that_does_not_answer_is_told_in_the_monitor(notebook: Noteboo
     notebook.empty(CELL)
 
 
-def test_a_restarted_kernel_shows_it_again(notebook: Notebook) -> None:
+def test_a_restarted_kernel_shows_it_again_and_opens_no_port_for_it(notebook: Notebook) -> None:
     notebook.restart()
     if notebook.monitor.is_visible():  # JupyterLab leaves what it shows
         notebook.look()
         expect(notebook.monitor.locator(".kos-live")).to_contain_text("no news")
     notebook.run(LOAD)
+    notebook.write(SLOW, "import os\nprint('process', os.getpid())")
+    kernel = re.search(r"process (\d+)", notebook.run(SLOW).inner_text())
+    assert kernel
+    before = looking.listening(int(kernel[1]))
     notebook.run(MONITOR)
     expect(notebook.monitor.locator(".kos-live")).to_have_text("live")
     expect(row(notebook, "node", state="alive")).to_have_count(3)
+    move([lambda: notebook.monitor.get_attribute("data-at")])
+    assert before, "Jupyter comes to it by its ports"
+    assert looking.listening(int(kernel[1])) == before
 
 
 def test_voila_shows_the_same_notebook(lab: Lab) -> None:

@@ -288,6 +288,44 @@ def test_a_listing_is_shown_where_it_stands_alone(notebook: Kernel) -> None:
     assert "2 of 2 nodes alive" in bundles[1]["text/plain"] and "2 of 2 nodes alive" in bundles[1]["text/html"]
 
 
+# By the words of its command, one of the keys that its object has.
+LISTINGS = {
+    "nodes": "name",
+    "cluster nodes": "name",
+    "ps": "job",
+    "status": "alive",
+    "cluster status": "alive",
+    "story {job.task}": "number",
+    "why {job.task}": "state",
+    "locks": "holder",
+    "mem status": "used_bytes",
+    "register": "value",
+    "dry-run": "standing",
+    "kernel list": "name",
+}
+
+
+@pytest.fixture
+def listed(notebook: Kernel, tmp_path: Any) -> Iterator[Kernel]:
+    """That kernel, while there is something to be listed of each kind."""
+    source = "import os, kos_cluster\nc = kos_cluster.connect()\njob = c.submit(pow, 2, 3)\njob.result()\n"
+    source += "kept = c.lock('kept')\nkept.__enter__()\nc.register('said').set('so')\n"
+    source += f"os.environ['JUPYTER_PATH'] = '{tmp_path}/share/jupyter'\n%kos kernel install --prefix {tmp_path}"
+    ok(notebook.run(source))
+    yield notebook
+    ok(notebook.run("kept.__exit__(None, None, None)\ndel os.environ['JUPYTER_PATH']\n%kos register said --unset"))
+
+
+@pytest.mark.parametrize("words", LISTINGS)
+def test_every_listing_is_a_table_in_html_and_text_and_an_object(listed: Kernel, words: str) -> None:
+    cell = ok(listed.run(f"%kos {words}"))
+    (shown,) = [content["data"] for kind, content in cell.messages if kind == "display_data"]
+    assert set(shown) == {"text/html", "text/plain"}
+    assert shown["text/plain"].split()[0] in shown["text/html"]
+    assert not ok(listed.run(f"found = %kos {words}")).mimes()
+    assert listed.value(f"bool(found.to_dict()[{LISTINGS[words]!r}])") == "True"
+
+
 def test_a_listing_that_is_assigned_is_an_object_and_shows_nothing(notebook: Kernel) -> None:
     ok(notebook.run("import kos_cluster, time\njob = kos_cluster.connect().submit(pow, 2, 3)\njob.result()"))
     cell = ok(notebook.run("nodes = %kos nodes\njobs = %kos ps\ntasks = %kos story {job.task}\nstatus = %kos status"))

@@ -27,6 +27,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class _Script:
 
 _script: _Script | None = None
 _pools: set[ClusterPool] = set()
+_ending: list[threading.Thread] = []  # what ends pools that stay here and were cancelled
 _told: set[str] = set()  # why pools stay here
 
 
@@ -72,9 +74,15 @@ def begin(path: str) -> None:
 
 
 def finish() -> None:
-    """The script has ended; what it has left running ends as with the originals."""
+    """The script has ended; what it has left running ends as with the originals.
+
+    Nobody joins the thread of an executor that was shut down without waiting, and the interpreter's end may meet it
+    as it closes its pipe (CPython 3.11: "Exception ignored in ... _python_exit ... Bad file descriptor").
+    """
     for pool in list(_pools):
         pool.end()
+    for thread in _ending:
+        thread.join()
 
 
 def cancel_all() -> None:
@@ -127,6 +135,7 @@ class ClusterPool(concurrent.futures.Executor):
         self._lock = threading.Lock()
         self._job: Job | None = None
         self._local: concurrent.futures.Executor | None = None  # takes the calls once the pool must stay here
+        self._local_ends: threading.Thread | None = None
         self._pending: set[PoolFuture] = set()
         self._closed = False
         self._broken = ""
@@ -178,7 +187,10 @@ class ClusterPool(concurrent.futures.Executor):
         if job is not None:
             job.close()
             self._settled.put(None)  # wakes the settler, which ends when nothing is pending
-        if local is not None:
+        if self._local_ends is not None:
+            if wait:
+                self._local_ends.join()
+        elif local is not None:
             local.shutdown(wait, cancel_futures=cancel_futures)
         if wait and settler is not None:
             settler.join()
@@ -189,8 +201,11 @@ class ClusterPool(concurrent.futures.Executor):
         """Cancel every task, also those that run; on this machine those that do not run yet."""
         if self._job is not None:
             self._job.cancel()
-        if self._local is not None:
-            self._local.shutdown(wait=False, cancel_futures=True)
+        if self._local is not None and self._local_ends is None:
+            end = partial(self._local.shutdown, cancel_futures=True)
+            self._local_ends = threading.Thread(target=end, name="kos-pool-end", daemon=True)
+            self._local_ends.start()
+            _ending[:] = [*filter(threading.Thread.is_alive, _ending), self._local_ends]
 
     def end(self) -> None:
         """The script has ended: wait for what runs."""

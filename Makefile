@@ -46,8 +46,9 @@ bench: $(BENCH)  ## measure KOS and its peers on this machine, and write the fig
 	$(BIN)/kos bench queued --json docs/figures-queued.json
 	$(BIN)/python -m docs.tables
 
-sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores
+sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores; 5,000 of gangs
 	$(BIN)/kos sim --seed 0 --seeds 10000 --minutes 0.334 --processes 2
+	$(BIN)/python -m tests.sim.test_gangs 5000
 
 mutants: $(DEV)  ## plant known defects in the machines, and show after how many seeds the simulator catches each
 	$(BIN)/kos sim --mutants --processes 2

@@ -15,7 +15,7 @@ from kos_cluster.core.dispatchorder import DispatchOrder
 from kos_cluster.core.jobrows import STATES, BatchRow, JobRow
 from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.ownerevents import Dispatch
-from kos_cluster.core.placement import Candidate, Leaning, Placement
+from kos_cluster.core.placement import PLAIN, Candidate, Leaning, Placement
 from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Story, TaskState, runs_of
 from kos_cluster.core.relations import Relations
 
@@ -133,6 +133,11 @@ class OwnerTables:
         leaning, short = self._relations.leaning(job, now), job.durations.short
         placed = self._index.place(job.spec.needs, now, prefetch=short, leaning=leaning)
         return job.spec.needs, (*placed.reasons, *lost)
+
+    def leaning(self, job_id: str, now: float) -> Leaning:
+        """What speaks for and against nodes for a job's tasks now."""
+        job = self._jobs.get(job_id)
+        return PLAIN if job is None else self._relations.leaning(job, now)
 
     def would_go(self, needs: Needs, now: float) -> tuple[Placement, dict[str, str]]:
         """Where a task of such needs would go now, and what would come of it on each node, by name."""

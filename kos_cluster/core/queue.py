@@ -33,7 +33,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from kos_cluster.core.capacity import SLOTS_ALONE, Account, Capacity, fault_of, gib
-from kos_cluster.core.gang.slots import ReservedSlots, SlotsDenied, SlotsReleased, SlotsWanted
+from kos_cluster.core.gang.slots import ReservedSlots, SlotsDenied, SlotsReleased, SlotsWanted, SlotsWithdrawn
 from kos_cluster.core.lines import Lines, Waiter
 from kos_cluster.core.queueevents import (
     Arrived,
@@ -181,6 +181,7 @@ class NodeQueue:
             case OwnerGone(owner):
                 for key in sorted(self._by_owner[owner].keys if owner in self._by_owner else ()):
                     self._stop(key, Cause.CANCELLED, now, effects)
+                effects += self._reserved.owner_ended(owner)
             case TaskWaits(key, waiting):
                 self._task_waits(key, waiting, now)
             case OverMemory(worker, detail):
@@ -193,6 +194,8 @@ class NodeQueue:
                 effects += self._reserved.want(event, now)
             case SlotsReleased(txn):
                 effects += self._reserved.release(txn)
+            case SlotsWithdrawn(gang):
+                effects += self._reserved.withdraw(gang)
             case Stopping():
                 self._stopping = True
                 for key in sorted(self._entries):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kos_cluster.core.gang.slots import SlotsDenied, SlotsGranted, SlotsReleased, SlotsWanted
+from kos_cluster.core.gang.slots import SlotsDenied, SlotsGranted, SlotsReleased, SlotsWanted, SlotsWithdrawn
 from kos_cluster.core.records import Cause
 
 Owner = tuple[str, str]  # (authenticated identity, instance of the client)
@@ -189,6 +189,7 @@ Event = (
     | Pressed
     | SlotsWanted
     | SlotsReleased
+    | SlotsWithdrawn
     | Stopping
 )
 Effect = Fork | Assign | Interrupt | Kill | Retire | Refuse | GiveBack | Withhold | Lose | SlotsGranted | SlotsDenied

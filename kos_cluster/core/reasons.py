@@ -32,10 +32,15 @@ def why_not_now(needs: Needs, node: Candidate, now: float, leaning: Leaning, *, 
     if now < node.refused_until_s:
         return "it refused work a moment ago"
     if node.id in leaning.apart:
-        return f"it has tasks of {' or '.join(needs.apart) or 'a job'}, and the two are to be apart"
+        return why_apart(needs)
     if needs.cpus > node.slots * (2 if prefetch or node.shared else 1) - node.in_flight:
         return f"all {node.slots} slots hold work of this owner" + _inputs_there(node, leaning)
     return lacks(needs, node)
+
+
+def why_apart(needs: Needs) -> str:
+    """Why a node does not take the task that has tasks of a job to be apart from."""
+    return f"it has tasks of {' or '.join(needs.apart) or 'a job'}, and the two are to be apart"
 
 
 def why_there(node: Candidate, leaning: Leaning = PLAIN) -> str:

@@ -18,10 +18,14 @@ class GangWanted(msgspec.Struct, frozen=True, tag=True):
     ranks: int
     needs: Needs
     wait_s: float
+    instance: str = ""  # of the client, as in its `Hello`
+    near: tuple[str, ...] = ()  # the ids of nodes with tasks of the jobs that `needs` names, as known now
+    apart: tuple[str, ...] = ()
+    alone: bool = False  # it is to be apart from itself: one rank a node
 
 
 class GangWithdrawn(msgspec.Struct, frozen=True, tag=True):
-    """The gang is not wanted any more. Reply: bool."""
+    """The gang is not wanted any more, and what the node that is asked holds for it is of no use. Reply: bool."""
 
     gang: str
 

@@ -24,6 +24,7 @@ from kos_cluster.core.gang.slots import (
     SlotsGranted,
     SlotsReleased,
     SlotsWanted,
+    SlotsWithdrawn,
     reservation_key,
 )
 from kos_cluster.core.gang.stopandwait import StopAndWait
@@ -173,7 +174,7 @@ class Batches:
             if batch.says is not None and batch.owner is owner and batch.says.again(time.monotonic()):
                 self._say(batch, batch.says)
 
-    def reserve(self, event: SlotsWanted | SlotsReleased) -> None:
+    def reserve(self, event: SlotsWanted | SlotsReleased | SlotsWithdrawn) -> None:
         """Hold slots for a gang, or let them go; what becomes of it is told to `reserved`."""
         self._apply(event)
 

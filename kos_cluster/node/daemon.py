@@ -563,6 +563,7 @@ class Daemon:
         """Free its work here, and, when its process was on this machine, everywhere."""
         self._batches.owner_ended(owner)
         self._blocks.owner_ended(owner.owner)
+        self._gangs.owner_ended(owner.owner)
         if owner.was_local:
             self._control.owner_has_ended(wire.OwnerEnded(*owner.owner))
 

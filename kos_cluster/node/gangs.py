@@ -22,8 +22,16 @@ import msgspec
 
 from kos_cluster.core import twophase
 from kos_cluster.core.gang import scheduler
-from kos_cluster.core.gang.slots import Answer, SlotsGranted, SlotsReleased, SlotsWanted, reservation_key
+from kos_cluster.core.gang.slots import (
+    Answer,
+    SlotsGranted,
+    SlotsReleased,
+    SlotsWanted,
+    SlotsWithdrawn,
+    reservation_key,
+)
 from kos_cluster.core.placement import Candidate
+from kos_cluster.core.queueevents import Owner
 from kos_cluster.core.records import Load, MemberState
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.errors import KosError
@@ -48,7 +56,7 @@ class Gangs:
         self,
         node: str,
         own_load: Callable[[], tuple[str, Load]],
-        reserve: Callable[[SlotsWanted | SlotsReleased], None],
+        reserve: Callable[[SlotsWanted | SlotsReleased | SlotsWithdrawn], None],
     ) -> None:
         self.asked = asyncio.Event()  # a gang has wanted slots of this node
         self._node = node
@@ -79,9 +87,11 @@ class Gangs:
     async def answer(self, peer: Peer, ask: GangWanted | GangWithdrawn) -> Any:
         """What an owner asks."""
         if isinstance(ask, GangWithdrawn):
-            self._schedule(scheduler.Withdrawn(reservation_key(peer.id, ask.gang)))
+            key = reservation_key(peer.id, ask.gang)
+            self._schedule(scheduler.Withdrawn(key))
+            self._reserve(SlotsWithdrawn(key))
             return True
-        wanted = scheduler.Wanted(peer.id, ask.gang, ask.ranks, ask.needs)
+        wanted = scheduler.Wanted(peer.id, ask.gang, ask.ranks, ask.needs, ask.instance, ask.near, ask.apart, ask.alone)
         deadline = self._loop.time() + min(ask.wait_s, WAIT_LIMIT_S)
         self._schedule(wanted)
         while self._leads():
@@ -96,6 +106,10 @@ class Gangs:
             except TimeoutError:
                 continue
         return GangStanding(coordinates=False)
+
+    def owner_ended(self, owner: Owner) -> None:
+        """A client has ended. What this node holds for its gangs the queue frees."""
+        self._schedule(scheduler.OwnerEnded(*owner))
 
     def said(self, sender: str, message: twophase.ToParticipant | twophase.ToCoordinator) -> None:
         """Another node, or this one, as coordinator or participant."""

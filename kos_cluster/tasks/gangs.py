@@ -3,7 +3,8 @@
 Theory of operation. `core.gang.epochs` decides; a thread of each gang feeds it and carries out what it says. An epoch
 has a job, so output, stories and `kos ps` are those of any job; its tasks are the ranks. The coordinator is asked for
 slots until it has reserved them all, then the ranks are sent to them, and when all have said where they listen, the
-table of all is sent to each.
+table of all is sent to each. With each question it is told where the jobs are now that the gang is to be near to or
+apart from; slots that were reserved beside one of the latter, which has come meanwhile, are given back.
 
 Rules. Results are those of one epoch, by rank; they are unpickled by whoever asks for them. The error of a failed gang
 names the rank, its node, and what ended it, which is its cause. Checkpoints are kept here, from epoch to epoch; what a
@@ -18,7 +19,8 @@ import concurrent.futures
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +48,9 @@ from kos_cluster.tasks.comm.ranks import RankCall
 from kos_cluster.tasks.comm.table import make_table
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.joblist import as_one_node_tells
 from kos_cluster.tasks.options import Options, split_options
+from kos_cluster.tasks.relating import find_related
 
 if TYPE_CHECKING:
     from kos_cluster.tasks.mesh import Mesh
@@ -228,8 +232,8 @@ class Gang(Future):
     def _ask(self) -> epochs.Event | None:
         """Ask for slots once more."""
         epoch = self._machine.epoch
-        wanted = GangWanted(self._job.id, self._ranks, self._job.needs, WANTED_AGAIN_S)
         try:
+            wanted = self._wanted()
             standing = self._mesh.request(wanted, GangStanding)
         except UnreachableError as error:
             standing = GangStanding(waits=error.message, coordinates=False)
@@ -238,13 +242,40 @@ class Gang(Future):
         if standing.refused:
             hint = "Ask for fewer ranks, or add nodes; 'kos nodes' shows what there is."
             return epochs.Refused(epoch, PlacementError(f"{standing.refused[:1].upper()}{standing.refused[1:]}.", hint))
-        if standing.nodes:
+        shunned = set(standing.nodes).intersection(self._mesh.placing.leaning(self._job).apart)
+        if standing.nodes and not shunned:
             return epochs.Reserved(epoch, standing.nodes)
+        if shunned:
+            self._withdraw(standing.nodes)
+            standing = GangStanding(waits="a job that it is to be apart from has come to the nodes of its slots")
         why = standing.waits or "the cluster has no coordinator at the moment"
         self._mesh.feed(ownership.RanksPlaced(self._job.id, waits_for=why))
         if not standing.coordinates:
             time.sleep(ASK_PAUSE_S)
         return None
+
+    def _wanted(self) -> GangWanted:
+        """The question, with what is known now. Raises UnreachableError."""
+        job, needs = self._job, self._job.needs
+        if needs.near or needs.apart:
+            find_related(as_one_node_tells(self._mesh, WANTED_AGAIN_S), self._mesh, needs, driven=True)
+        leaning = self._mesh.placing.leaning(job)
+        return GangWanted(
+            job.id,
+            self._ranks,
+            needs,
+            WANTED_AGAIN_S,
+            self._mesh.instance,
+            tuple(sorted(leaning.near)),
+            tuple(sorted(leaning.apart)),
+            alone=self._spec.name in needs.apart,
+        )
+
+    def _withdraw(self, nodes: Collection[str]) -> None:
+        """Let go what is reserved on these nodes, and ask as if for the first time."""
+        for node in ("", *sorted(set(nodes))):  # who coordinates, first
+            with suppress(KosError):  # the lease ends it
+                self._mesh.request(GangWithdrawn(self._job.id), bool, node=node, timeout_s=WANTED_AGAIN_S)
 
     def _carry_out(self, effects: Sequence[epochs.Effect]) -> None:
         for effect in effects:
@@ -308,10 +339,8 @@ class Gang(Future):
     def _end(self) -> None:
         self._job.cancel()
         if not self._nodes:
-            try:
+            with suppress(KosError):  # the gang has an outcome of its own, and is forgotten when it is not asked for
                 self._mesh.request(GangWithdrawn(self._job.id), bool, timeout_s=WANTED_AGAIN_S)
-            except KosError:  # the gang has an outcome of its own, and is forgotten when it is not asked for
-                return
 
     def _error(self, rank: int | None, error: BaseException) -> BaseException:
         if rank is None or isinstance(error, GangError | concurrent.futures.CancelledError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from kos_cluster.core.placement import Placement
+from kos_cluster.core.placement import Leaning, Placement
 from kos_cluster.core.records import Member, Needs
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class Placing:
     def would_go(self, needs: Needs) -> tuple[Placement, dict[str, str]]:
         """Where a task would go now, and what would come of it on each node, by name."""
         return self._owner.ask(lambda: self._core.would_go(needs, self._now()))
+
+    def leaning(self, job: Job) -> Leaning:
+        """What speaks for and against nodes for a job of this process now."""
+        return self._owner.ask(lambda: self._core.leaning(job.id, self._now()))
 
     def place(self, needs: Needs) -> tuple[Member | None, tuple[str, ...]]:
         """The node for a task that another owner is to submit there, or why there is none now."""

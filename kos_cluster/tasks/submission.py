@@ -26,6 +26,7 @@ from kos_cluster.tasks import compat, inputs, output, profiling, streaming
 from kos_cluster.tasks.blocks import named_in
 from kos_cluster.tasks.functions import Functions, Shipped, with_arguments
 from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.joblist import everybodys
 from kos_cluster.tasks.options import PLAIN, Options, split_options
 from kos_cluster.tasks.ownblocks import Read
 from kos_cluster.tasks.relating import find_related
@@ -99,7 +100,7 @@ class Submission:
             )
         job = Job(id_ or new_job_id(), spec, spec.sink or output.default_sink(), self._mesh, current_parent())
         if job.needs.near or job.needs.apart:
-            find_related(self._mesh, job.needs, driven=bool(id_))
+            find_related(everybodys(self._mesh), self._mesh, job.needs, driven=bool(id_))
         never = self._mesh.placing.why_never(job)
         if never:
             raise _impossible(job, never)

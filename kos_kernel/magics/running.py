@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from kos_cluster.errors import UsageError
+from kos_cluster.errors import RankGoneError, UsageError
 from kos_kernel.magics.digest import digests
 from kos_kernel.magics.names import OWN_NAMES
 from kos_kernel.magics.travel import Parcel, Unpacking, pack_what_can
@@ -78,6 +78,8 @@ class RemoteCell:
         with stage.entered():
             extra = stage.unpack_item(index, item)
             value, error = stage.run(self.source, extra, shown=not self.value_back)
+            if isinstance(error, RankGoneError):  # as it is: its gang is to see that another rank has ended first
+                raise error
             if error is not None:
                 raise stage.failure(error) from None
             if item is None:

@@ -47,7 +47,21 @@ def every_call() -> dict[str, Any]:
         comm.send("later", 4, tag=2)
     if rank == 4:
         told["first"], told["second"] = comm.recv(0, tag=2), comm.recv(0, tag=1)
+    told["shared_kib"] = shared_kib()
     return told
+
+
+def shared_kib() -> int:
+    """Of the memory that this rank has used together with others of its node."""
+    from pathlib import Path
+
+    total, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = "/memfd:kos-rank" in line
+        elif ours and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
 
 
 def test_every_call_gives_what_it_says_on_all_ranks(mesh: Mesh):
@@ -67,6 +81,7 @@ def test_every_call_gives_what_it_says_on_all_ranks(mesh: Mesh):
         assert [int(array[-1]) for array in mine["around"]] == list(range(RANKS))
         assert mine["ordered"] == (list(range(RANKS)) if rank == 3 else None)
         assert mine["exchanged"] == [f"{source}>{rank}" for source in range(RANKS)]
+    assert all(mine["shared_kib"] >= 256 for mine in told), [mine["shared_kib"] for mine in told]
     assert told[4]["first"] == "later" and told[4]["second"].shape == (2, 3)
 
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from kos_cluster.core.records import TaskState
 from kos_cluster.errors import GangError, PlacementError, TaskLostError, UsageError
+from kos_cluster.net import wire
 from tests.gangs import solver
 from tests.gangs.conftest import SLOTS
 from tests.mesh.conftest import Mesh, until
 
 WAIT_S = 90.0
+LEFT_WITHIN_S = 12.0  # a loaded machine gets more than the few seconds that it takes; the lease is 26 s
 
 
 def where() -> tuple[int, str]:
@@ -70,6 +76,143 @@ def test_the_shape_that_is_asked_for_is_kept(mesh: Mesh):
     assert [rank for rank, _ in whole] == list(range(2 * SLOTS))
 
 
+@contextmanager
+def held(mesh: Mesh, folder: Path, node: str, count: int) -> Iterator[Callable[[], None]]:
+    """Tasks take this many slots of a node until what is given is called, or the end."""
+
+    def wait() -> None:
+        while not (folder / node).exists():
+            time.sleep(0.01)
+
+    tasks = [mesh.cluster.submit(wait, on=node, name=f"on {node}", retries=0) for _ in range(count)]
+    try:
+        until(lambda: all(has_begun(task) for task in tasks), f"tasks run on {node}", WAIT_S)
+        yield (folder / node).touch
+    finally:
+        (folder / node).touch()
+
+
+def has_begun(task: Any) -> bool:
+    story = task.story()
+    return story is not None and story.state is TaskState.RUNNING
+
+
+def in_use(mesh: Mesh, slots: int) -> None:
+    """Wait until the coordinator, who plans by what it has heard, takes no more and no less to be in use."""
+
+    def seen() -> int:
+        loads = mesh.cluster._mesh.request(wire.Nodes(), wire.SyncData).loads
+        return sum(load.running for load, _ in loads.values())
+
+    until(lambda: seen() == slots, f"{slots} slots are in use")
+
+
+def nodes_of(gang: Any) -> list[str]:
+    return [node for _, node in gang.result(WAIT_S)]
+
+
+def waits_for(mesh: Mesh, gang: Any, told: str) -> None:
+    def waits() -> bool:
+        assert not gang.done()
+        return told in why(mesh, gang.id)
+
+    until(waits, f"gang {gang.id} waits: {told}", WAIT_S)
+
+
+def test_pack_and_spread_wait_for_their_shape_while_another_gang_takes_what_is_free(mesh: Mesh, tmp_path: Path):
+    with held(mesh, tmp_path, "node1", 1) as free_one, held(mesh, tmp_path, "node2", 3) as free_other:
+        assert sorted(nodes_of(mesh.cluster.gang(where, 4))) == [*["node1"] * 3, "node2"]
+        in_use(mesh, 4)
+        packed = mesh.cluster.gang(where, 4, pack=True)
+        waits_for(mesh, packed, "now in the shape asked for (pack)")
+        free_one()
+        assert nodes_of(packed) == ["node1"] * 4
+        in_use(mesh, 3)
+        spread = mesh.cluster.gang(where, 4, spread=True)
+        waits_for(mesh, spread, "now in the shape asked for (spread)")
+        free_other()
+        assert sorted(nodes_of(spread)) == ["node1", "node1", "node2", "node2"]
+
+
+def test_a_gang_is_apart_from_a_job_wherever_that_is_now_and_near_to_one(mesh: Mesh, tmp_path: Path):
+    web = mesh.program(WEB.format(folder=str(tmp_path)))  # of another process
+    assert web.stdout is not None and web.stdout.readline() == "runs\n"
+    until(lambda: "web" in {job.name for job in mesh.cluster.jobs_told(WAIT_S)}, "web is told of")
+    with held(mesh, tmp_path, "node2", 1):
+        assert set(nodes_of(mesh.cluster.gang(where, 3, apart="web"))) == {"node2"}
+        assert set(nodes_of(mesh.cluster.gang(where, 3, near="web"))) == {"node1"}
+        assert set(nodes_of(mesh.cluster.gang(where, 3, apart="on node2"))) == {"node1"}
+    waits = mesh.cluster.gang(where, 6, apart="web")
+    waits_for(mesh, waits, "node1: 0, it has tasks of web, and the two are to be apart")
+    (tmp_path / "web").touch()
+    assert len(nodes_of(waits)) == 6
+
+
+WEB = """
+    import time
+    from pathlib import Path
+    import kos_cluster as kos
+
+    def web(folder):
+        (Path(folder) / "runs").touch()
+        while not (Path(folder) / "web").exists():
+            time.sleep(0.01)
+
+    task = kos.connect().submit(web, {folder!r}, on="node1", retries=0)
+    while not (Path({folder!r}) / "runs").exists():
+        time.sleep(0.01)
+    print("runs", flush=True)
+    task.result()
+"""
+
+
+def test_a_killed_owner_leaves_no_slot_reserved(mesh: Mesh):
+    owner = mesh.program(OWNER)
+    assert owner.stdout is not None and owner.stdout.readline() == "waits\n"
+    owner.kill()
+    killed_s = time.monotonic()
+    in_use(mesh, 0)
+    assert len(mesh.cluster.gang(where, 2 * SLOTS).result(WAIT_S)) == 2 * SLOTS
+    assert time.monotonic() - killed_s < LEFT_WITHIN_S
+
+
+OWNER = """
+    import time
+    import kos_cluster as kos
+
+    def stay():
+        time.sleep(600)
+
+    cluster = kos.connect()
+    runs = cluster.gang(stay, 6)
+    while sum(node["running"] for node in cluster.nodes()) < 6:
+        time.sleep(0.01)
+    waits = cluster.gang(stay, 4)
+    while not any("do not fit" in row.why for row in cluster.why(waits.id)):
+        time.sleep(0.01)
+    print("waits", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_gangs_of_two_programs_that_each_need_more_than_half_all_end(mesh: Mesh):
+    programs = [mesh.program(COMPETITOR) for _ in range(2)]
+    for program in programs:
+        told, errors = program.communicate(timeout=WAIT_S)
+        assert told == "[5, 6, 7, 5]\n", errors
+
+
+COMPETITOR = """
+    import kos_cluster as kos
+
+    def rank():
+        kos.comm().barrier()
+
+    gangs = [kos.connect().gang(rank, ranks) for ranks in (5, 6, 7, 5)]
+    print([len(gang.result(80)) for gang in gangs])
+"""
+
+
 def test_a_gang_that_never_fits_is_refused_at_once_with_the_arithmetic(mesh: Mesh):
     with pytest.raises(PlacementError, match=r"3 ranks of 3 slots each do not fit: .* 2 of them .*node1: 1; node2: 1"):
         mesh.cluster.gang(where, 3, cpus=3).result(WAIT_S)
@@ -97,7 +240,7 @@ def why(mesh: Mesh, id_: str) -> str:
 def test_competing_gangs_all_have_their_turn(mesh: Mesh):
     gangs = [mesh.cluster.gang(where, ranks) for ranks in (5, 6, 7, 5, 8)]
     assert [len(gang.result(WAIT_S)) for gang in gangs] == [5, 6, 7, 5, 8]
-    until(lambda: sum(node["running"] for node in mesh.cluster.nodes()) == 0, "no slot in use")
+    in_use(mesh, 0)
 
 
 def test_a_cancelled_gang_gives_its_slots_back(mesh: Mesh, tmp_path: Path):

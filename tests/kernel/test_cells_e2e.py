@@ -602,6 +602,26 @@ def test_a_cluster_that_died_is_told_in_a_sentence(short_folder: Any) -> None:
         kos("down", home=str(short_folder))
 
 
+def test_a_gang_of_a_cell_takes_the_commands_options_and_refuses_what_does_not_fit(notebook: Kernel) -> None:
+    ok(
+        notebook.run(
+            "%%kos run --gang 2 --spread --restarts 1\nimport os\nimport kos_cluster as kos\ncomm = kos.comm()\n"
+            "comm.barrier()\nif (comm.rank, comm.epoch) == (1, 1): os.kill(os.getpid(), 9)\n"
+            "comm.barrier()\nepoch, nodes = comm.epoch, sorted(comm.nodes)\ndel comm"
+        )
+    )
+    assert notebook.value("epoch, nodes") == "2 ['node1', 'node2']"
+    for line, error, sentence in (
+        ("--gang 3", "PlacementError", "3 ranks of 1 slot each do not fit: the cluster holds 2 of them at most"),
+        ("--gang 2 --over nodes", "UsageError", "--over does not go with --gang. Share the elements out"),
+        ("--gang 2 --retries 1", "UsageError", "--retries does not go with --gang"),
+        ("--distribute --restarts 1", "UsageError", "--restarts only means something with --gang"),
+    ):
+        cell = notebook.run(f"%%kos run {line}\nepoch = 'never'")
+        assert cell.error["ename"] == error and sentence in "\n".join(cell.error["traceback"]), cell.shown()
+    assert notebook.value("epoch") == "2"
+
+
 def test_a_cell_runs_as_the_ranks_of_a_gang_and_rank_0_assigns(notebook: Kernel) -> None:
     ok(
         notebook.run(

@@ -12,13 +12,17 @@ import msgspec
 
 from kos_cluster.core import twophase
 from kos_cluster.core.gang.scheduler import Reserve
-from kos_cluster.core.gang.slots import SlotsGranted, SlotsReleased, SlotsWanted
+from kos_cluster.core.gang.slots import SlotsGranted, SlotsReleased, SlotsWanted, SlotsWithdrawn
 from kos_cluster.core.records import Load, Needs
 from kos_cluster.core.replicated import commands, replies
+from kos_cluster.core.roles import Role
+from kos_cluster.net.gangs import GangWanted, GangWithdrawn
+from kos_cluster.net.identity import Peer
 from kos_cluster.node.gangs import Gangs
 from tests.node.agreed import Agreement, View
 
 TTL_S = 600.0
+ADA = Peer("lab", "ada", "ada", Role.CLIENT, 1, b"", 0.0)
 
 
 class Consensus(Agreement):
@@ -41,7 +45,7 @@ class Scene:
         self.agreed = Consensus()
         self.agreed.leader = "lost"
         self.told: list[twophase.ToParticipant] = []  # to b
-        self.orders: list[SlotsWanted | SlotsReleased] = []  # to the queue here
+        self.orders: list[SlotsWanted | SlotsReleased | SlotsWithdrawn] = []  # to the queue here
         self.gangs = Gangs("a", lambda: ("a", Load()), self.orders.append)
         members = View("a", "b")
         membership = SimpleNamespace(members=members.members, alive=lambda: ["b"], loads=dict)
@@ -110,6 +114,34 @@ def test_what_one_refuses_is_aborted_and_slots_that_were_held_are_given_back() -
         await until(lambda: on.transaction is None)
         await until(lambda: SlotsReleased(on.txn) in on.orders)
         assert twophase.Decided(on.txn, True) not in on.told
+
+    played(scene)
+
+
+def test_what_a_client_wants_that_ends_is_aborted_and_its_slots_are_given_back() -> None:
+    async def scene(on: Scene) -> None:
+        on.lead()
+        await until(lambda: on.orders)
+        on.gangs.answered(SlotsGranted(on.txn))
+        on.gangs.said("b", twophase.Vote(on.txn, False))
+        await until(lambda: SlotsReleased(on.txn) in on.orders)
+        asked = asyncio.create_task(on.gangs.answer(ADA, GangWanted("g2", 1, Needs(), 0.3, "instance")))
+        await until(lambda: isinstance(on.orders[-1], SlotsWanted))
+        wanted = on.orders[-1]
+        assert isinstance(wanted, SlotsWanted) and (wanted.gang, wanted.owner) == ("ada/g2", ("ada", "instance"))
+        on.gangs.answered(SlotsGranted(wanted.txn))
+        on.gangs.owner_ended(("ada", "another"))
+        on.gangs.owner_ended(("ada", "instance"))
+        await until(lambda: SlotsReleased(wanted.txn) in on.orders)
+        assert not (await asked).nodes
+
+    played(scene)
+
+
+def test_a_gang_that_is_withdrawn_is_let_go_by_the_node_that_is_told() -> None:
+    async def scene(on: Scene) -> None:
+        assert await on.gangs.answer(ADA, GangWithdrawn("g1"))
+        assert on.orders == [SlotsWithdrawn("ada/g1")]
 
     played(scene)
 

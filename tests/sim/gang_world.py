@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from kos_cluster.core import queue, twophase
+from kos_cluster.core.capacity import Account, Capacity
 from kos_cluster.core.gang import epochs, scheduler, slots
 from kos_cluster.core.placement import Candidate
 from kos_cluster.core.records import Layout, Needs
@@ -22,6 +23,9 @@ from kos_cluster.core.replicated.replies import Decision, TransactionChanged
 from kos_cluster.core.replicated.state import ClusterState
 
 NODES = {"n1": 2, "n2": 3, "n3": 4}  # slots
+GPUS = {"n1": 1, "n2": 1, "n3": 2}
+MEMORY_GIB = 4  # of each node
+GIB = 1 << 30
 GANGS = 4
 STEPS = 220
 HEAL_STEPS = 900
@@ -71,7 +75,8 @@ class World:
         self.started = 0  # epochs of which every rank ran
 
     def _new_node(self, name: str) -> Node:
-        node = Node(name, queue.NodeQueue(NODES[name]), twophase.Participant([], {}, 0, self.now))
+        capacity = Capacity(MEMORY_GIB * GIB, tuple(f"{name}-{gpu}" for gpu in range(GPUS[name])))
+        node = Node(name, queue.NodeQueue(NODES[name], capacity), twophase.Participant([], {}, 0, self.now))
         node.ready += [effect.worker for effect in node.queue.start() if isinstance(effect, queue.Fork)]
         return node
 
@@ -123,9 +128,7 @@ class World:
         self.carry_out(host, self.schedule(host, scheduler.Ended(change.txn, committed)))
 
     def schedule(self, host: Host, event: scheduler.Event | None) -> list[scheduler.Effect]:
-        nodes = [
-            Candidate(name, name, NODES[name], 1 << 30, busy=node.queue.running) for name, node in self.nodes.items()
-        ]
+        nodes = [self.candidate(name, node.queue.account) for name, node in self.nodes.items()]
         promised: dict[str, int] = defaultdict(int)
         for transaction in host.state.transactions.snapshot():
             if not transaction.committed:
@@ -134,6 +137,12 @@ class World:
         if event is None:
             return host.scheduler.tick(nodes, promised, self.now)
         return host.scheduler.handle(event, nodes, promised, self.now)
+
+    def candidate(self, name: str, account: Account) -> Candidate:
+        node = Candidate(name, name, NODES[name], MEMORY_GIB * GIB, busy=account.slots_in_use)
+        node.memory_available_bytes, node.memory_declared_bytes = node.memory_bytes, account.memory_bytes
+        node.gpus, node.gpus_in_use = GPUS[name], account.gpus_in_use
+        return node
 
     def carry_out(self, host: Host, effects: list[scheduler.Effect]) -> None:
         for effect in effects:
@@ -216,6 +225,8 @@ class World:
                         self.post(owner.lost, key, rank)
                 case queue.Interrupt(worker) | queue.Kill(worker):
                     self.end(node, worker)
+                case queue.Retire(worker):  # that was given GPUs: they are free when it has ended
+                    self.feed(node, queue.WorkerExited(worker, False, "retired"))
 
     def rank_of(self, key: queue.Key) -> tuple[Owner | None, int]:
         (name, _), number = key
@@ -291,7 +302,13 @@ class World:
     def check(self) -> None:
         for name, node in self.nodes.items():
             reserved = node.queue._reserved
+            account = node.queue.account
             assert node.queue.running <= NODES[name], f"{name} gives {node.queue.running} of {NODES[name]} slots"
+            assert account.memory_bytes <= MEMORY_GIB * GIB, f"{name} gives {account.memory_bytes} bytes"
+            holders = [worker.gpus for worker in node.queue._workers.values()]
+            holders += [request.gpus for request in reserved._requests.values()]
+            given = [gpu for gpus in holders for gpu in gpus]
+            assert len(given) == len(set(given)) <= account.gpus_in_use <= GPUS[name], f"{name} gives {given}"
             held = sum(request.left * request.wanted.cpus for request in reserved._requests.values())
             assert held <= node.queue.running
             for txn, request in reserved._requests.items():
@@ -310,7 +327,8 @@ class World:
                 self.deliver()
             self.log.append(c.encode(c.Proposal(self.now, c.Tick())))
             if all(owner.machine.state is epochs.State.OVER for owner in self.owners.values()) and not any(
-                node.queue.running or node.queue.reserves for node in self.nodes.values()
+                node.queue.running or node.queue.reserves or node.queue.account.gpus_in_use
+                for node in self.nodes.values()
             ):
                 return
         standing = {name: (owner.machine.state, owner.machine.epoch) for name, owner in self.owners.items()}
@@ -326,7 +344,9 @@ class Owner:
         self.name = name
         rng = world.random
         self.ranks = rng.randint(2, 5)
-        self.needs = Needs(cpus=1 if self.ranks > 2 else rng.randint(1, 2), layout=rng.choice(list(Layout)))
+        cpus = 1 if self.ranks > 2 else rng.randint(1, 2)
+        gpus = rng.randint(0, 1) if self.ranks <= sum(GPUS.values()) else 0
+        self.needs = Needs(cpus, rng.randint(0, 2) * GIB, gpus=gpus, layout=rng.choice(list(Layout)))
         self.machine = epochs.Epochs(self.ranks, restarts=100)
         self.nodes: dict[int, tuple[str, ...]] = {}  # epoch -> by rank
         self.result: object = None
@@ -366,7 +386,9 @@ class Owner:
             key = self.batch(epoch, rank)
             node = self.world.nodes[name]
             if not any(known == key for known, _ in node.running.values()) and rank not in self.machine._done:
-                spec = queue.BatchSpec(key, f"{self.name}-{epoch}", "e", self.needs.cpus, gang=self.key(epoch))
+                cpus, memory_bytes, gpus = self.needs.cpus, self.needs.memory_bytes, self.needs.gpus
+                job, key_ = f"{self.name}-{epoch}", self.key(epoch)
+                spec = queue.BatchSpec(key, job, "e", cpus, memory_bytes=memory_bytes, gpus=gpus, gang=key_)
                 self.world.feed(node, queue.Arrived(spec, held=False))
 
     def cancel(self, name: str, epoch: int, rank: int) -> None:

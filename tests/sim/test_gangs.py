@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from kos_cluster.core import twophase
+from kos_cluster.core.capacity import Demand
 from kos_cluster.core.gang import epochs, scheduler, slots
 from kos_cluster.core.placement import Candidate
 from tests.sim import gang_world
 from tests.sim.gang_world import run
 
-SEEDS = 60  # of the suite; `python -m tests.sim.test_gangs 5000` runs more
+SEEDS = 60  # of the suite; `make sim` runs 5,000
 
 
 def run_all(seeds: int = SEEDS) -> list[gang_world.World]:
@@ -80,6 +81,20 @@ def test_the_simulation_sees_an_owner_that_takes_messages_of_an_old_epoch(monkey
     whole = epochs.Epochs.handle
     monkeypatch.setattr(epochs.Epochs, "handle", handle)
     with pytest.raises(AssertionError, match="was told"):
+        run_all()
+
+
+def test_the_simulation_sees_a_gpu_that_is_given_to_two_ranks(monkeypatch: pytest.MonkeyPatch):
+    def take(self: slots.ReservedSlots, gang: str, rank: Demand) -> tuple[str, ...] | None:
+        gpus = whole(self, gang, rank)
+        for request in self._requests.values():
+            if request.wanted.gang == gang:
+                request.gpus = (*(gpus or ()), *request.gpus)
+        return gpus
+
+    whole = slots.ReservedSlots.take
+    monkeypatch.setattr(slots.ReservedSlots, "take", take)
+    with pytest.raises(AssertionError, match=r"n\d gives \["):
         run_all()
 
 

@@ -2,7 +2,8 @@
 
 Rules. The ranks of one node are numbered without a gap, nodes in the order of their names. `PACK` takes as few nodes as
 the cluster's slots allow, and `SPREAD` puts as few ranks as they allow on the fullest node; either waits rather than do
-with less. `ANY` takes as few nodes as what is free allows. Equal input gives equal output.
+with less. `ANY` takes as few nodes as what is free allows. Nodes that the gang is to be near to come first, as far as
+the shape leaves a choice; of `ANY` they do before few nodes. Equal input gives equal output.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ class Room:
     at_most: int
     now: int
     why: str = ""
+    near: bool = False  # it has tasks of a job that the gang is to be near to
 
 
 def assign(ranks: int, rooms: Sequence[Room], layout: Layout) -> tuple[str, ...] | None:
     """The node's id for each rank, by what is free now; None when the ranks do not fit in the shape asked for."""
-    counts = _counts(ranks, [room.now for room in rooms], [room.at_most for room in rooms], layout)
+    counts = _counts(ranks, rooms, layout)
     if counts is None:
         return None
     placed = sorted(zip(rooms, counts, strict=True), key=lambda pair: (pair[0].name, pair[0].node))
@@ -69,15 +71,16 @@ def _listed(rooms: Sequence[Room], *, at_most: bool) -> str:
     return "; ".join(told) or "no node is alive"
 
 
-def _counts(ranks: int, free: Sequence[int], most: Sequence[int], layout: Layout) -> list[int] | None:
+def _counts(ranks: int, rooms: Sequence[Room], layout: Layout) -> list[int] | None:
+    free, most, near = [room.now for room in rooms], [room.at_most for room in rooms], [room.near for room in rooms]
     if sum(free) < ranks:
         return None
     if layout is Layout.SPREAD:
         level = next(level for level in range(1, ranks + 1) if _under(most, level) >= ranks)
-        return _level(ranks, free, level) if _under(free, level) >= ranks else None
-    fewest = _fewest(ranks, most)
-    counts = _fill(ranks, free)
-    return None if layout is Layout.PACK and sum(map(bool, counts)) > fewest else counts
+        return _level(ranks, free, near, level) if _under(free, level) >= ranks else None
+    fewest = _fewest(ranks, most) if layout is Layout.PACK else ranks
+    shapes = (_fill_near(ranks, free, near), _fill(ranks, free))
+    return next((counts for counts in shapes if sum(map(bool, counts)) <= fewest), None)
 
 
 def _under(rooms: Sequence[int], level: int) -> int:
@@ -85,13 +88,14 @@ def _under(rooms: Sequence[int], level: int) -> int:
     return sum(min(room, level) for room in rooms)
 
 
-def _level(ranks: int, free: Sequence[int], level: int) -> list[int]:
-    """Each node the same number, as far as it has room; the last ones go where most is free."""
+def _level(ranks: int, free: Sequence[int], near: Sequence[bool], level: int) -> list[int]:
+    """Each node the same number, as far as it has room; the last ones go near, and where most is free."""
     while level > 1 and _under(free, level - 1) >= ranks:
         level -= 1
     counts = [min(room, level - 1) for room in free]
     over = ranks - sum(counts)
-    for place in sorted(range(len(free)), key=lambda place: -free[place])[:over]:
+    roomy = [place for place in range(len(free)) if free[place] >= level]
+    for place in sorted(roomy, key=lambda place: (not near[place], -free[place]))[:over]:
         counts[place] += 1
     return counts
 
@@ -99,6 +103,15 @@ def _level(ranks: int, free: Sequence[int], level: int) -> list[int]:
 def _fewest(ranks: int, most: Sequence[int]) -> int:
     """With how few nodes the ranks could do."""
     return sum(map(bool, _fill(ranks, most)))
+
+
+def _fill_near(ranks: int, free: Sequence[int], near: Sequence[bool]) -> list[int]:
+    """As `_fill`, the near nodes first."""
+    beside = [room if is_near else 0 for room, is_near in zip(free, near, strict=True)]
+    first = _fill(min(ranks, sum(beside)), beside)
+    others = [room - near_room for room, near_room in zip(free, beside, strict=True)]
+    rest = _fill(ranks - sum(first), others)
+    return [one + other for one, other in zip(first, rest, strict=True)]
 
 
 def _fill(ranks: int, free: Sequence[int]) -> list[int]:

@@ -8,9 +8,11 @@ pause before the next such try is as long as that patience, and both double up t
 gets its turn on a cluster that is never idle, at a bounded price.
 
 Rules. Slots are planned around what is promised; memory, GPUs and resources by gossip alone, as the nodes' votes are
-what counts. Only what the owner must not lose is agreed on (the transaction); this line is not, because owners ask
-again. So a successor starts with an empty one, and plans around the open transactions that it finds in the state. A
-gang that never fits is refused at once, by the nodes that are alive.
+what counts. The nodes of jobs to be apart from are as if they were not there, and those of jobs to be near to come
+first; where these jobs are the owner tells anew each time. Only what the owner must not lose is agreed on (the
+transaction); this line is not, because owners ask again. So a successor starts with an empty one, and plans around the
+open transactions that it finds in the state. A gang that never fits, whatever jobs there are, is refused at once, by
+the nodes that are alive.
 
     gang        event                             next        effect
     -           wanted, never fits                refused
@@ -18,8 +20,9 @@ gang that never fits is refused at once, by the nodes that are alive.
     waiting     its turn, and a plan              trying      Begin
     trying      committed                         reserved
     trying      aborted, or it could not begin    waiting, pausing
-    trying      its owner is silent, or withdraws -           Abort
-    any other   its owner is silent, or withdraws -
+    trying      its owner is silent, or has       -           Abort
+                ended, or withdraws it
+    any other   the same                          -
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from kos_cluster.core.gang import assignment
 from kos_cluster.core.gang.assignment import RANKS_LIMIT, Room
 from kos_cluster.core.gang.slots import SlotsWanted, reservation_key
 from kos_cluster.core.placement import Candidate, why_never
-from kos_cluster.core.reasons import DRAINED
+from kos_cluster.core.reasons import DRAINED, why_apart
 from kos_cluster.core.records import Needs
 
 WANTED_AGAIN_S = 1.0  # after which an owner repeats what it wants
@@ -53,6 +56,7 @@ class Reserve(msgspec.Struct, frozen=True):
     needs: Needs  # of each rank
     patience_s: float
     lease_s: float
+    owner: tuple[str, str] = ("", "")  # identity, and instance of the client; empty: an older version does not say
 
     @property
     def slots(self) -> int:
@@ -70,6 +74,7 @@ class Reserve(msgspec.Struct, frozen=True):
             needs.memory_bytes,
             needs.gpus,
             needs.resources,
+            self.owner,
         )
 
 
@@ -80,6 +85,10 @@ class Wanted(msgspec.Struct, frozen=True):
     gang: str
     ranks: int
     needs: Needs
+    instance: str = ""  # of the client
+    near: tuple[str, ...] = ()  # the ids of nodes with tasks of jobs that it is to be near to, as its owner knows now
+    apart: tuple[str, ...] = ()  # and apart from
+    alone: bool = False  # no two ranks on one node: it is to be apart from itself
 
     @property
     def key(self) -> str:
@@ -90,6 +99,13 @@ class Withdrawn(msgspec.Struct, frozen=True):
     """Event: the owner does not want it any more."""
 
     key: str
+
+
+class OwnerEnded(msgspec.Struct, frozen=True):
+    """Event: a client has ended, and wants nothing any more."""
+
+    identity: str
+    instance: str
 
 
 class Began(msgspec.Struct, frozen=True):
@@ -128,7 +144,7 @@ class Standing(msgspec.Struct, frozen=True):
     waits: str = ""
 
 
-Event = Wanted | Withdrawn | Began | Ended
+Event = Wanted | Withdrawn | OwnerEnded | Began | Ended
 Effect = Begin | Abort
 
 
@@ -163,6 +179,8 @@ class GangScheduler:
                 self._wanted(event, nodes, now)
             case Withdrawn(key):
                 effects += self._forget(key)
+            case OwnerEnded():
+                effects += self._owner_ended(event)
             case Began(key, txn):
                 effects += self._began(key, txn, now)
             case Ended(txn, committed):
@@ -199,6 +217,7 @@ class GangScheduler:
         gang = self._gangs.get(wanted.key)
         if gang is not None:
             gang.heard_s = now
+            gang.wanted = msgspec.structs.replace(gang.wanted, near=wanted.near, apart=wanted.apart)
             return
         gang = _Gang(wanted, now, PATIENCE_S)
         if not 0 < wanted.ranks <= RANKS_LIMIT or wanted.needs.cpus < 1:
@@ -206,7 +225,7 @@ class GangScheduler:
         elif len(self._gangs) >= GANGS_LIMIT:
             return  # it is asked again
         else:
-            rooms = [room_of(wanted.needs, node, 0) for node in nodes]
+            rooms = [room_of(wanted, node, 0) for node in nodes]
             gang.standing = Standing(refused=assignment.never(wanted.ranks, wanted.needs.cpus, rooms))
         self._gangs[wanted.key] = gang
 
@@ -227,6 +246,14 @@ class GangScheduler:
                 else:
                     self._pause(gang, now)
 
+    def _owner_ended(self, owner: OwnerEnded) -> list[Effect]:
+        theirs = [
+            key
+            for key, gang in self._gangs.items()
+            if (gang.wanted.identity, gang.wanted.instance) == (owner.identity, owner.instance)
+        ]
+        return [effect for key in theirs for effect in self._forget(key)]
+
     def _forget(self, key: str) -> list[Effect]:
         gang = self._gangs.pop(key, None)
         return [Abort(gang.txn)] if gang is not None and gang.trying and gang.txn is not None else []
@@ -242,7 +269,7 @@ class GangScheduler:
     ) -> tuple[str, ...] | None:
         """Where its ranks may try, or None with the reason noted; by what is free, else by what an idle cluster has."""
         wanted = gang.wanted
-        rooms = [room_of(wanted.needs, node, taken.get(node.id, 0)) for node in nodes]
+        rooms = [_apart(wanted, room_of(wanted, node, taken.get(node.id, 0))) for node in nodes]
         gang.standing = Standing(waits=assignment.waits(wanted.ranks, rooms, wanted.needs.layout))
         plan = assignment.assign(wanted.ranks, rooms, wanted.needs.layout)
         if plan is not None or now < gang.again_s:
@@ -251,14 +278,15 @@ class GangScheduler:
         return assignment.assign(wanted.ranks, idle, wanted.needs.layout)
 
 
-def room_of(needs: Needs, node: Candidate, promised: int) -> Room:
+def room_of(wanted: Wanted, node: Candidate, promised: int) -> Room:
     """How many ranks a node has room for: when it is idle, and now, beside what it was promised to others."""
+    needs = wanted.needs
     why = why_never(needs, node)
     if why:
         return Room(node.id, node.name, 0, 0, why)
     if node.drained:
         return Room(node.id, node.name, 0, 0, DRAINED)
-    at_most = [node.slots // needs.cpus]
+    at_most = [min(1, node.slots // needs.cpus) if wanted.alone else node.slots // needs.cpus]
     now = [(node.slots - node.busy - promised) // needs.cpus]
     if needs.memory_bytes:
         at_most.append(node.memory_bytes // needs.memory_bytes)
@@ -270,13 +298,20 @@ def room_of(needs: Needs, node: Candidate, promised: int) -> Room:
         at_most.append(node.resources.get(name, 0) // count)
         now.append(node.resource_free(name) // count)
     free = 0 if node.over_memory else max(0, min(now))
-    return Room(node.id, node.name, min(at_most), min(*at_most, free))
+    return Room(node.id, node.name, min(at_most), min(*at_most, free), near=node.id in wanted.near)
+
+
+def _apart(wanted: Wanted, room: Room) -> Room:
+    """The room that a gang may use while the jobs are where they are that it is to be apart from."""
+    if room.node not in wanted.apart or not room.at_most:
+        return room
+    return Room(room.node, room.name, 0, 0, why_apart(wanted.needs))
 
 
 def _if_idle(room: Room, needs: Needs, node: Candidate, taken: Mapping[str, int]) -> Room:
     """The room that there is once the node has ended what it runs."""
     count = min(room.at_most, max(0, node.slots - taken.get(node.id, 0)) // needs.cpus)
-    return Room(room.node, room.name, room.at_most, count, room.why)
+    return Room(room.node, room.name, room.at_most, count, room.why, room.near)
 
 
 def promised_by(participants: Mapping[str, bytes]) -> dict[str, int]:
@@ -299,8 +334,9 @@ def _begin(key: str, gang: _Gang) -> Begin:
     # What a node has to know of it: not which packages would be welcome, or whom it is to be near to.
     wanted = gang.wanted.needs
     needs = Needs(wanted.cpus, wanted.memory_bytes, gpus=wanted.gpus, resources=wanted.resources)
+    owner = (gang.wanted.identity, gang.wanted.instance)
     participants = {
-        node: msgspec.msgpack.encode(Reserve(key, count, needs, gang.patience_s, decided_s + ARRIVE_S))
+        node: msgspec.msgpack.encode(Reserve(key, count, needs, gang.patience_s, decided_s + ARRIVE_S, owner))
         for node, count in ranks.items()
     }
     return Begin(key, participants, decided_s)

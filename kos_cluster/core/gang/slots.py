@@ -14,10 +14,12 @@ account, and passes to each rank as it comes. A request beyond `REQUESTS_LIMIT` 
     waiting     its patience is over, released      -          Denied
     granted     a rank comes                        granted, a rank less; - with the last one
     granted     released, superseded, lease over    -
+    any         withdrawn, or its owner has ended   -          Denied, if it waited
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -39,12 +41,19 @@ class SlotsWanted(msgspec.Struct, frozen=True):
     memory_bytes: int = 0
     gpus: int = 0
     resources: tuple[tuple[str, int], ...] = ()
+    owner: tuple[str, str] = ("", "")  # identity, and instance of the client
 
 
 class SlotsReleased(msgspec.Struct, frozen=True):
     """Event: nobody will use what is left of this reservation."""
 
     txn: int
+
+
+class SlotsWithdrawn(msgspec.Struct, frozen=True):
+    """Event: the ranks of this gang will not come, whatever is reserved for them."""
+
+    gang: str
 
 
 class SlotsGranted(msgspec.Struct, frozen=True):
@@ -106,7 +115,7 @@ class ReservedSlots:
         if wanted.txn in self._requests:
             return []
         older = [txn for txn, known in self._requests.items() if known.wanted.gang == wanted.gang and txn < wanted.txn]
-        answers = [answer for txn in older for answer in self.release(txn)]
+        answers = self._release_all(older)
         never = wanted.ranks < 1 or fault_of(wanted) or self._account.why_never(_whole(wanted, wanted.ranks))
         if never or len(self._requests) >= REQUESTS_LIMIT:
             answers.append(SlotsDenied(wanted.txn))
@@ -151,6 +160,17 @@ class ReservedSlots:
         self._account.free(request.gpus)
         return []
 
+    def withdraw(self, gang: str) -> list[Answer]:
+        """Free what is reserved, or waits, for a gang."""
+        return self._release_all(txn for txn, request in self._requests.items() if request.wanted.gang == gang)
+
+    def owner_ended(self, owner: tuple[str, str]) -> list[Answer]:
+        """Free what is reserved, or waits, for the gangs of a client that has ended."""
+        return self._release_all(txn for txn, request in self._requests.items() if request.wanted.owner == owner)
+
+    def _release_all(self, txns: Iterable[int]) -> list[Answer]:
+        return [answer for txn in list(txns) for answer in self.release(txn)]
+
     def tick(self, now: float) -> list[Answer]:
         """End what is over: leases, and the patience of what waits."""
         over = [
@@ -158,7 +178,7 @@ class ReservedSlots:
             for txn, request in self._requests.items()
             if now >= (request.until_s if request.left else request.patient_until_s)
         ]
-        return [answer for txn in over for answer in self.release(txn)]
+        return self._release_all(over)
 
 
 def _whole(demand: Demand, ranks: int) -> _Whole:

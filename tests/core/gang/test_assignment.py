@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,27 @@ def test_pack_takes_as_few_nodes_as_the_cluster_allows_and_waits_for_them():
     assert counts(assign(3, rooms(2, 3, 4), Layout.PACK)) == [3]
     assert counts(assign(6, rooms(4, 4, 4), Layout.PACK)) == [4, 2]
     assert assign(3, rooms(2, 2, 2, most=4), Layout.PACK) is None
+
+
+def near(*places: int) -> set[str]:
+    return {f"id{n}" for n in places}
+
+
+def placed(ranks: int, how: Layout, *free: int, beside: set[str], most: int = 4) -> Counter[str]:
+    there = [replace(room, near=room.node in beside) for room in rooms(*free, most=most)]
+    nodes = assign(ranks, there, how)
+    assert nodes is not None
+    return Counter(nodes)
+
+
+def test_ranks_go_near_first_as_far_as_the_shape_leaves_a_choice():
+    assert placed(2, Layout.ANY, 4, 2, 3, beside=near(2)) == {"id2": 2}
+    assert placed(4, Layout.ANY, 4, 2, 1, beside=near(1, 2)) == {"id0": 1, "id1": 2, "id2": 1}
+    assert placed(3, Layout.ANY, 4, 4, 0, beside=near(2)) == {"id0": 3}  # no room there
+    assert placed(3, Layout.PACK, 4, 1, 3, beside=near(2)) == {"id2": 3}
+    assert placed(4, Layout.PACK, 4, 1, 3, beside=near(2)) == {"id0": 4}
+    assert placed(4, Layout.SPREAD, 4, 4, 4, beside=near(2)) == {"id0": 1, "id1": 1, "id2": 2}
+    assert placed(4, Layout.SPREAD, 4, 4, 1, beside=near(2)) == {"id0": 2, "id1": 1, "id2": 1}
 
 
 def test_the_words_have_the_numbers():

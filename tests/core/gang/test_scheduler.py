@@ -97,6 +97,55 @@ def test_a_withdrawn_gang_whose_beginning_comes_late_is_aborted():
     assert machine.handle(s.Began("me/g", 3), nodes(0), {}, 0.2) == [s.Abort(3)]
 
 
+def standing_of(machine: s.GangScheduler) -> s.Standing:
+    standing = machine.standing("me/g")
+    assert standing is not None
+    return standing
+
+
+def apart(ranks: int, *there: str) -> s.Wanted:
+    return s.Wanted("me", "g", ranks, Needs(apart=("web",)), apart=there)
+
+
+def test_a_gang_is_never_planned_where_a_job_is_that_it_is_apart_from_and_waits_for_its_end():
+    machine = s.GangScheduler()
+    (begin,) = machine.handle(apart(2, "n0"), nodes(0, 2), {}, 0.0)
+    assert slots_of(begin) == {"n1": 2}
+    machine = s.GangScheduler()
+    assert machine.handle(apart(6, "n0"), nodes(0, 0), {}, 0.0) == []
+    told = standing_of(machine)
+    assert not told.refused
+    assert "there is room for 4 (n0: 0, it has tasks of web, and the two are to be apart; n1: 4)" in told.waits
+    assert machine.handle(apart(6, "n0"), nodes(0, 0), {}, 4.0) == []  # nor by what an idle cluster has
+    (begin,) = machine.handle(apart(6), nodes(0, 0), {}, 8.0)  # it has ended since
+    assert slots_of(begin) == {"n0": 4, "n1": 2}
+
+
+def test_a_gang_that_is_apart_from_itself_has_one_rank_a_node():
+    machine = s.GangScheduler()
+    (begin,) = machine.handle(s.Wanted("me", "g", 2, Needs(), alone=True), nodes(0, 0), {}, 0.0)
+    assert slots_of(begin) == {"n0": 1, "n1": 1}
+    machine = s.GangScheduler()
+    machine.handle(s.Wanted("me", "g", 3, Needs(), alone=True), nodes(0, 0), {}, 0.0)
+    assert "the cluster holds 2 of them at most (n0: 1; n1: 1)" in standing_of(machine).refused
+
+
+def test_a_gang_goes_near_a_job_where_there_is_room():
+    machine = s.GangScheduler()
+    (begin,) = machine.handle(s.Wanted("me", "g", 2, Needs(near=("web",)), near=("n0",)), nodes(0, 1), {}, 0.0)
+    assert slots_of(begin) == {"n0": 2}  # alone it would go where it fills more
+
+
+def test_what_an_ended_client_wanted_is_forgotten_and_aborted_and_no_one_elses():
+    machine = s.GangScheduler()
+    for gang, instance in (("a", "gone"), ("b", "gone"), ("c", "lives")):
+        machine.handle(s.Wanted("me", gang, 2, Needs(), instance), nodes(0, 0), {}, 0.0)
+    machine.handle(s.Began("me/a", 3), nodes(0, 0), {}, 0.1)
+    assert machine.handle(s.OwnerEnded("me", "gone"), nodes(0, 0), {}, 0.2) == [s.Abort(3)]
+    assert machine.handle(s.Began("me/b", 4), nodes(0, 0), {}, 0.3) == [s.Abort(4)]
+    assert [machine.standing(f"me/{gang}") is None for gang in "abc"] == [True, True, False]
+
+
 def test_drained_and_unfit_nodes_count_for_nothing():
     machine = s.GangScheduler()
     both = nodes(0, 0)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from kos_cluster.core import queue as q
 from kos_cluster.core.capacity import Account, Capacity
-from kos_cluster.core.gang.slots import ReservedSlots, SlotsDenied, SlotsGranted, SlotsReleased, SlotsWanted
+from kos_cluster.core.gang.slots import (
+    ReservedSlots,
+    SlotsDenied,
+    SlotsGranted,
+    SlotsReleased,
+    SlotsWanted,
+    SlotsWithdrawn,
+)
 from tests.core.test_queue import Node
 
 PATIENCE_S, LEASE_S = 2.0, 10.0
@@ -50,6 +57,18 @@ def test_a_newer_transaction_of_a_gang_takes_the_place_of_an_older_one():
     assert account.slots_in_use == 0
     assert reserved.grant(0.0) == [SlotsGranted(3)]
     assert account.slots_in_use == 3
+
+
+def test_what_an_ended_client_has_reserved_or_waits_for_is_free_at_once_and_what_others_have_stays():
+    gone, lives = ("me", "gone"), ("me", "lives")
+    node = Node(slots=4)
+    for txn, ranks, owner in ((1, 2, gone), (2, 1, lives), (3, 2, gone)):
+        node.feed(SlotsWanted(txn, f"g{txn}", ranks, PATIENCE_S, LEASE_S, owner=owner))
+    assert node.queue.running == 3
+    assert SlotsDenied(3) in node.feed(q.OwnerGone(gone))
+    assert node.queue.running == 1
+    node.feed(SlotsWithdrawn("g2"))
+    assert node.queue.running == 0 and not node.queue.reserves
 
 
 def test_impossible_requests_are_denied():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -14,12 +15,14 @@ from kos_cluster.core.roles import Role
 from kos_cluster.errors import CollectiveTimeoutError, GangError, LimitError, RankGoneError
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.identity import Credentials
-from kos_cluster.tasks.comm import endpoint, exchange, frames, links
+from kos_cluster.tasks import serialise
+from kos_cluster.tasks.comm import collectives, endpoint, exchange, frames, links
 from kos_cluster.tasks.comm.communicator import Communicator
 from kos_cluster.tasks.comm.endpoint import Endpoint, Listeners
 from kos_cluster.tasks.comm.table import Table, make_table
 
 WAIT_S = 30.0
+LATE_S = 0.03
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,60 @@ def test_a_masked_array_keeps_its_mask(gang: Gang, size: int):
     for got, reduced in gang.together(call):
         assert got.mask.tolist() == reduced.mask.tolist() == value.mask.tolist()
         assert got.sum() == value.sum() and reduced.sum() == len(gang.comms) * value.sum()
+
+
+def test_arrays_are_never_pickled(gang: Gang, monkeypatch: pytest.MonkeyPatch):
+    def pickles(value: object) -> None:
+        raise AssertionError(f"pickled: {value!r:.80}")
+
+    monkeypatch.setattr(serialise, "dumps_result", pickles)
+    monkeypatch.setattr(serialise, "loads", pickles)
+
+    def every_call(comm: Communicator) -> object:
+        for size in (5, links.SHARED_FROM_BYTES, collectives.RING_FROM_BYTES):
+            mine, last = np.full(size, comm.rank, dtype=np.int64), comm.size - 1
+            if comm.rank == 0:
+                comm.send(mine, last)
+            elif comm.rank == last:
+                assert not comm.recv(0).any()
+            assert comm.broadcast(mine, root=last)[-1] == last
+            assert comm.scatter(np.arange(comm.size * size).reshape(comm.size, size))[0] == comm.rank * size
+            gathered = comm.gather(mine)
+            assert gathered is None or [int(each[-1]) for each in gathered] == list(range(comm.size))
+            assert [int(each[-1]) for each in comm.allgather(mine)] == list(range(comm.size))
+            assert [int(each[-1]) for each in comm.alltoall([mine] * comm.size)] == list(range(comm.size))
+            total = sum(range(comm.size))
+            reduced = comm.reduce(mine, root=last)
+            assert reduced is None or reduced[-1] == total
+            assert comm.allreduce(mine)[-1] == total
+            assert comm.allreduce(mine, lambda one, other: one + other)[-1] == total
+        return "whole"
+
+    assert gang.together(every_call) == ["whole"] * len(gang.comms)
+
+
+@pytest.mark.parametrize("nodes", ["aab", "aabbb"])
+def test_nobody_leaves_a_barrier_before_all_have_come(credentials: Credentials, nodes: str):
+    gang = Gang(nodes, credentials)
+    come: list[int] = []
+
+    def call(comm: Communicator) -> list[int]:
+        seen = []
+        others = [other for other in gang.comms if other is not comm]
+        for late in range(comm.size):
+            if comm.rank == late:
+                while not all(other._endpoint.doing.serial > late for other in others):
+                    time.sleep(0.001)
+                time.sleep(LATE_S)  # for those who would not wait to be seen leaving
+            come.append(comm.rank)
+            comm.barrier()
+            seen.append(len(come) // comm.size)
+        return seen
+
+    try:
+        assert gang.together(call) == [list(range(1, len(nodes) + 1))] * len(nodes)
+    finally:
+        gang.close()
 
 
 def test_ranks_beyond_those_that_are_greeted_at_once_wait(credentials: Credentials, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ from kos_cluster.core.quantities import size_bytes
 from kos_cluster.core.records import Member
 from kos_cluster.dmem.serving import Serving
 from kos_cluster.dmem.store import BlockStore
-from kos_cluster.errors import LimitError, StateError
+from kos_cluster.errors import LimitError, StateError, UsageError
 from kos_cluster.net import blocks as asks
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.node import machine
@@ -119,7 +119,12 @@ def memory_limit_bytes(slots: int) -> int:
     """How much memory the arena may take. Raises UsageError for a KOS_ARENA that is no amount."""
     given = os.environ.get(LIMIT_VARIABLE)
     if given:
-        return size_bytes(given)
+        try:
+            return size_bytes(given)
+        except UsageError as error:
+            raise UsageError(
+                f"{LIMIT_VARIABLE} in this node's environment is wrong: {error.message}", error.hint
+            ) from None
     cores = len(os.sched_getaffinity(0))
     return int(machine.memory_bytes() * ARENA_SHARE * min(1.0, slots / cores))
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kos_cluster.cli import simmembership
+from kos_cluster.cli import simmembership, simworkload
 from kos_cluster.cli.grammar import parse
 from kos_cluster.cli.main import run
 from kos_cluster.core.raft.elections import Elections
-from kos_cluster.sim import membership, mutants
+from kos_cluster.sim import membership, mutants, placing
 from kos_cluster.sim.mutants import MUTANTS
 from kos_cluster.sim.patching import patched
 from kos_cluster.sim.report import replay
@@ -93,6 +93,19 @@ def test_mutants_are_a_table(monkeypatch: pytest.MonkeyPatch):
     )
     code, out, _ = kos("sim --mutants")
     assert code == 1 and "2 of 3 defects were caught" in out
+
+
+def test_a_workload_is_measured_beside_its_aim_and_a_miss_ends_with_its_code(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(placing, "SIZES", (2, 4, 8))
+    for limit, code, said in ((1e9, 0, "the aim is at most"), (0.0, 1, "NOT reached: at most 0")):
+        monkeypatch.setattr(simworkload, "RATIO_LIMIT", limit)
+        ended, out, err = kos("sim --workload --seed 5 --tasks 300")
+        assert ended == code and said in out.splitlines()[-1]
+        assert out.splitlines()[-1].startswith("seed 5: on 8 nodes a task costs ")
+        head, *rows = (line.split() for line in out.splitlines()[:-1])
+        assert head[:5] == ["NODES", "TASKS", "COST", "A", "TASK"]
+        assert [row[:2] for row in rows] == [["2", "300"], ["4", "300"], ["8", "300"]]
+        assert "300 tasks are placed on each of 2, 4, 8 nodes" in err
 
 
 def small(seed: int, stall_hours: float, measure: Any = membership.measure) -> membership.Report:

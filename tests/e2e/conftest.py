@@ -144,7 +144,7 @@ def machine(machine_of: Callable[..., Machine]) -> Iterator[Machine]:
 def local(machine_of: Callable[..., Machine]) -> Iterator[Machine]:
     """A machine with an embedded cluster of two nodes, shared by the tests of a module."""
     made = machine_of()
-    made.ok("up", "-n", "2")
+    made.ok("up", "-n", "2", "--label", "site=here", "--resource", "licence=1")
     yield made
     made.ok("down")
     made.end()

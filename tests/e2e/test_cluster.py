@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.tasks.cluster import Cluster
+from kos_cluster.tasks.mesh import Mesh
 
 NODE_KEYS = {
     "name", "id", "address", "state", "role", "coordinator", "slots", "running", "cpu_percent", "memory_percent",
@@ -70,6 +72,23 @@ def test_every_listing_is_json_on_stdout_alone(local: Any) -> None:
     assert (json.loads(token.stdout)["role"], json.loads(token.stdout)["ttl_s"], token.stderr) == ("observer", 600, "")
     for words in (("nodes",), ("status",), ("ps",), ("cluster", "nodes"), ("cluster", "status")):
         assert json.loads(local.ok(*words, "--json")) is not None
+
+
+def test_nodes_have_the_labels_and_resources_that_up_was_told(local: Any) -> None:
+    for node in local.json("nodes"):
+        assert (node["labels"], node["resources"]) == ({"site": "here"}, {"licence": {"total": 1, "in_use": 0}})
+    assert local.kos("up", "--label", "site=there").returncode == 2
+    refused = local.kos("run", "--label", "site!=here", "true")
+    assert refused.returncode == 12
+    assert "its site is here, which the task is to be away from" in refused.stderr
+
+
+def test_an_arena_that_is_no_amount_is_refused_by_its_name(machine: Any) -> None:
+    refused = machine.kos("up", "-n", "1", KOS_ARENA="plenty")
+    assert refused.returncode == 16
+    assert "KOS_ARENA in this node's environment is wrong: 'plenty' is not an amount of memory" in refused.stderr
+    assert "Write it as 8G, 512M or a number of bytes." in refused.stderr
+    assert machine.processes() == []
 
 
 def test_status_says_what_a_loss_would_mean(local: Any, until: Callable[..., Any]) -> None:
@@ -197,7 +216,9 @@ class Lab:
         self.founder = founder
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self.created = founder.kos("cluster", "create", "lab", "--listen", self.address, "--name", "desk")
+        self.created = founder.kos(
+            "cluster", "create", "lab", "--listen", self.address, "--name", "desk", "--label", "zone=a"
+        )
         assert self.created.returncode == 0, self.created.stderr
 
     def token(self, *words: str) -> str:
@@ -218,6 +239,7 @@ def member(lab: Lab, machine_of: Callable[..., Any]) -> Iterator[Any]:
     machine = machine_of()
     machine.ok(
         *("cluster", "join", "lab", lab.address, "--listen", f"127.0.0.1:{free_port()}", "--name", "rack1"),
+        *("--label", "zone=b", "--label", "disk=fast", "--resource", "licence=2"),
         KOS_TOKEN=lab.token(),
     )
     yield machine
@@ -236,6 +258,35 @@ def test_a_joined_node_takes_work(lab: Lab, member: Any, until: Callable[..., An
     assert member.ok("cluster", "exec", "desk", "echo $KOS_NODE") == "desk\n"
     assert member.json("status")["role"] == "client"
     assert "kos --cluster local up" in member.kos("up", "-n", "2").stderr
+
+
+def test_options_of_run_take_it_to_nodes_and_keep_it_from_them(
+    lab: Lab, member: Any, until: Callable[..., Any]
+) -> None:
+    """Without them it goes to the node that has nothing to do."""
+    nodes = {node["name"]: node for node in until(lambda: alive(lab.founder, 2), "both nodes are alive")}
+    assert nodes["desk"]["labels"] == {"zone": "a"}
+    assert nodes["rack1"]["labels"] == {"zone": "b", "disk": "fast"}
+    assert nodes["rack1"]["resources"] == {"licence": {"total": 2, "in_use": 0}}
+
+    mesh = Mesh(ClusterHome(Home(lab.founder.home), "lab"))
+    mesh.start()
+    with Cluster(mesh) as cluster:
+        held = lab.founder.start("run", "--label", "disk=fast", "--resource", "licence=2", "sleep", "300")
+
+        def heard() -> bool:
+            """That it runs there, and of both that nothing else does."""
+            loads = cluster.heard().loads
+            return {n: loads[n][0].running for n in loads} == {nodes["desk"]["id"]: 0, nodes["rack1"]["id"]: 1}
+
+        until(heard, "it is known where that runs")
+        (job,) = (job.job for job in cluster.jobs())
+        assert cluster.would_go().node == "desk"
+        wishes = (f"--near {job}", "--pack", f"--pack --apart {job}")
+        went = [lab.founder.ok("run", *wish.split(), "sh", "-c", "echo $KOS_NODE") for wish in wishes]
+        assert went == ["rack1\n", "rack1\n", "desk\n"]
+        cluster.cancel(job)
+    held.communicate(timeout=20)
 
 
 @pytest.mark.parametrize(

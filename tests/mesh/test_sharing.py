@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from kos_cluster.core.records import AttemptEnd, JobSummary
+from kos_cluster.core.ownerevents import Dispatch
+from kos_cluster.core.records import AttemptEnd, JobSummary, count_of
 from kos_cluster.errors import UsageError
+from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.mapresult import MapResult
+from kos_cluster.tasks.outgoing import Outgoing
 from tests.mesh.conftest import Mesh, until
 
 FLOOD = 4_000  # tasks of `FLOOD_TASK_S` each: minutes of all slots
 FLOOD_TASK_S = 0.05
+WAITING = 200_000  # tasks at one owner
+GROWN_LIMIT_BYTES = 8 << 20  # of a node's daemon, however many they are: some 40 bytes of each of these
 
 
 def told(mesh: Mesh, result: MapResult) -> JobSummary:
@@ -69,6 +78,32 @@ def test_a_higher_priority_has_the_larger_share_beside_another_programs(mesh: Me
     assert 0 < done(mesh, flood) - before < 60
     flood.cancel()
     assert program.wait(60) == 0
+
+
+def test_separate_submits_travel_together(mesh: Mesh, monkeypatch: pytest.MonkeyPatch):
+    count, sent = 2_000, []
+
+    def counted(outgoing: Outgoing, link: NodeLink, job: Job, dispatch: Dispatch, *more: Any) -> None:
+        sent.append(count_of(dispatch.runs))
+        send(outgoing, link, job, dispatch, *more)
+
+    send = Outgoing.send
+    monkeypatch.setattr(Outgoing, "send", counted)
+    futures = [mesh.cluster.submit(abs, -number) for number in range(count)]
+    assert [future.result(60) for future in futures] == list(range(count))
+    assert sum(sent) >= count and len(sent) < count / 10, f"{len(sent)} messages"
+
+
+def test_tasks_that_wait_at_their_owner_take_no_memory_of_the_nodes(mesh: Mesh):
+    processes = [psutil.Process(mesh.pid(node)) for node in ("node1", "node2")]
+    mesh.cluster.submit(abs, -1).result(60)
+    before = [process.memory_info().rss for process in processes]
+    flood = mesh.cluster.map(time.sleep, itertools.repeat(0.01, WAITING))
+    until(lambda: done(mesh, flood) >= 200, "both nodes are busy with it", 60)
+    grown = [process.memory_info().rss - size for process, size in zip(processes, before, strict=True)]
+    assert told(mesh, flood).done < WAITING / 2
+    flood.cancel()
+    assert max(grown) < GROWN_LIMIT_BYTES
 
 
 def test_a_higher_priority_has_the_larger_share(mesh: Mesh):

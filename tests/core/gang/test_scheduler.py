@@ -153,3 +153,16 @@ def test_drained_and_unfit_nodes_count_for_nothing():
     machine.handle(s.Wanted("me", "g", 5, Needs()), both, {}, 0.0)
     standing = machine.standing("me/g")
     assert standing is not None and "n1: 0, it is drained" in standing.refused
+
+
+def test_a_node_past_its_high_water_mark_has_no_room_now_though_it_will_have():
+    both = nodes(0, 0)
+    both[0].over_memory = True
+    machine = s.GangScheduler()
+    (begin,) = machine.handle(wanted("small", 4), both, {}, 0.0)
+    assert slots_of(begin) == {"n1": 4}
+    machine = s.GangScheduler()
+    machine.handle(wanted("large", 5), both, {}, 0.0)
+    standing = machine.standing("me/large")
+    assert standing is not None and standing.refused == ""
+    assert standing.waits == "5 ranks do not fit now; there is room for 4 (n0: 0; n1: 4)"

@@ -81,10 +81,11 @@ class Hello(msgspec.Struct, frozen=True, tag="HELLO"):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="WELCOME"):
-    """A node's answer: who it is, what it has installed (top-level package -> version)."""
+    """A node's answer: who it is, what it has installed (top-level package -> version), how busy it is now."""
 
     member: Member
     packages: dict[str, str]
+    load: Load | None = None
 
 
 class HelloWanted(msgspec.Struct, frozen=True, tag="HELLO_WANTED"):

@@ -323,7 +323,7 @@ class Daemon:
         """What is installed here, for placement; found in a thread because it reads much of the disk."""
         self._packages = await asyncio.to_thread(machine.packages)
         for owner in self._owners:
-            self._send(owner, wire.Welcome(self._control.member, self._packages))
+            self._send(owner, self._welcome())
         await self._stop.wait()
 
     async def _preload(self, workers: Workers) -> None:
@@ -437,8 +437,11 @@ class Daemon:
             return
         handle(origin, message, payload)
 
+    def _welcome(self) -> wire.Welcome:
+        return wire.Welcome(self._control.member, self._packages, self._own_load()[1])
+
     def _on_hello(self, origin: Origin, message: wire.Hello, _: memoryview) -> None:
-        welcome = wire.Welcome(self._control.member, self._packages)
+        welcome = self._welcome()
         if origin.peer.role is not Role.NODE and not self._owners.hello(
             origin.peer, origin.route, message, time.monotonic(), on_this_machine=machine.is_own_address(origin.host)
         ):
@@ -519,7 +522,7 @@ class Daemon:
             owner.jobs = message.jobs
             self._batches.claimed(owner, message.outstanding)
         unknown = self._batches.unknown(owner, message.outstanding)
-        self._listeners.send(origin.route, wire.NodeBeat(self._load, unknown, self._blocks.link_rates))
+        self._listeners.send(origin.route, wire.NodeBeat(self._own_load()[1], unknown, self._blocks.link_rates))
         self._batches.ask_again(owner)
         for kept, outcomes in owner.overdue(now):
             self._listeners.send(origin.route, kept, outcomes)

@@ -314,6 +314,8 @@ class Mesh:
                 tell(self._jobs[job].sink.write, f"{job}.{index}", stream, bytes(payload))
             case wire.NodeBeat():
                 self._node_beat(link, message)
+            case wire.Welcome(member, _, load) if load is not None:
+                self._node_load(member.id, load, 0.0)
             case wire.Started(batches):
                 for batch in batches:
                     self._feed(ownership.StartedRunning(batch))

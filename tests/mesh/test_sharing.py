@@ -15,9 +15,12 @@ import pytest
 from kos_cluster.core.ownerevents import Dispatch
 from kos_cluster.core.records import AttemptEnd, JobSummary, count_of
 from kos_cluster.errors import UsageError
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome
 from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.mapresult import MapResult
+from kos_cluster.tasks.mesh import Mesh as Connection
 from kos_cluster.tasks.outgoing import Outgoing
 from tests.mesh.conftest import Mesh, until
 
@@ -161,6 +164,21 @@ while sum(job.running for job in cluster.own_jobs()) < slots:
 print("sent", flush=True)
 print([future.result(60) for future in futures])
 """
+
+
+def test_a_new_connection_knows_before_its_first_task_which_nodes_are_busy(mesh: Mesh, tmp_path: Path):
+    go = str(tmp_path / "go")
+    slots = next(node["slots"] for node in mesh.cluster.nodes() if node["name"] == "node1")
+    held = [mesh.cluster.submit(_holds_a_slot, go, f"-{n}", on="node1") for n in range(slots)]
+    until(lambda: len(list(tmp_path.iterdir())) == slots, "all slots of node1 are taken")
+    for _ in range(6):
+        connection = Connection(ClusterHome(mesh.home, EMBEDDED_NAME))
+        connection.start()
+        with Cluster(connection) as cluster:
+            assert cluster.submit(os.getenv, "KOS_NODE").result(60) == "node2"
+    Path(go).touch()
+    for future in held:
+        future.result(60)
 
 
 def test_what_waits_at_a_busy_node_goes_to_one_that_is_free_by_now(mesh: Mesh, tmp_path: Path):

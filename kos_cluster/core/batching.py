@@ -7,7 +7,7 @@ at `TARGET_S` of work, so that small tasks pay for one message per many and long
 
 from __future__ import annotations
 
-TARGET_S = 0.02  # work that one batch should hold
+TARGET_S = 0.05  # work that one batch should hold
 TASKS_LIMIT = 4096  # of one batch
 BATCH_LIMIT_BYTES = 4 << 20  # of one batch's payloads, by their mean
 GROWTH = 16  # a batch is at most this many times the largest that was measured

@@ -24,6 +24,7 @@ NAPS = 8
 GANGS = 3  # in a row, of which the mean is the sample
 NAP_POLL_S = 0.002
 NAP_TIMEOUT_S = 60.0
+SETTLE_S = 0.5  # for each daemon of "scaling": what all of them import after they have started takes the cores
 
 
 def work(entry: Entry, folder: Path, plan: Plan, keep: Keep) -> None:
@@ -66,6 +67,7 @@ def scaling(entry: Entry, folder: Path, plan: Plan, keep: Keep) -> None:
         system: Sleepers = entry.load(Part.SCALING)
         system.start(folder / str(daemons), daemons)
         try:
+            time.sleep(daemons * SETTLE_S)
             items = range(daemons * plan.sleeps)
             timed(system.sleeps, range(daemons * 2))
             keep(SLEEPS[daemons], plan.sleeps * SLEEP_S / timed(system.sleeps, items), len(items))

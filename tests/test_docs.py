@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from docs import tables
+from docs import figures, tables
 from docs.markdown import replaced
 from kos_cluster.services import demo
+from kos_cluster.services.bench.plan import FULL
 
 RUN = """
 import doctest, sys
@@ -28,6 +29,12 @@ def test_generated_parts_match_the_code(name: str) -> None:
     document, make = tables.PARTS[name]
     text = (tables.DOCS / document).read_text()
     assert text == replaced(text, name, make()), f"{document} is old; type: make docs"
+
+
+def test_the_figures_are_of_whole_works_and_more_than_one_run() -> None:
+    report = figures.kept()
+    assert report.plan == FULL
+    assert all(len(figure.repeats) > 1 for figure in report.figures)
 
 
 def test_the_python_examples_run_on_a_cluster() -> None:

@@ -112,7 +112,7 @@ def test_batches_grow_with_what_is_measured_and_shrink_at_the_end():
     durations.measured(1, 0.001)
     assert durations.batch_size(1000, 4) == batching.GROWTH
     durations.measured(16, 0.016)
-    assert durations.batch_size(1000, 4) == 20
+    assert durations.batch_size(1000, 4) == batching.TARGET_S * 1000
     assert durations.batch_size(8, 4) == 1
     assert durations.batch_size(1000, 4, each_bytes=batching.BATCH_LIMIT_BYTES) == 1
 

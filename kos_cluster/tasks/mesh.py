@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -174,8 +174,7 @@ class Mesh:
     ) -> T:
         """Ask one node (any, unless `node` names one). Raises what the node answers, or UnreachableError."""
         self._check_open()
-        running = asyncio.run_coroutine_threadsafe(self._asking.one(question, node, timeout_s), self._loop)
-        return msgspec.msgpack.decode(running.result(), type=kind)
+        return msgspec.msgpack.decode(self._run_there(self._asking.one(question, node, timeout_s)), type=kind)
 
     def wake(self, call: Callable[[], None]) -> None:
         """Have the mesh thread do something short. May be called anywhere, by the garbage collector too."""
@@ -185,13 +184,22 @@ class Mesh:
     def renew(self) -> float:
         """Have this machine's client certificate renewed; when it ends then (Unix seconds). Raises KosError."""
         self._check_open()
-        return asyncio.run_coroutine_threadsafe(self._renewal.renew(), self._loop).result()
+        return self._run_there(self._renewal.renew())
 
     def request_all(self, question: wire.Asked, kind: type[T], enough_s: float = REQUEST_TIMEOUT_S) -> dict[str, T]:
         """Ask every node that is up; those that do not answer in time are left out. By node name."""
         self._check_open()
-        running = asyncio.run_coroutine_threadsafe(self._asking.all(question, enough_s), self._loop)
-        return {name: msgspec.msgpack.decode(raw, type=kind) for name, raw in running.result().items()}
+        answers = self._run_there(self._asking.all(question, enough_s))
+        return {name: msgspec.msgpack.decode(raw, type=kind) for name, raw in answers.items()}
+
+    def _run_there(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run this in the mesh thread and wait for it. Raises StateError when the connection is closed meanwhile."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except concurrent.futures.CancelledError:
+            raise StateError(
+                "The connection to the cluster was closed meanwhile.", "Call kos.connect() again."
+            ) from None
 
     def close(self) -> None:
         """Say goodbye to the nodes and end the thread. Tasks that are not done are cancelled. Safe to call twice."""

@@ -19,7 +19,10 @@ import pytest
 import kos_cluster as kos
 from kos_cluster import errors
 from kos_cluster.core.records import AttemptEnd, TaskState
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome
+from kos_cluster.net.administration import ClusterStatus, Status
 from kos_cluster.tasks.failures import RemoteTraceback
+from kos_cluster.tasks.mesh import Mesh as Connection
 from tests.mesh.conftest import Mesh, until
 
 
@@ -412,6 +415,34 @@ def test_work_is_freed_at_once_when_its_owner_closes_the_connection(mesh: Mesh, 
     assert program.stdout is not None and program.stdout.readline() == "closed\n"
     until(lambda: mesh.cluster.status()["running"] == 0, "its work is stopped", 10)
     assert program.poll() is None, "although the process goes on"
+
+
+def test_a_question_that_is_out_when_the_connection_closes_ends_in_a_sentence(mesh: Mesh):
+    connection = Connection(ClusterHome(mesh.home, EMBEDDED_NAME))
+    connection.start()
+    asked, ended = threading.Event(), []
+
+    async def unanswered(*_: object) -> bytes:
+        asked.set()
+        return await asyncio.get_running_loop().create_future()
+
+    connection._asking.one = unanswered
+
+    def ask() -> None:
+        try:
+            connection.request(Status(), ClusterStatus)
+        except BaseException as error:
+            ended.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert asked.wait(30)
+    connection.close()
+    asking.join(30)
+    assert [str(error) for error in ended] == [
+        "The connection to the cluster was closed meanwhile. Call kos.connect() again."
+    ]
+    assert isinstance(ended[0], errors.StateError)
 
 
 def test_a_forked_child_connects_anew(mesh: Mesh):

@@ -16,48 +16,14 @@ from kos_cluster.core.records import (
     AttemptEnd,
     Cause,
     Load,
-    Member,
-    MemberState,
     Needs,
     Runs,
     TaskState,
-    Versions,
     count_of,
     indices_of,
     runs_of,
 )
-
-VERSIONS = Versions("0", 1, "3.11.0", "", "3")
-
-
-def member(number: int, slots: int = 2) -> Member:
-    return Member(f"id{number}", f"node{number}", "h", 1, slots, VERSIONS, 1, MemberState.ALIVE, memory_bytes=1 << 33)
-
-
-def machine(nodes: int = 2, slots: int = 2, seed: int = 0) -> own.Ownership:
-    core = own.Ownership(random.Random(seed))
-    for number in range(nodes):
-        core.handle(own.NodeUp(member(number, slots)), 0.0)
-    return core
-
-
-def opened(core: own.Ownership, count: int, **spec: object) -> list[own.Effect]:
-    core.handle(own.Opened(own.JobSpec("j", "f", **spec)), 1.0)  # type: ignore[arg-type]
-    return core.handle(own.Added("j", count), 1.0)
-
-
-def dispatches(effects: list[own.Effect]) -> list[own.Dispatch]:
-    return [e for e in effects if isinstance(e, own.Dispatch)]
-
-
-def done(core: own.Ownership, d: own.Dispatch, now: float = 2.0, elapsed_s: float = 1e-6) -> list[own.Effect]:
-    return core.handle(own.Outcomes(d.batch, d.node, d.runs, frozenset(), elapsed_s), now)
-
-
-def waits(core: own.Ownership, now: float = 2.0) -> tuple[str, ...]:
-    told = core.standing("j", now)
-    assert told is not None
-    return told[1]
+from tests.core.owner import dispatches, done, machine, member, opened, waits
 
 
 def test_tasks_with_a_result_of_an_earlier_owner_are_not_run():
@@ -76,72 +42,6 @@ def test_a_job_whose_results_are_all_there_is_over_at_once():
     core = machine()
     core.handle(own.Opened(own.JobSpec("j", "f")), 1.0)
     assert core.handle(own.Added("j", 4, settled=[(0, 4)]), 1.0) == [own.JobIdle("j")]
-
-
-def test_an_owners_jobs_take_turns_by_their_priority():
-    core = machine(nodes=1, slots=1)
-    for job, priority in (("low", 0), ("high", 2)):
-        core.handle(own.Opened(own.JobSpec(job, job, priority=priority, single=True)), 1.0)
-    sent = dispatches([*core.handle(own.Added("low", 1000), 1.0), *core.handle(own.Added("high", 1000), 1.0)])
-    order = []
-    for number in range(100):
-        order.append(sent[-1].job)
-        sent += dispatches(done(core, sent[-1], 2.0 + number, elapsed_s=1.0))
-    assert order.count("high") == pytest.approx(80, abs=3)
-    assert "low" in order[:10]
-
-
-def test_a_job_that_comes_after_a_million_tasks_has_the_next_slot():
-    core = machine(nodes=1, slots=1)
-    core.handle(own.Opened(own.JobSpec("million", "m", single=True)), 1.0)
-    (sent,) = dispatches(core.handle(own.Added("million", 1_000_000), 1.0))
-    for number in range(50):
-        (sent,) = dispatches(done(core, sent, 2.0 + number, elapsed_s=1.0))
-    core.handle(own.Opened(own.JobSpec("single", "s")), 60.0)
-    assert dispatches(core.handle(own.Added("single", 1), 60.0)) == []
-    (one,) = dispatches(done(core, sent, 61.0, elapsed_s=1.0))
-    (two,) = dispatches(done(core, one, 62.0, elapsed_s=1.0))
-    assert "single" in (one.job, two.job)
-
-
-@pytest.mark.parametrize("slots", [1, 2, 4])
-def test_a_job_that_comes_while_short_tasks_are_sent_ahead_has_the_next_place(slots: int):
-    """Of every kind: a single task, one whose duration is known, one that travels alone."""
-    core = machine(nodes=1, slots=slots)
-    core.handle(own.Opened(own.JobSpec("million", "m")), 1.0)
-    sent = dispatches(core.handle(own.Added("million", 1_000_000), 1.0))
-    for number in range(50):
-        sent += dispatches(done(core, sent.pop(0), 2.0 + number, elapsed_s=0.001))
-    assert len(sent) == 2 * slots  # one batch runs on each slot, one waits
-    for spec in (own.JobSpec("new", "s"), own.JobSpec("alone", "a", single=True)):
-        core.handle(own.Opened(spec), 60.0)
-        assert dispatches(core.handle(own.Added(spec.job, 1), 60.0)) == []
-    following = []
-    for _ in range(3):
-        following += dispatches(done(core, sent.pop(0), 61.0, elapsed_s=0.001))
-        sent += following[-1:]
-    assert {"new", "alone"} < {d.job for d in following}
-
-
-def test_a_node_where_others_wait_holds_one_more_batch_a_slot():
-    """So that its queue can give the owner more than every other turn."""
-    core = machine(nodes=1, slots=1)
-    core.handle(own.Opened(own.JobSpec("j", "f", single=True)), 1.0)
-    assert len(dispatches(core.handle(own.Added("j", 100), 1.0))) == 1
-    for load, more in ((Load(running=1), 0), (Load(running=1, queued=1), 1), (Load(running=1, queued=3), 0)):
-        assert len(dispatches(core.handle(own.NodeLoad("id0", load), 2.0))) == more
-
-
-def test_a_wide_task_goes_to_wait_at_a_node_that_narrow_ones_keep_full():
-    core = machine(nodes=1, slots=2)
-    core.handle(own.Opened(own.JobSpec("narrow", "n", single=True)), 1.0)
-    sent = dispatches(core.handle(own.Added("narrow", 100), 1.0))
-    core.handle(own.Opened(own.JobSpec("wide", "w", needs=Needs(cpus=2))), 1.0)
-    core.handle(own.Added("wide", 3), 1.0)
-    after = dispatches(done(core, sent[0], 1.5, elapsed_s=1.0))
-    assert [d.job for d in after] == ["narrow"]
-    assert [d.job for d in dispatches(core.tick(3.5))] == ["wide"]
-    assert dispatches(core.tick(9.0)) == []  # one at a time
 
 
 def test_first_tasks_go_alone_to_every_slot():
@@ -263,31 +163,6 @@ def test_cancelling_one_task_spares_its_batchmates():
         waiting += dispatches(done(core, waiting.pop()))
     summary = core.summary("j")
     assert (summary.done, summary.failed) == (199, 1)
-
-
-def test_a_cap_bounds_what_runs_at_once():
-    core = machine(nodes=4, slots=4)
-    assert len(dispatches(opened(core, 100, max_parallel=3))) == 3
-
-
-def test_jobs_of_a_group_share_their_cap():
-    core = machine(nodes=4, slots=4)
-    sent = []
-    for job in ("a", "b"):
-        core.handle(own.Opened(own.JobSpec(job, "f", max_parallel=3, group="g")), 1.0)
-        sent += dispatches(core.handle(own.Added(job, 2), 1.0))
-    assert [d.job for d in sent] == ["a", "a", "b"]
-    assert [d.job for d in dispatches(done(core, sent[0]))] == ["b"]
-    core.handle(own.Opened(own.JobSpec("c", "f", max_parallel=3, group="other")), 3.0)
-    assert len(dispatches(core.handle(own.Added("c", 3), 3.0))) == 3
-
-
-def test_a_task_that_travels_alone_waits_for_no_other():
-    core = machine(nodes=1, slots=1)
-    waiting = dispatches(opened(core, 50, single=True))
-    for _ in range(49):  # quick as they are, none is sent before the one that is out has ended
-        assert [count_of(d.runs) for d in waiting] == [1]
-        waiting = dispatches(done(core, waiting.pop()))
 
 
 def test_what_waits_can_be_cancelled_and_the_rest_left_alone():

@@ -1,4 +1,4 @@
-"""Tools for the notebook's tests: a namespace like a notebook's, and a real kernel without a cluster."""
+"""Tools for the notebook's tests: a namespace like a notebook's, real kernels without a cluster and with one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.clusters import cluster_of
 from tests.kernel.kernels import Kernel
 
 
@@ -26,6 +27,24 @@ def notebook() -> Callable[[str], dict[str, Any]]:
 def kernel() -> Iterator[Kernel]:
     """A kernel with the extension loaded and no cluster."""
     started = Kernel({})
+    try:
+        assert not started.run("%load_ext kos_kernel").error
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[str]:
+    """Of a cluster of two nodes."""
+    with cluster_of(2) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def connected(home: str) -> Iterator[Kernel]:
+    """A kernel with the extension loaded, in that cluster."""
+    started = Kernel({"KOS_HOME": home, "KOS_NOTE": "taken along"})
     try:
         assert not started.run("%load_ext kos_kernel").error
         yield started

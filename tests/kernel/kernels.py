@@ -121,3 +121,16 @@ class Kernel:
     def stop(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def ok(cell: Cell) -> Cell:
+    """The cell, which has ended well."""
+    assert not cell.error, cell.shown()
+    return cell

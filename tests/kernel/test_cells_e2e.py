@@ -2,86 +2,52 @@
 
 from __future__ import annotations
 
-import html
-import json
 import os
-import re
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.kernel.clusters import cluster_of, kos
-from tests.kernel.kernels import Cell, Kernel
+from tests.kernel.clusters import kos
+from tests.kernel.kernels import Cell, Kernel, ok, wait_for
 
 COMPLETED_WITHIN_S = 0.05
 STOPPED_WITHIN_S = 3.0  # the promise is 1 s; a loaded machine gets more before a test fails
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[str]:
-    with cluster_of(2) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def notebook(home: str) -> Iterator[Kernel]:
-    """A kernel in that cluster."""
-    kernel = Kernel({"KOS_HOME": home, "KOS_NOTE": "taken along"})
-    try:
-        assert not kernel.run("%load_ext kos_kernel").error
-        yield kernel
-    finally:
-        kernel.stop()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def ok(cell: Any) -> Any:
-    assert not cell.error, cell.shown()
-    return cell
-
-
-def test_a_cell_runs_in_another_process_and_its_assignments_return(notebook: Kernel) -> None:
+def test_a_cell_runs_in_another_process_and_its_assignments_return(connected: Kernel) -> None:
     ok(
-        notebook.run(
+        connected.run(
             "import os\nfactor = 3\ndef times(x): return x * factor\nclass Box:\n  def get(self): return factor"
         )
     )
     ok(
-        notebook.run(
+        connected.run(
             "%%kos run --distribute\nfactor = 5\nfifteen = times(3)\npid = os.getpid()\nbox = Box()\n"
             "def late(): return factor + 1\nfor i in range(4): pass"
         )
     )
     assert (
-        notebook.value("fifteen, factor, i, late(), isinstance(box, Box), pid != os.getpid()") == "15 5 3 6 True True"
+        connected.value("fifteen, factor, i, late(), isinstance(box, Box), pid != os.getpid()") == "15 5 3 6 True True"
     )
-    ok(notebook.run("factor = 7"))
-    assert notebook.value("late(), times(1), box.get()") == "8 7 7"
+    ok(connected.run("factor = 7"))
+    assert connected.value("late(), times(1), box.get()") == "8 7 7"
 
 
-def test_a_variable_changed_in_place_returns_and_others_stay_themselves(notebook: Kernel) -> None:
-    ok(notebook.run("import numpy as np\ngrown, kept, array = [1], [2], np.zeros(1000)\nbefore = kept, array"))
-    ok(notebook.run("%%kos run --distribute\ngrown.append(kept)\narray[7] = 1\nsame = kept"))
+def test_a_variable_changed_in_place_returns_and_others_stay_themselves(connected: Kernel) -> None:
+    ok(connected.run("import numpy as np\ngrown, kept, array = [1], [2], np.zeros(1000)\nbefore = kept, array"))
+    ok(connected.run("%%kos run --distribute\ngrown.append(kept)\narray[7] = 1\nsame = kept"))
     assert (
-        notebook.value("grown, array[7], kept is before[0], same is kept, grown[1] is kept")
+        connected.value("grown, array[7], kept is before[0], same is kept, grown[1] is kept")
         == "[1, [2]] 1.0 True True True"
     )
 
 
-def test_a_cell_that_fails_assigns_nothing_and_shows_its_own_traceback(notebook: Kernel) -> None:
-    ok(notebook.run("kept = 1\nlisted = []"))
-    cell = notebook.run("%%kos run --distribute\nkept = 2\nlisted.append(1)\nnew = 3\nprint('so far')\n1 / 0")
+def test_a_cell_that_fails_assigns_nothing_and_shows_its_own_traceback(connected: Kernel) -> None:
+    ok(connected.run("kept = 1\nlisted = []"))
+    cell = connected.run("%%kos run --distribute\nkept = 2\nlisted.append(1)\nnew = 3\nprint('so far')\n1 / 0")
     assert cell.error["ename"] == "ZeroDivisionError"
     shown = "\n".join(cell.error["traceback"])
     assert 'File "<kos cell>"' in shown
@@ -90,12 +56,12 @@ def test_a_cell_that_fails_assigns_nothing_and_shows_its_own_traceback(notebook:
     assert "kos_kernel" not in shown
     assert "kos_cluster" not in shown
     assert cell.text() == "so far\n"
-    assert notebook.value("kept, listed, 'new' in globals()") == "1 [] False"
+    assert connected.value("kept, listed, 'new' in globals()") == "1 [] False"
 
 
-def test_prints_displays_figures_and_the_last_expression_come_in_order(notebook: Kernel) -> None:
+def test_prints_displays_figures_and_the_last_expression_come_in_order(connected: Kernel) -> None:
     cell = ok(
-        notebook.run(
+        connected.run(
             "%%kos run --distribute\nimport matplotlib.pyplot as plt\nfrom IPython.display import display, HTML\n"
             "print('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\nplt.plot([1, 2])\nplt.show()\n!echo four\n"
             "plt.plot([3, 4])\n'five'"
@@ -107,42 +73,42 @@ def test_prints_displays_figures_and_the_last_expression_come_in_order(notebook:
     assert {"text/html", "image/png"} <= cell.mimes()
 
 
-def test_magics_and_shell_commands_run_there(notebook: Kernel) -> None:
-    ok(notebook.run("word = 'hello'"))
-    cell = ok(notebook.run("%%kos run --distribute\n!echo {word} $word\nlines = !echo a; echo $KOS_NODE\n%time z = 1"))
+def test_magics_and_shell_commands_run_there(connected: Kernel) -> None:
+    ok(connected.run("word = 'hello'"))
+    cell = ok(connected.run("%%kos run --distribute\n!echo {word} $word\nlines = !echo a; echo $KOS_NODE\n%time z = 1"))
     assert cell.text().startswith("hello hello\n")
     assert "Wall time" in cell.text()
-    assert notebook.value("lines[0], lines[1] != '', z") == "a True 1"
+    assert connected.value("lines[0], lines[1] != '', z") == "a True 1"
 
 
-def test_asking_for_input_raises_a_sentence(notebook: Kernel) -> None:
-    cell = notebook.run("%%kos run --distribute\nname = input('Who? ')")
+def test_asking_for_input_raises_a_sentence(connected: Kernel) -> None:
+    cell = connected.run("%%kos run --distribute\nname = input('Who? ')")
     assert "cannot ask for input" in cell.error["evalue"]
 
 
-def test_a_syntax_error_submits_nothing(notebook: Kernel) -> None:
-    cell = notebook.run("%%kos run --distribute\nprint('never')\nx = = 1")
+def test_a_syntax_error_submits_nothing(connected: Kernel) -> None:
+    cell = connected.run("%%kos run --distribute\nprint('never')\nx = = 1")
     assert cell.error["ename"] == "SyntaxError"
     assert cell.text() == ""
 
 
-def test_what_cannot_come_back_is_named_and_the_rest_comes(notebook: Kernel) -> None:
-    cell = ok(notebook.run("%%kos run --distribute\nimport threading\nlock = threading.Lock()\nrest = 4"))
+def test_what_cannot_come_back_is_named_and_the_rest_comes(connected: Kernel) -> None:
+    cell = ok(connected.run("%%kos run --distribute\nimport threading\nlock = threading.Lock()\nrest = 4"))
     assert "'lock' (_thread.lock, " in cell.text("stderr")
-    assert notebook.value("rest, 'lock' in globals()") == "4 False"
+    assert connected.value("rest, 'lock' in globals()") == "4 False"
 
 
-def test_too_large_variables_are_refused_by_name(notebook: Kernel) -> None:
-    ok(notebook.run("huge = np.zeros(101 << 17)"))
-    cell = notebook.run("%%kos run --distribute\nhuge.sum()")
+def test_too_large_variables_are_refused_by_name(connected: Kernel) -> None:
+    ok(connected.run("huge = np.zeros(101 << 17)"))
+    cell = connected.run("%%kos run --distribute\nhuge.sum()")
     assert "huge 101.0 MiB" in cell.error["evalue"]
-    ok(notebook.run("del huge"))
+    ok(connected.run("del huge"))
 
 
-def test_over_runs_once_for_each_element(notebook: Kernel) -> None:
-    ok(notebook.run("numbers = list(range(20))\nbase = 100\nseen = []\ndef shift(x): return x + base"))
+def test_over_runs_once_for_each_element(connected: Kernel) -> None:
+    ok(connected.run("numbers = list(range(20))\nbase = 100\nseen = []\ndef shift(x): return x + base"))
     cell = ok(
-        notebook.run(
+        connected.run(
             "%%kos run --distribute --over numbers --out shifted\nassigned = 1\n"
             "if item == 3: seen.append(item)\nif item == 4: print('four')\n(index, shift(item))"
         )
@@ -150,278 +116,150 @@ def test_over_runs_once_for_each_element(notebook: Kernel) -> None:
     assert cell.text() == "four\n"
     assert cell.text("stderr").count("seen") == 1
     assert (
-        notebook.value("shifted == [(n, n + 100) for n in numbers], seen, 'assigned' in globals()") == "True [] False"
+        connected.value("shifted == [(n, n + 100) for n in numbers], seen, 'assigned' in globals()") == "True [] False"
     )
 
 
-def test_over_nothing_gives_an_empty_list(notebook: Kernel) -> None:
-    ok(notebook.run("nothing = ()"))
-    ok(notebook.run("%%kos run --distribute --over nothing --out results\nitem"))
-    assert notebook.value("results") == "[]"
+def test_over_nothing_gives_an_empty_list(connected: Kernel) -> None:
+    ok(connected.run("nothing = ()"))
+    ok(connected.run("%%kos run --distribute --over nothing --out results\nitem"))
+    assert connected.value("results") == "[]"
 
 
-def test_a_value_that_cannot_come_back_is_told_by_its_element(notebook: Kernel) -> None:
-    cell = notebook.run("%%kos run --distribute --over numbers --out out\n(c for c in 'ab') if item == 2 else item")
+def test_a_value_that_cannot_come_back_is_told_by_its_element(connected: Kernel) -> None:
+    cell = connected.run("%%kos run --distribute --over numbers --out out\n(c for c in 'ab') if item == 2 else item")
     assert "element 2" in cell.error["evalue"]
     assert "generator" in cell.error["evalue"]
 
 
-def test_an_element_that_fails_assigns_nothing(notebook: Kernel) -> None:
-    ok(notebook.run("out, numbers = 'before', list(range(20))"))
-    cell = notebook.run("%%kos run --distribute --over numbers --out out\n1 / (item - 5)")
+def test_an_element_that_fails_assigns_nothing(connected: Kernel) -> None:
+    ok(connected.run("out, numbers = 'before', list(range(20))"))
+    cell = connected.run("%%kos run --distribute --over numbers --out out\n1 / (item - 5)")
     assert cell.error["ename"] == "ZeroDivisionError"
-    assert notebook.value("out") == "before"
+    assert connected.value("out") == "before"
 
 
-def test_options_reach_the_task(notebook: Kernel) -> None:
-    name = notebook.value("__import__('kos_cluster').connect().nodes()[1]['name']")
+def test_options_reach_the_task(connected: Kernel) -> None:
+    name = connected.value("__import__('kos_cluster').connect().nodes()[1]['name']")
     ok(
-        notebook.run(
+        connected.run(
             f"%%kos run --distribute --on {name} --env KOS_NOTE --seed 3\nimport random, os\n"
             "where, note, number = os.environ['KOS_NODE'], os.environ.get('KOS_NOTE'), random.random()"
         )
     )
-    assert notebook.value("where, note") == f"{name} taken along"
-    first = notebook.value("number")
-    ok(notebook.run("%%kos run --distribute --seed 3\nnumber = random.random()"))
-    assert notebook.value("number") == first
+    assert connected.value("where, note") == f"{name} taken along"
+    first = connected.value("number")
+    ok(connected.run("%%kos run --distribute --seed 3\nnumber = random.random()"))
+    assert connected.value("number") == first
 
 
-def test_a_cell_that_needs_more_than_any_node_has_is_refused(notebook: Kernel) -> None:
+def test_a_cell_that_needs_more_than_any_node_has_is_refused(connected: Kernel) -> None:
     for need, told in (("--cpus 4096", "needs 4096 slots"), ("--memory 900000G", "needs 900000 GiB")):
-        cell = notebook.run(f"%%kos run --distribute {need}\n1")
+        cell = connected.run(f"%%kos run --distribute {need}\n1")
         assert cell.error["ename"] == "PlacementError"
         assert told in cell.error["evalue"]
-    ok(notebook.run("%%kos run --distribute --cpus 1 --memory 64M\nfits = True"))
-    assert notebook.value("fits") == "True"
+    ok(connected.run("%%kos run --distribute --cpus 1 --memory 64M\nfits = True"))
+    assert connected.value("fits") == "True"
 
 
-def test_a_cell_with_retries_is_run_again_when_its_worker_dies(notebook: Kernel, tmp_path: Any) -> None:
+def test_a_cell_with_retries_is_run_again_when_its_worker_dies(connected: Kernel, tmp_path: Any) -> None:
     path = tmp_path / "runs"
-    ok(notebook.run(f"path = {str(path)!r}"))
+    ok(connected.run(f"path = {str(path)!r}"))
     ok(
-        notebook.run(
+        connected.run(
             "%%kos run --distribute --retries 1\nimport os\nattempt = os.environ['KOS_ATTEMPT']\n"
             "open(path, 'a').write('x')\nif attempt == '1': os.kill(os.getpid(), 9)"
         )
     )
-    assert (path.read_text(), notebook.value("attempt")) == ("xx", "2")
+    assert (path.read_text(), connected.value("attempt")) == ("xx", "2")
 
 
-def test_a_cell_over_its_timeout_is_stopped(notebook: Kernel) -> None:
-    cell = notebook.run("%%kos run --distribute --timeout 1s\nimport time\ntime.sleep(60)")
+def test_a_cell_over_its_timeout_is_stopped(connected: Kernel) -> None:
+    cell = connected.run("%%kos run --distribute --timeout 1s\nimport time\ntime.sleep(60)")
     assert cell.error["ename"] == "TaskTimeoutError"
     assert len(cell.error["traceback"]) == 1
 
 
-def test_an_interrupt_stops_the_remote_work_at_once(notebook: Kernel, tmp_path: Any) -> None:
+def test_an_interrupt_stops_the_remote_work_at_once(connected: Kernel, tmp_path: Any) -> None:
     path = tmp_path / "pid"
-    ok(notebook.run(f"path = {str(path)!r}"))
-    cell = notebook.start(
+    ok(connected.run(f"path = {str(path)!r}"))
+    cell = connected.start(
         "%%kos run --distribute\nimport os, time\nopen(path, 'w').write(str(os.getpid()))\nprint('begun', flush=True)\n"
         "while True: time.sleep(0.01)"
     )
-    notebook.wait(lambda: "begun" in cell.text())
+    connected.wait(lambda: "begun" in cell.text())
     began = time.monotonic()
-    notebook.interrupt()
-    notebook.wait(lambda: cell.idle)
+    connected.interrupt()
+    connected.wait(lambda: cell.idle)
     assert cell.error["ename"] == "KeyboardInterrupt"
     assert len(cell.error["traceback"]) == 1
     pid = int(path.read_text())
     while os.path.exists(f"/proc/{pid}"):
         assert time.monotonic() - began < STOPPED_WITHIN_S
         time.sleep(0.01)
-    assert notebook.value("1 + 1") == "2"
+    assert connected.value("1 + 1") == "2"
 
 
-def test_a_cell_whose_worker_dies_is_not_run_again(notebook: Kernel, tmp_path: Any) -> None:
+def test_a_cell_whose_worker_dies_is_not_run_again(connected: Kernel, tmp_path: Any) -> None:
     path = tmp_path / "runs"
-    ok(notebook.run(f"path = {str(path)!r}"))
-    cell = notebook.run("%%kos run --distribute\nimport os\nopen(path, 'a').write('x')\nos.kill(os.getpid(), 9)")
+    ok(connected.run(f"path = {str(path)!r}"))
+    cell = connected.run("%%kos run --distribute\nimport os\nopen(path, 'a').write('x')\nos.kill(os.getpid(), 9)")
     assert cell.error["ename"] == "TaskLostError"
     assert len(cell.error["traceback"]) == 1
     assert path.read_text() == "x"
 
 
-def test_modules_beside_the_notebook_travel(notebook: Kernel, tmp_path: Any) -> None:
+def test_modules_beside_the_notebook_travel(connected: Kernel, tmp_path: Any) -> None:
     (tmp_path / "beside.py").write_text("def seven():\n    return 7\nclass Thing:\n    pass\n")
-    ok(notebook.run(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport beside\nthing = beside.Thing()"))
-    ok(notebook.run("%%kos run --distribute\nimport beside\nthing.value = beside.seven()"))
-    assert notebook.value("thing.value, type(thing) is beside.Thing") == "7 True"
+    ok(connected.run(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport beside\nthing = beside.Thing()"))
+    ok(connected.run("%%kos run --distribute\nimport beside\nthing.value = beside.seven()"))
+    assert connected.value("thing.value, type(thing) is beside.Thing") == "7 True"
 
 
-def test_a_package_that_the_node_lacks_is_named(notebook: Kernel) -> None:
-    cell = notebook.run("%%kos run --distribute\nimport no_such_package_here")
+def test_a_package_that_the_node_lacks_is_named(connected: Kernel) -> None:
+    cell = connected.run("%%kos run --distribute\nimport no_such_package_here")
     assert cell.error["ename"] == "ModuleNotFoundError"
     assert "on node" in cell.error["evalue"]
     assert "pip install no_such_package_here" in cell.error["evalue"]
 
 
-def test_remote_output_lands_in_the_cell_that_submitted_it(notebook: Kernel, tmp_path: Any) -> None:
+def test_remote_output_lands_in_the_cell_that_submitted_it(connected: Kernel, tmp_path: Any) -> None:
     path = tmp_path / "go"
     ok(
-        notebook.run(
+        connected.run(
             "import kos_cluster, time, os\ndef speak(path, word):\n  while not os.path.exists(path): time.sleep(0.01)\n"
             "  print(word)\ncluster = kos_cluster.connect()"
         )
     )
-    first = ok(notebook.run(f"one = cluster.submit(speak, {str(path)!r}, 'first')"))
-    second = ok(notebook.run(f"two = cluster.submit(speak, {str(path)!r}, 'second')"))
-    third = ok(notebook.run(f"open({str(path)!r}, 'w')\none.result(), two.result()"))
-    notebook.wait(lambda: bool(first.text() and second.text()))
+    first = ok(connected.run(f"one = cluster.submit(speak, {str(path)!r}, 'first')"))
+    second = ok(connected.run(f"two = cluster.submit(speak, {str(path)!r}, 'second')"))
+    third = ok(connected.run(f"open({str(path)!r}, 'w')\none.result(), two.result()"))
+    connected.wait(lambda: bool(first.text() and second.text()))
     assert (first.text(), second.text(), third.text()) == ("first\n", "second\n", "")
 
 
-def test_what_a_command_prints_lands_in_the_cell_that_typed_it(notebook: Kernel) -> None:
+def test_what_a_command_prints_lands_in_the_cell_that_typed_it(connected: Kernel) -> None:
     """The thread that takes it was started by another cell."""
-    first = ok(notebook.run("import kos_cluster\nkos_cluster.connect().close()\nkos_cluster.connect()"))
-    assert ok(notebook.run("%kos cluster exec node2 echo 7")).text() == "7\n"
+    first = ok(connected.run("import kos_cluster\nkos_cluster.connect().close()\nkos_cluster.connect()"))
+    assert ok(connected.run("%kos cluster exec node2 echo 7")).text() == "7\n"
     assert first.text() == ""
 
 
-def test_a_listing_is_shown_where_it_stands_alone(notebook: Kernel) -> None:
-    cell = ok(notebook.run("%kos nodes\nfor _ in range(2):\n    %kos status\nx = 1"))
-    kinds = [kind for kind, _ in cell.messages if kind != "execute_input"]
-    assert kinds == ["display_data"] * 3
-    bundles = [content["data"] for kind, content in cell.messages if kind == "display_data"]
-    assert bundles[0]["text/plain"].count(" alive ") == 2 and bundles[0]["text/html"].count(">alive<") == 2
-    assert "2 of 2 nodes alive" in bundles[1]["text/plain"] and "2 of 2 nodes alive" in bundles[1]["text/html"]
-
-
-# By the words of its command, one of the keys that its object has.
-LISTINGS = {
-    "nodes": "name",
-    "cluster nodes": "name",
-    "ps": "job",
-    "status": "alive",
-    "cluster status": "alive",
-    "story {job.task}": "number",
-    "why {job.task}": "state",
-    "locks": "holder",
-    "mem status": "used_bytes",
-    "register": "value",
-    "dry-run": "standing",
-    "kernel list": "name",
-}
-
-
-@pytest.fixture
-def listed(notebook: Kernel, tmp_path: Any) -> Iterator[Kernel]:
-    """That kernel, while there is something to be listed of each kind."""
-    source = "import os, kos_cluster\nc = kos_cluster.connect()\njob = c.submit(pow, 2, 3)\njob.result()\n"
-    source += "kept = c.lock('kept')\nkept.__enter__()\nc.register('said').set('so')\n"
-    source += f"os.environ['JUPYTER_PATH'] = '{tmp_path}/share/jupyter'\n%kos kernel install --prefix {tmp_path}"
-    ok(notebook.run(source))
-    yield notebook
-    ok(notebook.run("kept.__exit__(None, None, None)\ndel os.environ['JUPYTER_PATH']\n%kos register said --unset"))
-
-
-@pytest.mark.parametrize("words", LISTINGS)
-def test_every_listing_is_a_table_in_html_and_text_and_an_object(listed: Kernel, words: str) -> None:
-    cell = ok(listed.run(f"%kos {words}"))
-    (shown,) = [content["data"] for kind, content in cell.messages if kind == "display_data"]
-    assert set(shown) == {"text/html", "text/plain"}
-    assert shown["text/plain"].split()[0] in shown["text/html"]
-    assert not ok(listed.run(f"found = %kos {words}")).mimes()
-    assert listed.value(f"bool(found.to_dict()[{LISTINGS[words]!r}])") == "True"
-
-
-def test_a_listing_that_is_assigned_is_an_object_and_shows_nothing(notebook: Kernel) -> None:
-    ok(notebook.run("import kos_cluster, time\njob = kos_cluster.connect().submit(pow, 2, 3)\njob.result()"))
-    cell = ok(notebook.run("nodes = %kos nodes\njobs = %kos ps\ntasks = %kos story {job.task}\nstatus = %kos status"))
-    assert cell.shown() == []
-    assert notebook.value("sorted(nodes.to_dict()['state']), len(nodes)") == "['alive', 'alive'] 2"
-    assert (
-        notebook.value(
-            "job.job in jobs.to_dict()['job'], [job['total'] for job in jobs if job['job'] == job_id]".replace(
-                "job_id", repr(notebook.value("job.job"))
-            )
-        )
-        == "True [1]"
-    )
-    assert notebook.value("tasks[0]['task'] == job.task, tasks[0]['end'], tasks[0]['number']") == "True done 1"
-    assert notebook.value("status['alive'], status.to_dict()['cluster']") == "2 local"
-    assert "[execute_result] NAME " in ok(notebook.run("nodes")).shown()[0]
-
-
-def test_why_tells_where_tasks_are_and_what_each_node_does(notebook: Kernel, home: str, tmp_path: Any) -> None:
-    path = str(tmp_path / "go")
-    ok(
-        notebook.run(
-            f"import kos_cluster, os, time\ndef waits(_):\n  while not os.path.exists({path!r}): time.sleep(0.01)\n"
-            "many = kos_cluster.connect().map(waits, range(4), timeout=60)"  # with a limit each is sent alone
-        )
-    )
-
-    def running() -> bool:
-        ok(notebook.run("why = %kos why {many.job}"))
-        return notebook.value("sum(row['count'] for row in why if row['state'] == 'running')") == "2"
-
-    wait_for(running)
-    shown = ok(notebook.run("%kos why {many.job}")).shown()[0]
-    assert "it needs 1 slot. node1: all 1 slots hold work of this owner; node2: all 1 slots" in shown
-    first, table = ok(notebook.run("%kos dry-run ls")).shown()
-    full = "node1: all 1 slots hold work of this owner"
-    assert first.startswith(f"It would wait: {full}") and "NODE" in table
-    job = notebook.value("many.job")
-    told = {task: notebook.run(f"%kos story {job}.{task}").error["traceback"] for task in (3, 4)}
-    assert told[3] == [f"Nothing of {job}.3 has reached a node yet. Type 'kos why {job}.3' for what it waits for."]
-    assert "No node knows" in told[4][0]
-
-    def elsewhere() -> dict[str, str]:
-        """By node, in another process, which is not the owner; empty until a node has been told of the job."""
-        return {row["node"]: row["why"] for row in json.loads(kos("why", job, "--json", home=home).stdout or "[]")}
-
-    wait_for(lambda: sorted(elsewhere()) == ["", "node1", "node2"])
-    waiting = elsewhere()[""]
-    known = f"a notebook, process {notebook.value('os.getpid()')} on {socket.gethostname()}, of "
-    assert f"knows why: {known}" in waiting and f"In that notebook type '%kos why {job}'." in waiting
-    assert re.search(r"Slots free: node1 \d of 1, node2 \d of 1$", waiting)
-    ok(notebook.run(f"open({path!r}, 'w').close()\nlist(many)\nwhy = %kos why {{many.job}}.3"))
-    assert notebook.value("[(row['state'], row['why']) for row in why]") == "[('done', 'it is over: done')]"
-    assert "No node knows a job or task 'nothing'" in notebook.run("%kos why nothing").error["traceback"][0]
-
-
-def test_a_dry_run_tells_where_and_is_an_object_where_it_is_assigned(notebook: Kernel) -> None:
-    cell = ok(notebook.run("where = %kos dry-run --away-from node1 ls"))
-    (shown,) = cell.shown()
-    assert re.fullmatch(r"It would go to node2: \d of 1 slots free\.\n", shown)
-    assert notebook.value("where.to_dict()['node'], where[0]['standing']") == (
-        "['node1', 'node2'] the task is to be away from it"
-    )
-    shown = ok(notebook.run("%kos dry-run --on node2 ls")).shown()
-    assert shown[0].startswith("It would go to node2: ") and "the task asks for node2" in shown[1]
-    assert json.loads(ok(notebook.run("%kos dry-run --on node2 --json ls")).text())["node"] == "node2"
-    assert "No node is named 'nowhere'." in notebook.run("%kos dry-run --on nowhere ls").error["traceback"][0]
-
-
-def test_a_task_that_failed_tells_what_it_raised(notebook: Kernel, home: str, tmp_path: Any) -> None:
-    """In the notebook, from the nodes, and in a report."""
-    ok(notebook.run("import kos_cluster\nf = kos_cluster.connect().submit(int, 'seven')\nf.exception()"))
-    said = "ValueError: invalid literal for int() with base 10: 'seven'"
-    assert notebook.value("f.story().attempts[-1].cause") == said
-    for line in ("%kos story {f.task}", "%kos why {f.task}"):
-        assert said in ok(notebook.run(line)).shown()[0]
-    assert said in kos("story", notebook.value("f.task"), home=home).stdout
-    ok(notebook.run(f"%kos report {tmp_path}/out.html"))
-    assert html.escape(said) in (tmp_path / "out.html").read_text()
-
-
-def test_a_report_is_written_beside_the_notebook(notebook: Kernel, tmp_path: Any) -> None:
-    ok(notebook.run("import kos_cluster\nlist(kos_cluster.connect().map(len, [bytes(3 << 20)], name='measured'))"))
-    assert "tells of" in ok(notebook.run(f"%kos report {tmp_path}/out.html")).text()
+def test_a_report_is_written_beside_the_notebook(connected: Kernel, tmp_path: Any) -> None:
+    ok(connected.run("import kos_cluster\nlist(kos_cluster.connect().map(len, [bytes(3 << 20)], name='measured'))"))
+    assert "tells of" in ok(connected.run(f"%kos report {tmp_path}/out.html")).text()
     page = (tmp_path / "out.html").read_text()
     assert "measured" in page and "3.0 MiB" in page and "<svg" in page and "http" not in page
-    assert "cannot be written" in notebook.run(f"%kos report {tmp_path}/no/out.html").error["traceback"][0]
+    assert "cannot be written" in connected.run(f"%kos report {tmp_path}/no/out.html").error["traceback"][0]
 
 
-def test_a_report_tells_of_jobs_whose_submitter_is_gone(notebook: Kernel, tmp_path: Any, home: str) -> None:
+def test_a_report_tells_of_jobs_whose_submitter_is_gone(connected: Kernel, tmp_path: Any, home: str) -> None:
     code = "import kos_cluster; print(kos_cluster.connect().submit(pow, 2, 3, name='from before').result())"
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, env={**os.environ, "KOS_HOME": home}, capture_output=True, timeout=60, check=True)
     assert done.stdout == b"8\n"
-    wait_for(lambda: "from before" not in ok(notebook.run("%kos ps")).shown()[0])
-    ok(notebook.run(f"%kos report {tmp_path}/out.html"))
+    wait_for(lambda: "from before" not in ok(connected.run("%kos ps")).shown()[0])
+    ok(connected.run(f"%kos report {tmp_path}/out.html"))
     page = (tmp_path / "out.html").read_text()
     assert ">from before<" in page and ">gone<" in page and "(from before): done" in page
 
@@ -438,9 +276,9 @@ SPIN = "import time\ndef spin(n):\n  end = time.perf_counter() + 0.2\n  while ti
         "%%kos profile\nfutures = [kos_cluster.connect().submit(spin, n) for n in two]\nfor f in futures:\n  await f",
     ],
 )
-def test_a_profile_shows_where_the_cells_tasks_spent_their_time(notebook: Kernel, cell: str) -> None:
-    ok(notebook.run(f"import kos_cluster\ntwo = [0, 1]\n{SPIN}"))
-    data = [content["data"] for _, content in ok(notebook.run(cell)).messages if "data" in content][-1]
+def test_a_profile_shows_where_the_cells_tasks_spent_their_time(connected: Kernel, cell: str) -> None:
+    ok(connected.run(f"import kos_cluster\ntwo = [0, 1]\n{SPIN}"))
+    data = [content["data"] for _, content in ok(connected.run(cell)).messages if "data" in content][-1]
     assert data["text/plain"].startswith("2 tasks (") and " spin (" in data["text/plain"].splitlines()[1]
     assert ">spin (" in data["text/html"]
 
@@ -456,85 +294,85 @@ def test_a_profile_shows_where_the_cells_tasks_spent_their_time(notebook: Kernel
         ("%kos profile", "of a notebook's cell"),
     ],
 )
-def test_a_profile_of_nothing_is_a_sentence(notebook: Kernel, cell: str, sentence: str) -> None:
-    ok(notebook.run("import kos_cluster"))
-    (line,) = notebook.run(cell).error["traceback"]
+def test_a_profile_of_nothing_is_a_sentence(connected: Kernel, cell: str, sentence: str) -> None:
+    ok(connected.run("import kos_cluster"))
+    (line,) = connected.run(cell).error["traceback"]
     assert sentence in line
 
 
-def test_a_profile_of_a_cell_that_awaits_shows_its_error_and_is_interrupted(notebook: Kernel) -> None:
-    ok(notebook.run("import asyncio"))
-    cell = notebook.run("%%kos profile\nawait asyncio.sleep(0)\n1 / 0")
+def test_a_profile_of_a_cell_that_awaits_shows_its_error_and_is_interrupted(connected: Kernel) -> None:
+    ok(connected.run("import asyncio"))
+    cell = connected.run("%%kos profile\nawait asyncio.sleep(0)\n1 / 0")
     errors = [content for kind, content in cell.messages if kind == "error"]
     assert [error["ename"] for error in errors if error["traceback"]] == ["ZeroDivisionError"]
-    cell = notebook.start("%%kos profile\nprint('begun', flush=True)\nawait asyncio.sleep(600)")
-    notebook.wait(lambda: "begun" in cell.text())
-    notebook.interrupt()
-    notebook.wait(lambda: cell.idle)
+    cell = connected.start("%%kos profile\nprint('begun', flush=True)\nawait asyncio.sleep(600)")
+    connected.wait(lambda: "begun" in cell.text())
+    connected.interrupt()
+    connected.wait(lambda: cell.idle)
     assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError")
 
 
-def test_locks_that_are_held_are_listed(notebook: Kernel) -> None:
+def test_locks_that_are_held_are_listed(connected: Kernel) -> None:
     ok(
-        notebook.run(
+        connected.run(
             "import kos_cluster\nlock = kos_cluster.connect().lock('weights')\nlock.__enter__()\nlocks = %kos locks"
         )
     )
-    assert notebook.value("[(row['name'], row['token'] == lock.token, row['waiting']) for row in locks]") == (
+    assert connected.value("[(row['name'], row['token'] == lock.token, row['waiting']) for row in locks]") == (
         "[('weights', True, 0)]"
     )
-    assert "weights  " in ok(notebook.run("%kos locks")).shown()[0]
-    ok(notebook.run("lock.__exit__(None, None, None)\nlocks = %kos locks"))
-    assert notebook.value("len(locks)") == "0"
+    assert "weights  " in ok(connected.run("%kos locks")).shown()[0]
+    ok(connected.run("lock.__exit__(None, None, None)\nlocks = %kos locks"))
+    assert connected.value("len(locks)") == "0"
 
 
-def test_clusters_futures_and_results_are_shown(notebook: Kernel) -> None:
+def test_clusters_futures_and_results_are_shown(connected: Kernel) -> None:
     ok(
-        notebook.run(
+        connected.run(
             "import kos_cluster\nc = kos_cluster.connect()\nf = c.submit(pow, 2, 3)\nf.result()\nm = c.map(abs, [1, 2])"
         )
     )
-    wait_for(lambda: notebook.value("m").endswith("2 tasks, 2 done>"))
+    wait_for(lambda: connected.value("m").endswith("2 tasks, 2 done>"))
     for name, text, markup in (
         ("c", "<kos Cluster 'local': 2 nodes, 2 slots>", '<td style="text-align:left">node2</td>'),
         ("f", "done>", ": pow, done</caption>"),
         ("m", "2 tasks, 2 done>", "2 tasks, 2 done</div>"),
     ):
-        (data,) = [content["data"] for kind, content in ok(notebook.run(name)).messages if kind == "execute_result"]
+        (data,) = [content["data"] for kind, content in ok(connected.run(name)).messages if kind == "execute_result"]
         assert data["text/plain"].endswith(text) and markup in data["text/html"], data
 
 
-def test_a_future_can_be_awaited_in_a_cell(notebook: Kernel) -> None:
-    cell = ok(notebook.run("import kos_cluster\nawait kos_cluster.connect().submit(pow, 2, 10)"))
+def test_a_future_can_be_awaited_in_a_cell(connected: Kernel) -> None:
+    cell = ok(connected.run("import kos_cluster\nawait kos_cluster.connect().submit(pow, 2, 10)"))
     assert cell.shown() == ["[execute_result] 1024"]
 
 
-def test_what_a_finished_task_calls_prints_in_the_cell_that_asked(notebook: Kernel, tmp_path: Any) -> None:
+def test_what_a_finished_task_calls_prints_in_the_cell_that_asked(connected: Kernel, tmp_path: Any) -> None:
     path = str(tmp_path / "go")
     waits = f"def waits():\n  import os, time\n  while not os.path.exists({path!r}): time.sleep(0.01)\n"
-    ok(notebook.run(f"import kos_cluster\n{waits}"))
+    ok(connected.run(f"import kos_cluster\n{waits}"))
     asked = ok(
-        notebook.run("f = kos_cluster.connect().submit(waits)\nf.add_done_callback(lambda f: print('done', f.done()))")
+        connected.run("f = kos_cluster.connect().submit(waits)\nf.add_done_callback(lambda f: print('done', f.done()))")
     )
-    other = ok(notebook.run(f"open({path!r}, 'w').close()\nf.result()"))
-    notebook.wait(lambda: "done True" in asked.text())
+    other = ok(connected.run(f"open({path!r}, 'w').close()\nf.result()"))
+    connected.wait(lambda: "done True" in asked.text())
     assert other.text() == ""
 
 
-def test_live_nodes_are_completed(notebook: Kernel) -> None:
-    names = notebook.value("*[n['name'] for n in __import__('kos_cluster').connect().nodes()]").split()
+def test_live_nodes_are_completed(connected: Kernel) -> None:
+    names = connected.value("*[n['name'] for n in __import__('kos_cluster').connect().nodes()]").split()
     # The connection that asks may take longer than a completion waits; the next one has the names.
-    wait_for(lambda: sorted(notebook.complete("%kos run --on ")) == sorted(names))
-    job = notebook.value("(f := __import__('kos_cluster').connect().submit(pow, 2, 3)) and f.result() and f.job")
-    wait_for(lambda: notebook.complete(f"%kos story {job[:4]}") == [job])
+    wait_for(lambda: sorted(connected.complete("%kos run --on ")) == sorted(names))
+    job = connected.value("(f := __import__('kos_cluster').connect().submit(pow, 2, 3)) and f.result() and f.job")
+    wait_for(lambda: connected.complete(f"%kos story {job[:4]}") == [job])
 
 
-def test_completing_does_not_keep_the_keyboard_waiting(notebook: Kernel) -> None:
-    notebook.complete("%kos run --on ")
+def test_completing_does_not_keep_the_keyboard_waiting(connected: Kernel) -> None:
+    connected.complete("%kos run --on ")
     took = []
     for _ in range(10):
         began = time.monotonic()
-        notebook.complete("%kos run --on ")
+        connected.complete("%kos run --on ")
         took.append(time.monotonic() - began)
     assert sorted(took)[2] <= COMPLETED_WITHIN_S, took  # others of this machine may hold up more than half
 
@@ -602,33 +440,33 @@ def test_a_cluster_that_died_is_told_in_a_sentence(short_folder: Any) -> None:
         kos("down", home=str(short_folder))
 
 
-def test_a_gang_of_a_cell_takes_the_commands_options_and_refuses_what_does_not_fit(notebook: Kernel) -> None:
+def test_a_gang_of_a_cell_takes_the_commands_options_and_refuses_what_does_not_fit(connected: Kernel) -> None:
     ok(
-        notebook.run(
+        connected.run(
             "%%kos run --gang 2 --spread --restarts 1\nimport os\nimport kos_cluster as kos\ncomm = kos.comm()\n"
             "comm.barrier()\nif (comm.rank, comm.epoch) == (1, 1): os.kill(os.getpid(), 9)\n"
             "comm.barrier()\nepoch, nodes = comm.epoch, sorted(comm.nodes)\ndel comm"
         )
     )
-    assert notebook.value("epoch, nodes") == "2 ['node1', 'node2']"
+    assert connected.value("epoch, nodes") == "2 ['node1', 'node2']"
     for line, error, sentence in (
         ("--gang 3", "PlacementError", "3 ranks of 1 slot each do not fit: the cluster holds 2 of them at most"),
         ("--gang 2 --over nodes", "UsageError", "--over does not go with --gang. Share the elements out"),
         ("--gang 2 --retries 1", "UsageError", "--retries does not go with --gang"),
         ("--distribute --restarts 1", "UsageError", "--restarts only means something with --gang"),
     ):
-        cell = notebook.run(f"%%kos run {line}\nepoch = 'never'")
+        cell = connected.run(f"%%kos run {line}\nepoch = 'never'")
         assert cell.error["ename"] == error and sentence in "\n".join(cell.error["traceback"]), cell.shown()
-    assert notebook.value("epoch") == "2"
+    assert connected.value("epoch") == "2"
 
 
-def test_a_cell_runs_as_the_ranks_of_a_gang_and_rank_0_assigns(notebook: Kernel) -> None:
+def test_a_cell_runs_as_the_ranks_of_a_gang_and_rank_0_assigns(connected: Kernel) -> None:
     ok(
-        notebook.run(
+        connected.run(
             "%%kos run --gang 2\nimport kos_cluster as kos\ntotal = kos.comm().allreduce(kos.comm().rank + 1)\n"
             "rank = kos.comm().rank"
         )
     )
-    assert ok(notebook.run("(total, rank)")).shown() == ["[execute_result] (3, 0)"]
-    failed = notebook.run("%%kos run --gang 2\nimport kos_cluster as kos\nif kos.comm().rank == 1: {}['no such']")
+    assert ok(connected.run("(total, rank)")).shown() == ["[execute_result] (3, 0)"]
+    failed = connected.run("%%kos run --gang 2\nimport kos_cluster as kos\nif kos.comm().rank == 1: {}['no such']")
     assert failed.error["ename"] == "KeyError" and ".1 on node" in failed.error["traceback"][0]

@@ -3,7 +3,8 @@
 Theory of operation. Jobs with waiting tasks take turns (`turns`) by the slots times seconds that their batches are
 taken to need, over the weight of their priority. A job that no node can take a batch of now is passed by the others.
 When its tasks need several slots, and it has been passed for `PASSED_S`, one batch of it may go to wait at a node that
-is full of this owner's others: there slots gather for it (`lines`).
+is full of this owner's others: there slots gather for it (`lines`). Where a job of short tasks would have a batch wait
+at a node, the first in turn that could wait there does, whatever its tasks.
 
 Rules. A job's cap, and the rules of placement, hold for whoever has the turn. The ranks of a gang take no turns.
 """
@@ -16,8 +17,11 @@ from kos_cluster.core.caps import Caps
 from kos_cluster.core.jobrows import JobRow
 from kos_cluster.core.lines import FIRST_GUESS_S, PASSED_S
 from kos_cluster.core.nodeindex import NodeIndex
+from kos_cluster.core.placement import Placement
 from kos_cluster.core.relations import Relations
 from kos_cluster.core.turns import Turns, weight_of
+
+CAPPED = Placement(None, True, ())
 
 
 class DispatchOrder:
@@ -43,27 +47,21 @@ class DispatchOrder:
         self._turns.go(job.spec.job)
 
     def placed(self, now: float) -> Iterator[tuple[JobRow, str]]:
-        """Job and node of one batch after the other; say `sent` before the next is asked for.
-
-        A place in a node's queue that a job of short tasks would take ahead of time goes to the first in turn, whatever
-        its tasks: else those that wait for a free slot would wait until the short ones have all been sent.
-        """
+        """Job and node of one batch after the other; say `sent` before the next is asked for."""
         passed = 0  # jobs whose turn it is, and that cannot be placed
         while passed < len(self._turns):
             job = self._jobs[self._turns.at(passed)]
             if not job.pending:
                 self._turns.go(job.spec.job)
                 continue
-            ahead = self._sends_ahead(job)
-            node = self._place(job, now, ahead=ahead)
-            if node is None:
+            placed = self._place(job, now, ahead=self._sends_ahead(job))
+            self._note(job, placed, now)
+            if placed.node is None:
                 passed += 1
                 continue
-            for position in range(passed) if ahead else ():
-                earlier = self._jobs[self._turns.at(position)]
-                if (elsewhere := self._place(earlier, now, ahead=True)) is not None:
-                    job, node, passed = earlier, elsewhere, position
-                    break
+            node = placed.node
+            if passed and self._index.waits_at(node, job.spec.needs, now):
+                job, node, passed = self._first_to_wait(job, node, passed, now)
             yield job, node
 
     def sent(self, job: JobRow, tasks: int) -> None:
@@ -75,14 +73,26 @@ class DispatchOrder:
         """Whether it has as many batches at nodes as it may."""
         return 0 < job.spec.max_parallel <= self._caps.out(job)
 
+    def _first_to_wait(self, job: JobRow, node: str, passed: int, now: float) -> tuple[JobRow, str, int]:
+        """Who of those that were passed could wait at a node where this job's batches would, else this job; with its
+        node and position in turn. Or those that need a free slot would wait until all short tasks have been sent.
+        """
+        for position in range(passed):
+            earlier = self._jobs[self._turns.at(position)]
+            placed = self._place(earlier, now, ahead=True)
+            if placed.node is not None and self._index.waits_at(placed.node, job.spec.needs, now):
+                self._note(earlier, placed, now)
+                return earlier, placed.node, position
+        return job, node, passed
+
     def _sends_ahead(self, job: JobRow) -> bool:
         """Whether its tasks are so short that each slot is to have a batch that waits."""
         return job.durations.short and not job.spec.single
 
-    def _place(self, job: JobRow, now: float, *, ahead: bool) -> str | None:
+    def _place(self, job: JobRow, now: float, *, ahead: bool) -> Placement:
         if self.capped(job):
-            return None
-        placed = self._index.place(
+            return CAPPED
+        return self._index.place(
             job.spec.needs,
             now,
             prefetch=ahead,
@@ -90,12 +100,16 @@ class DispatchOrder:
             leaning=self._relations.leaning(job, now),
             told=False,
         )
+
+    def _note(self, job: JobRow, placed: Placement, now: float) -> None:
+        """Since when it could not be placed, or waits for a node that has its inputs."""
+        if placed is CAPPED:
+            return
         if placed.node is None:
             job.held_since_s = (now if job.held_since_s is None else job.held_since_s) if placed.held else None
             job.unplaced_since_s = now if job.unplaced_since_s is None else job.unplaced_since_s
         else:
             job.held_since_s = job.unplaced_since_s = None
-        return placed.node
 
     def _may_queue(self, job: JobRow, now: float) -> bool:
         if job.spec.needs.cpus == 1 or job.unplaced_since_s is None:

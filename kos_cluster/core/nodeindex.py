@@ -27,12 +27,15 @@ from kos_cluster.core.placement import (
     FULL,
     NEVER,
     PLAIN,
+    QUEUES,
+    QUEUES_BARE,
     WIDE_LIMIT,
     Candidate,
     Leaning,
     Placement,
     by_inputs,
     choose,
+    rank,
     rank_now,
     ranks,
     why_never,
@@ -149,6 +152,11 @@ class NodeIndex:
             why = reasons.why_none(needs, nodes, now, leaning, prefetch=prefetch, held=held) if told else ()
             return Placement(None, possible, why, held)
         return Placement(chosen.id, True, (f"{chosen.name}: {reasons.why_there(chosen, leaning)}",) if told else ())
+
+    def waits_at(self, id_: str, needs: Needs, now: float) -> bool:
+        """Whether such a task could only be sent there to wait, ahead of its time."""
+        node = self._nodes.get(id_)
+        return node is not None and rank(needs, node, now) in (QUEUES, QUEUES_BARE)
 
     def idle(self, needs: Needs, now: float, apart: Collection[str] = ()) -> list[Candidate]:
         """Those of `WIDE_LIMIT` random nodes with slots for such a task that nobody is known to use."""

@@ -54,6 +54,20 @@ def test_a_job_that_comes_while_short_tasks_are_sent_ahead_has_the_next_place(sl
     assert {"new", "alone"} < {d.job for d in following}
 
 
+def test_a_job_of_short_tasks_makes_nobody_wait_at_a_node_that_is_not_its_own():
+    core = machine(nodes=2, slots=1)
+    for name, on, single in (("short", "id1", False), ("pinned", "id0", True)):
+        spec = own.JobSpec(name, name, needs=Needs(on=on), single=single, priority=10 if single else 0)
+        core.handle(own.Opened(spec), 1.0)
+    sent = dispatches(core.handle(own.Added("short", 10_000), 1.0))
+    for number in range(20):
+        sent += dispatches(done(core, sent.pop(0), 2.0 + number, elapsed_s=0.001))
+    assert [d.node for d in dispatches(core.handle(own.Added("pinned", 10), 60.0))] == ["id0"]
+    for number in range(20):
+        sent += dispatches(done(core, sent.pop(0), 61.0 + number, elapsed_s=0.001))
+    assert {d.job for d in sent} == {"short"}
+
+
 def test_a_node_where_others_wait_holds_one_more_batch_a_slot():
     """So that its queue can give the owner more than every other turn."""
     core = machine(nodes=1, slots=1)

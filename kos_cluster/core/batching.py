@@ -12,7 +12,7 @@ TASKS_LIMIT = 4096  # of one batch
 BATCH_LIMIT_BYTES = 4 << 20  # of one batch's payloads, by their mean
 GROWTH = 16  # a batch is at most this many times the largest that was measured
 SMOOTHING = 0.3  # weight of the newest measurement
-PREFETCH_BELOW_S = 0.02  # tasks shorter than this are queued ahead at busy nodes
+PREFETCH_BELOW_S = 0.02  # tasks shorter than this are queued ahead at busy nodes: of longer ones the pause counts less
 
 
 class Durations:

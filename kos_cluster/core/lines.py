@@ -6,9 +6,9 @@ far as it starts, more as it runs longer, and what it has taken in truth when it
 slots is not charged. A job's share of its user's grows with its priority; between users a priority says nothing.
 
 A batch that lacks only slots may be passed by others that fit into what is free. Once it is first in turn, that ends
-after `PASSED_S`: for as long again nothing starts, so that slots gather for it; then others pass twice as long, and so
-on by turns that double; only the time counts in which it is first. So it starts, however long the others last, and at
-most two thirds of the time are lost to them meanwhile.
+after `PASSED_S`: for twice as long nothing starts, so that slots gather for it; then others pass twice as long again,
+and so on by turns that double; only the time counts in which it is first. So it starts, however long the others last,
+and at most two thirds of the time are lost to them meanwhile.
 
 Rules. An entry waits in its line, or is counted as running until it is over; never both. A line is kept while it has
 either.
@@ -26,7 +26,7 @@ from kos_cluster.core.capacity import Demand
 from kos_cluster.core.turns import SHARERS_LIMIT, Turns, weight_of
 
 PASSED_S = 1.0  # a batch that is first in turn and lacks only slots is passed by others for so long
-FIRST_GUESS_S = 0.02  # slots times seconds that a line's first batch is taken to need
+FIRST_GUESS_S = 0.02  # slots times seconds that a line's first batch, which is one task, is taken to need
 SMOOTHING = 0.3  # weight of the newest batch in what the next one is taken to need
 
 

@@ -96,10 +96,11 @@ class NodeUp(msgspec.Struct, frozen=True):
 
 
 class NodeLoad(msgspec.Struct, frozen=True):
-    """Fresh gossip of a node's load."""
+    """Fresh gossip of a node's load; from the node itself, whether work of others than this owner waits there, too."""
 
     id: str
     load: Load
+    others_wait: bool | None = None
 
 
 class NodeLinks(msgspec.Struct, frozen=True):

@@ -171,9 +171,11 @@ class Ownership(OwnerTables):
                     self._place_ranks(self._jobs[job], nodes, now, effects)
             case NodeUp():
                 self._node_up(event)
-            case NodeLoad(id_, load):
+            case NodeLoad(id_, load, others_wait):
                 if id_ in self._nodes:
-                    self._nodes[id_].view.loaded(load, now)
+                    view = self._nodes[id_].view
+                    view.loaded(load, now)
+                    view.shared = view.shared if others_wait is None else others_wait
                     self._index.changed(id_)
             case NodeLinks(id_, rates) if id_ in self._nodes:
                 told = islice(((sender, rate) for sender, rate in rates.items() if rate > 0), LINKS_LIMIT)

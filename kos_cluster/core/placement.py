@@ -2,8 +2,9 @@
 
 Theory of operation. First the nodes are filtered: a node that can never run the task (wrong name or label, too few
 slots, too little memory) is told apart from one that cannot now; a drained node takes nothing new and finishes what it
-has. Those that can are grouped by `rank`: nodes with a free slot before nodes that would queue, and within these nodes
-with the needed packages before those without. In the best group `choose` decides:
+has. Those that can are grouped by `rank`: nodes with a free slot, nodes where it would wait beside others' work, nodes
+where it would wait behind this owner's alone; and within these nodes with the needed packages before those without. In
+the best group `choose` decides:
 
     no leaning            the less loaded of two random nodes (M. Mitzenmacher, "The Power of Two Choices in Randomized
                           Load Balancing", IEEE TPDS 12(10), 2001), because the knowledge may be old and owners place
@@ -18,8 +19,8 @@ than moving would take: so it can lose at most as much again as it could have sa
 al., "Competitive Snoopy Caching", Algorithmica 3, 1988).
 
 Rules. What a task needs, its labels, the nodes to be away from and the jobs to be apart from are never given up;
-`near`, `spread`, `pack` and packages only decide between nodes that could all take the task now. Nothing is placed
-beyond what this owner knows to be free, its own batches included; a node that others have filled meanwhile refuses.
+`near`, `spread`, `pack` and packages only decide between nodes that could all take the task now. A node has at
+most as many batches of this owner as it has slots, and one more a slot where others' work waits or tasks are short.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Candidate:
     memory_bytes: int
     in_flight: int = 0  # slots
     busy: int = 0
-    shared: bool = False  # others' work waited there too then, so that its queue decides whose turn it is
+    shared: bool = False  # others' work waits there, as it told last, so its queue decides whose turn it is
     loaded_s: float = 0.0  # when that was heard
     memory_available_bytes: int = 0
     packages: frozenset[str] = frozenset()
@@ -89,7 +90,6 @@ class Candidate:
         """Take in what was gossiped last."""
         self.loaded_s, self.memory_available_bytes = now, load.memory_available_bytes
         self.busy = load.running + load.queued
-        self.shared = load.queued > 0 and self.busy > self.in_flight
         self.memory_declared_bytes, self.gpus_in_use = load.memory_declared_bytes, load.gpus_in_use
         self.resources_in_use = dict(zip(sorted(self.resources), load.resources_in_use, strict=False))
         self.over_memory = load.over_memory

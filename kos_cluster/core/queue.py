@@ -252,6 +252,11 @@ class NodeQueue:
         """Batches that wait for a slot."""
         return len(self._lines) + len(self._ranks)
 
+    def others_wait(self, owner: Owner) -> bool:
+        """Whether batches wait for a slot that are of others than this owner."""
+        others = (owned.keys for other, owned in self._by_owner.items() if other != owner)
+        return bool(self.queued) and any(self._entries[key].worker is None for keys in others for key in keys)
+
     def batch_of(self, worker: int) -> Key | None:
         """The batch that a worker is serving."""
         known = self._workers.get(worker)

@@ -247,11 +247,14 @@ class OwnerBeat(msgspec.Struct, frozen=True, tag="OWNER_BEAT"):
 
 
 class NodeBeat(msgspec.Struct, frozen=True, tag="NODE_BEAT"):
-    """The answer: its load, which of the batches it does not know (send them again), and what links to it carry."""
+    """The answer: its load, which of the batches it does not know (send them again), what links to it carry, and
+    whether others' work waits there.
+    """
 
     load: Load
     unknown: list[int]
     links: dict[str, float] = {}  # bytes a second, by the id of the sending node
+    others_wait: bool = False
 
 
 class Waits(msgspec.Struct, frozen=True, tag="WAITS"):

@@ -244,6 +244,10 @@ class Batches:
         kept = owner.kept_batches
         return [n for n in outstanding if n not in kept and (owner.owner, n) not in self._batches]
 
+    def others_wait(self, owner: OwnerState) -> bool:
+        """Whether work of others than this owner waits here."""
+        return self._queue.others_wait(owner.owner)
+
     def claimed(self, owner: OwnerState, outstanding: Sequence[int]) -> None:
         """Stop those of an owner's batches that it does not hold to be here: its wish to cancel them got lost."""
         wanted = set(outstanding)

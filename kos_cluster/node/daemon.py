@@ -522,7 +522,9 @@ class Daemon:
             owner.jobs = message.jobs
             self._batches.claimed(owner, message.outstanding)
         unknown = self._batches.unknown(owner, message.outstanding)
-        self._listeners.send(origin.route, wire.NodeBeat(self._own_load()[1], unknown, self._blocks.link_rates))
+        others_wait = self._batches.others_wait(owner)
+        beat = wire.NodeBeat(self._own_load()[1], unknown, self._blocks.link_rates, others_wait)
+        self._listeners.send(origin.route, beat)
         self._batches.ask_again(owner)
         for kept, outcomes in owner.overdue(now):
             self._listeners.send(origin.route, kept, outcomes)
@@ -553,6 +555,8 @@ class Daemon:
         owner = self._owners.get((message.identity, message.instance))
         if owner is not None:
             self._owners.end(owner)
+        else:  # of a client that this node has no link to, it may coordinate a gang all the same
+            self._gangs.owner_ended((message.identity, message.instance))
 
     # ---- owners
 

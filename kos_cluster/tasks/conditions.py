@@ -9,8 +9,11 @@ Rules. Whatever the mesh thread shares with threads of the user that may be inte
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Condition(threading.Condition):
@@ -27,3 +30,11 @@ class Condition(threading.Condition):
     def __exit__(self) -> Any:
         """As `__enter__`."""
         return self._lock.__exit__
+
+
+class Answer(concurrent.futures.Future[T]):
+    """A future that the mesh thread completes while a thread of the user waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = Condition()

@@ -28,6 +28,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.bulk import get_kept, put_part
 from kos_cluster.net.standing import Standing, StandingAsked
 from kos_cluster.tasks import bundle
+from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.job import Job
 
@@ -228,10 +229,10 @@ def _members(mesh: Mesh) -> list[Member]:
     return mesh.request(wire.Nodes(), wire.SyncData).members or []
 
 
-def records(mesh: Mesh) -> list[asks.DetachedJob]:
-    """All detached jobs; of each what the node tells that is furthest on."""
+def records(mesh: Mesh, enough_s: float = REQUEST_TIMEOUT_S) -> list[asks.DetachedJob]:
+    """All detached jobs; of each what the node tells that is furthest on, of those that answer within this time."""
     newest: dict[str, asks.DetachedJob] = {}
-    for told in mesh.request_all(asks.DetachedJobs(), list[asks.DetachedJob]).values():
+    for told in mesh.request_all(asks.DetachedJobs(), list[asks.DetachedJob], enough_s).values():
         for record in told:
             if record.id not in newest or _progress(record) > _progress(newest[record.id]):
                 newest[record.id] = record

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future as AnyFuture
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,10 @@ class Driver:
         self._job = job
 
     def tell_standing(self) -> None:
-        """The daemon has asked why the tasks wait."""
-        standing = self._job.standing() if self._job is not None else None
+        """The daemon has asked why the tasks wait; it gets an answer in any case, as it asks one thing at a time."""
+        standing = None
+        with suppress(KosError, TimeoutError):  # the connection is being closed, or has no time: it may ask again
+            standing = self._job.standing() if self._job is not None else None
         self._link.send(driven.Stands(Standing(*standing) if standing is not None else None))
 
     def _follow(self, job: Job, index: int) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kos_cluster.errors import BlockLostError, KosError
 from kos_cluster.tasks import failures, places, serialise, showing
-from kos_cluster.tasks.conditions import Condition
+from kos_cluster.tasks.conditions import Answer, Condition
 
 if TYPE_CHECKING:
     from kos_cluster.core.records import Story
@@ -261,7 +261,7 @@ class Future(concurrent.futures.Future[Any]):
         return self._awaited().__await__()
 
     async def _awaited(self) -> Any:
-        over: concurrent.futures.Future[None] = concurrent.futures.Future()
+        over: Answer[None] = Answer()
         super().add_done_callback(lambda _: over.set_result(None) if over.set_running_or_notify_cancel() else None)
         try:
             await asyncio.wrap_future(over)

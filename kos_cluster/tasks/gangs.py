@@ -48,7 +48,7 @@ from kos_cluster.tasks.comm.ranks import RankCall
 from kos_cluster.tasks.comm.table import make_table
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import Job, JobSpec
-from kos_cluster.tasks.joblist import as_one_node_tells
+from kos_cluster.tasks.joblist import everybodys
 from kos_cluster.tasks.options import Options, split_options
 from kos_cluster.tasks.relating import find_related
 
@@ -258,7 +258,7 @@ class Gang(Future):
         """The question, with what is known now. Raises UnreachableError."""
         job, needs = self._job, self._job.needs
         if needs.near or needs.apart:
-            find_related(as_one_node_tells(self._mesh, WANTED_AGAIN_S), self._mesh, needs, driven=True)
+            find_related(everybodys(self._mesh, WANTED_AGAIN_S), self._mesh, needs, driven=True)
         leaning = self._mesh.placing.leaning(job)
         return GangWanted(
             job.id,

@@ -14,6 +14,7 @@ from kos_cluster.core.records import JobSummary
 from kos_cluster.net import detached as asks
 from kos_cluster.net import wire
 from kos_cluster.tasks import detached
+from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S
 
 if TYPE_CHECKING:
     from kos_cluster.tasks.mesh import Mesh
@@ -24,10 +25,10 @@ def own(mesh: Mesh) -> list[JobSummary]:
     return [msgspec.structs.replace(job, user=mesh.credentials.peer.name) for job in mesh.jobs.summaries()]
 
 
-def everybodys(mesh: Mesh) -> list[JobSummary]:
-    """All jobs, as all nodes know them."""
-    told = mesh.request_all(wire.Jobs(), list[JobSummary]).values()
-    return _listed(mesh, (job for jobs in told for job in jobs), detached.records(mesh))
+def everybodys(mesh: Mesh, enough_s: float = REQUEST_TIMEOUT_S) -> list[JobSummary]:
+    """All jobs, as all nodes know them that answer within this time."""
+    told = mesh.request_all(wire.Jobs(), list[JobSummary], enough_s).values()
+    return _listed(mesh, (job for jobs in told for job in jobs), detached.records(mesh, enough_s))
 
 
 def as_one_node_tells(mesh: Mesh, timeout_s: float) -> list[JobSummary]:

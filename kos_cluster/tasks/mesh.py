@@ -7,7 +7,8 @@ handled together, which is what makes small ones cheap.
 Each part of that is a module of its own: the jobs (`jobtable`), the links (`attachment`), the beat that mends what
 got lost (`beat`), and what is sent and comes back (`outgoing`, `returns`). Here they are put together.
 
-Rules. No user code runs here but a sink's methods, and nothing waits for another thread.
+Rules. No user code runs here but a sink's methods, and nothing waits for another thread longer than for a lock
+that is held for a moment (`conditions`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from kos_cluster.tasks import compat
 from kos_cluster.tasks.asking import REQUEST_TIMEOUT_S, Asking
 from kos_cluster.tasks.attachment import Attachment, hello
 from kos_cluster.tasks.beat import Beat
+from kos_cluster.tasks.conditions import Answer
 from kos_cluster.tasks.futures import Outcome
 from kos_cluster.tasks.holding import Holding
 from kos_cluster.tasks.job import Job
@@ -158,7 +160,7 @@ class Mesh:
         """Run something short in the mesh thread and wait for its answer."""
         if self.is_current:
             return question()
-        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        answer: Answer[T] = Answer()
 
         def put() -> None:
             try:
@@ -194,8 +196,18 @@ class Mesh:
 
     def _run_there(self, work: Coroutine[Any, Any, T]) -> T:
         """Run this in the mesh thread and wait for it. Raises StateError when the connection is closed meanwhile."""
+        answer: Answer[T] = Answer()
+
+        def ended(task: asyncio.Task[T]) -> None:
+            error = concurrent.futures.CancelledError() if task.cancelled() else task.exception()
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+
+        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(work).add_done_callback(ended))
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            return answer.result()
         except concurrent.futures.CancelledError:
             raise StateError(
                 "The connection to the cluster was closed meanwhile.", "Call kos.connect() again."
@@ -322,8 +334,8 @@ class Mesh:
                 tell(self._jobs[job].sink.write, f"{job}.{index}", stream, bytes(payload))
             case wire.NodeBeat():
                 self._node_beat(link, message)
-            case wire.Welcome(member, _, load) if load is not None:
-                self._node_load(member.id, load, 0.0)
+            case wire.Welcome(_, _, load) if load is not None and link.peer is not None:
+                self._node_load(link.peer.id, load, 0.0)
             case wire.Started(batches):
                 for batch in batches:
                     self._feed(ownership.StartedRunning(batch))
@@ -353,17 +365,17 @@ class Mesh:
     def _node_beat(self, link: NodeLink, message: wire.NodeBeat) -> None:
         if link.peer is None:
             return
-        self._node_load(link.peer.id, message.load, 0.0)
+        self._node_load(link.peer.id, message.load, 0.0, message.others_wait)
         self._feed(ownership.NodeLinks(link.peer.id, message.links))
         for batch in message.unknown:
             dispatch = self._core.dispatch_of(batch)
             if dispatch is not None and dispatch.node == link.peer.id:
                 self._dispatch(dispatch)
 
-    def _node_load(self, id_: str, load: Load, age_s: float) -> None:
+    def _node_load(self, id_: str, load: Load, age_s: float, others_wait: bool | None = None) -> None:
         """Take in what is told of a node's load, unless something younger is known."""
         if self._attachment.takes_load(id_, load, age_s):
-            self._feed(ownership.NodeLoad(id_, load))
+            self._feed(ownership.NodeLoad(id_, load, others_wait))
 
     # ---- the core and its effects
 

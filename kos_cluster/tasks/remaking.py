@@ -22,7 +22,6 @@ thread, but for `Origin.made_again`.
 
 from __future__ import annotations
 
-import concurrent.futures
 import time
 import weakref
 from collections import Counter, deque
@@ -40,6 +39,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.net.transport import Payload
 from kos_cluster.tasks.blocks import named_in
+from kos_cluster.tasks.conditions import Answer
 from kos_cluster.tasks.futures import NotMadeYet, Outcome, Settled, StayedOutcome
 from kos_cluster.tasks.futures import Origin as AnyOrigin
 from kos_cluster.tasks.holding import ROWS_LIMIT
@@ -56,7 +56,7 @@ KEPT_ARGUMENTS_BYTES = 1 << 20  # of one task, from which on they are not kept
 KEPT_LIMIT_BYTES = 64 << 20  # of all tasks whose results stay
 KEPT_LIMIT = 16_384  # results; as many as a node has blocks
 
-_Ended = concurrent.futures.Future[Outcome | BaseException]  # what came of making a result again
+_Ended = Answer[Outcome | BaseException]  # what came of making a result again
 
 
 class Origin:

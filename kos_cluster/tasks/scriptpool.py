@@ -160,7 +160,7 @@ class ClusterPool(concurrent.futures.Executor):
             future.set_exception(error)
             return future
         try:
-            task = future.task = self._added(future, payload)
+            task = self._added(future, payload)
         except LimitError as error:
             future.set_exception(error)
             return future
@@ -180,16 +180,16 @@ class ClusterPool(concurrent.futures.Executor):
         with self._lock:
             self._closed = True
             pending = list(self._pending)
-            job, local, settler = self._job, self._local, self._settler
+            job, local, local_ends, settler = self._job, self._local, self._local_ends, self._settler
         if cancel_futures:
             for future in pending:
                 future.cancel()
         if job is not None:
             job.close()
             self._settled.put(None)  # wakes the settler, which ends when nothing is pending
-        if self._local_ends is not None:
+        if local_ends is not None:
             if wait:
-                self._local_ends.join()
+                local_ends.join()
         elif local is not None:
             local.shutdown(wait, cancel_futures=cancel_futures)
         if wait and settler is not None:
@@ -201,11 +201,13 @@ class ClusterPool(concurrent.futures.Executor):
         """Cancel every task, also those that run; on this machine those that do not run yet."""
         if self._job is not None:
             self._job.cancel()
-        if self._local is not None and self._local_ends is None:
+        with self._lock:
+            if self._local is None or self._local_ends is not None:
+                return
             end = partial(self._local.shutdown, cancel_futures=True)
             self._local_ends = threading.Thread(target=end, name="kos-pool-end", daemon=True)
             self._local_ends.start()
-            _ending[:] = [*filter(threading.Thread.is_alive, _ending), self._local_ends]
+        _ending[:] = [*filter(threading.Thread.is_alive, _ending), self._local_ends]
 
     def end(self) -> None:
         """The script has ended: wait for what runs."""
@@ -298,10 +300,11 @@ class ClusterPool(concurrent.futures.Executor):
             assert self._job is not None
             self._pending.add(future)
             try:
-                return self._job.add(payload)
+                future.task = task = self._job.add(payload)
             except BaseException:
                 self._pending.discard(future)
                 raise
+            return task
 
     def _stay_here(self) -> concurrent.futures.Executor:
         with self._lock:

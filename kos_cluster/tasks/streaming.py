@@ -28,6 +28,7 @@ from kos_cluster.errors import KosError, NotPicklableError
 from kos_cluster.net import wire
 from kos_cluster.net.streams import Item, ItemsWanted
 from kos_cluster.tasks import serialise
+from kos_cluster.tasks.conditions import Answer
 
 if TYPE_CHECKING:
     from kos_cluster.net.nodelink import NodeLink
@@ -106,7 +107,7 @@ class Inflow:
 
     def more(self) -> concurrent.futures.Future[None]:
         """Done when there is an item, or the end."""
-        waiting: concurrent.futures.Future[None] = concurrent.futures.Future()
+        waiting: Answer[None] = Answer()
         with self._lock:
             self._waiting.append(waiting)
             if self.over or self._reception.taken < self._reception.complete:

@@ -73,8 +73,16 @@ def test_a_node_where_others_wait_holds_one_more_batch_a_slot():
     core = machine(nodes=1, slots=1)
     core.handle(own.Opened(own.JobSpec("j", "f", single=True)), 1.0)
     assert len(dispatches(core.handle(own.Added("j", 100), 1.0))) == 1
-    for load, more in ((Load(running=1), 0), (Load(running=1, queued=1), 1), (Load(running=1, queued=3), 0)):
-        assert len(dispatches(core.handle(own.NodeLoad("id0", load), 2.0))) == more
+    for queued, others_wait, more in (
+        (0, False, 0),
+        (1, False, 0),
+        (1, None, 0),
+        (1, True, 1),
+        (2, None, 0),
+        (3, True, 0),
+    ):
+        event = own.NodeLoad("id0", Load(running=1, queued=queued), others_wait)
+        assert len(dispatches(core.handle(event, 2.0))) == more
 
 
 def test_a_wide_task_goes_to_wait_at_a_node_that_narrow_ones_keep_full():

@@ -69,6 +69,16 @@ def test_a_batch_starts_at_once_on_a_blank_worker():
     assert node.queue.running == 1
 
 
+def test_an_owner_is_told_whether_others_wait_and_not_that_they_run():
+    node = Node(1)
+    node.arrive(spec(1, owner=A))
+    node.arrive(spec(2, owner=B))
+    assert (node.queue.others_wait(A), node.queue.others_wait(B)) == (True, False)
+    node.finish()
+    node.arrive(spec(3, owner=A))
+    assert (node.queue.others_wait(A), node.queue.others_wait(B)) == (False, True)
+
+
 def test_slots_bound_what_runs():
     node = Node(2)
     for number in range(5):

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 
-from kos_cluster.tasks.conditions import Condition
+from kos_cluster.tasks.conditions import Answer, Condition
 
 INTERRUPTS = 300  # of which some tens leave a `threading.Condition` held
 WAIT_S = 60.0
@@ -46,6 +46,13 @@ def test_an_interrupt_at_any_moment_leaves_it_free() -> None:
         condition = Condition()
         interrupted(condition)
         assert is_free(condition)
+
+
+def test_what_waits_for_an_answer_uses_it() -> None:
+    answer: Answer[int] = Answer()
+    assert isinstance(answer._condition, Condition)
+    threading.Timer(0.01, answer.set_result, (7,)).start()
+    assert answer.result(WAIT_S) == 7
 
 
 def test_it_is_a_condition() -> None:

@@ -34,6 +34,7 @@ class Asked:
             placing=SimpleNamespace(unknown_jobs=lambda names: [], leaning=self.leaning),
             feed=self.fed.append,
             request=self.request,
+            request_all=lambda question, kind, enough_s: {"node1": self.request(question, kind)},
         )
 
     def leaning(self, job: Any) -> Leaning:

@@ -187,7 +187,7 @@ def test_a_way_that_is_slower_than_the_first_repeats_is_learnt(link: Callable[..
     over = link(5.0)
     assert over.rank().checkpoint(state) == 1
     over.quiet()
-    assert over.said == [0, 0, 1, 1, *range(2, PIECES)]
+    assert over.said == [0, 0, 0, 1, 1, 2, 2, *range(3, PIECES)]
     assert over.rank().restored() == state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import time
 from collections.abc import Callable
 from typing import Any
@@ -109,9 +110,24 @@ class Kernel:
         return matches
 
     def restart(self) -> None:
-        """As a front end does: an interrupt, a request, and after a while the end."""
+        """As a front end does: an interrupt, a request, and after a while the end.
+
+        The new kernel may answer before ZeroMQ has connected to its output once more, and what it shows until then is
+        lost to this client. So it is asked until what it shows is heard.
+        """
         self.manager.restart_kernel()
         self.client.wait_for_ready(timeout=START_TIMEOUT_S)
+        wait_for(lambda: self._shows(self.client.kernel_info()))
+
+    def _shows(self, request: str) -> bool:
+        """Whether it has shown within a moment that it is busy with this."""
+        while True:
+            try:
+                message = self.client.get_iopub_msg(timeout=0.5)
+            except queue.Empty:
+                return False
+            if message["parent_header"].get("msg_id") == request:
+                return True
 
     def shut_down(self) -> None:
         """Likewise."""

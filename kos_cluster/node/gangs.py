@@ -91,7 +91,8 @@ class Gangs:
             self._schedule(scheduler.Withdrawn(key))
             self._reserve(SlotsWithdrawn(key))
             return True
-        wanted = scheduler.Wanted(peer.id, ask.gang, ask.ranks, ask.needs, ask.instance, ask.near, ask.apart, ask.alone)
+        near, apart = frozenset(ask.near), frozenset(ask.apart)
+        wanted = scheduler.Wanted(peer.id, ask.gang, ask.ranks, ask.needs, ask.instance, near, apart, ask.alone)
         deadline = self._loop.time() + min(ask.wait_s, WAIT_LIMIT_S)
         self._schedule(wanted)
         while self._leads():

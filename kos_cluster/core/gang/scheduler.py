@@ -86,8 +86,10 @@ class Wanted(msgspec.Struct, frozen=True):
     ranks: int
     needs: Needs
     instance: str = ""  # of the client
-    near: tuple[str, ...] = ()  # the ids of nodes with tasks of jobs that it is to be near to, as its owner knows now
-    apart: tuple[str, ...] = ()  # and apart from
+    near: frozenset[str] = (
+        frozenset()
+    )  # the ids of nodes with tasks of jobs that it is to be near to, as its owner knows now
+    apart: frozenset[str] = frozenset()  # and apart from
     alone: bool = False  # no two ranks on one node: it is to be apart from itself
 
     @property

@@ -104,7 +104,7 @@ def standing_of(machine: s.GangScheduler) -> s.Standing:
 
 
 def apart(ranks: int, *there: str) -> s.Wanted:
-    return s.Wanted("me", "g", ranks, Needs(apart=("web",)), apart=there)
+    return s.Wanted("me", "g", ranks, Needs(apart=("web",)), apart=frozenset(there))
 
 
 def test_a_gang_is_never_planned_where_a_job_is_that_it_is_apart_from_and_waits_for_its_end():
@@ -132,7 +132,9 @@ def test_a_gang_that_is_apart_from_itself_has_one_rank_a_node():
 
 def test_a_gang_goes_near_a_job_where_there_is_room():
     machine = s.GangScheduler()
-    (begin,) = machine.handle(s.Wanted("me", "g", 2, Needs(near=("web",)), near=("n0",)), nodes(0, 1), {}, 0.0)
+    (begin,) = machine.handle(
+        s.Wanted("me", "g", 2, Needs(near=("web",)), near=frozenset({"n0"})), nodes(0, 1), {}, 0.0
+    )
     assert slots_of(begin) == {"n0": 2}  # alone it would go where it fills more
 
 

@@ -174,3 +174,9 @@ class RankGoneError(GangError):
 
 class CollectiveTimeoutError(GangError, TimeoutError):
     """Some ranks waited too long in a collective for others, which the message names."""
+
+
+class EngineError(KosError):
+    """An engine (Dask, Ray) did not start, or has died; the message says which, where, and what was lost."""
+
+    exit_code = 24

@@ -51,6 +51,7 @@ from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.joblist import everybodys
 from kos_cluster.tasks.options import Options, split_options
 from kos_cluster.tasks.relating import find_related
+from kos_cluster.tasks.submission import new_job_id
 
 if TYPE_CHECKING:
     from kos_cluster.tasks.mesh import Mesh
@@ -104,7 +105,7 @@ class Gang(Future):
     def __init__(
         self,
         mesh: Mesh,
-        launch: Callable[[JobSpec], Job],
+        launch: Callable[..., Job],
         spec: JobSpec,
         payload: bytes,
         ranks: int,
@@ -304,8 +305,9 @@ class Gang(Future):
         """The job of an epoch; its ranks wait until their slots are reserved."""
         self._nodes, self._outcomes, self._table = [], {}, b""
         self._checkpoints.begin()
-        name = self._spec.name if epoch == 1 else f"{self._spec.name} (epoch {epoch})"
-        job = self._launch(replace(self._spec, name=name, in_place=self._hears(epoch)))
+        spec = replace(self._spec, in_place=self._hears(epoch))
+        # It goes on, as a job with an id of its own does, when a job that it is to be near to has ended meanwhile.
+        job = self._launch(spec) if epoch == 1 else self._launch(spec, new_job_id())
         for rank in range(self._ranks):
             job.add(self._payload).add_done_callback(self._ended(epoch, rank))
         job.close()

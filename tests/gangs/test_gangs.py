@@ -295,6 +295,20 @@ def test_a_killed_rank_starts_the_whole_gang_anew_in_another_epoch(mesh: Mesh, t
     assert len(gang.jobs) == 2
 
 
+def test_a_gang_that_starts_anew_keeps_its_name_and_needs_no_neighbour_that_has_ended(mesh: Mesh, tmp_path: Path):
+    with held(mesh, tmp_path, "node1", 1):
+        gang = mesh.cluster.gang(hold, 2, str(tmp_path), name="model", near="on node1", pack=True, restarts=1)
+        first = running(tmp_path, 2)
+        assert set(gang.nodes) == {"node1"}
+    until(lambda: all(job.done for job in mesh.cluster.own_jobs() if job.name == "on node1"), "its neighbour has ended")
+    os.kill(first[1], signal.SIGKILL)
+    running(tmp_path, 2, epoch=2)
+    (here,) = set(gang.nodes)
+    assert set(nodes_of(mesh.cluster.gang(where, 2, apart="model"))) == {"node1", "node2"} - {here}
+    (tmp_path / "go").touch()
+    assert gang.result(WAIT_S) == [2] * 2
+
+
 def test_a_killed_node_starts_the_gang_anew_on_the_others_from_its_last_checkpoint(mesh: Mesh, tmp_path: Path):
     size = 120
     gang = mesh.cluster.gang(solver.solve, 4, size, pause=str(tmp_path), spread=True, restarts=1)

@@ -19,6 +19,7 @@ import concurrent.futures
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -315,15 +316,19 @@ class Gang(Future):
         return job
 
     def _hears(self, epoch: int) -> Callable[[int, int, bytes], None]:
-        """Called in the mesh thread, which waits for nothing."""
+        """Called in the mesh thread, which waits for nothing. A job is remembered when nobody needs its gang any more,
+        which has results and checkpoints: it must not keep that.
+        """
         newest: dict[int, int] = {}  # serials, by rank
+        told = weakref.ref(self)
 
         def hears(rank: int, serial: int, said: bytes) -> None:
-            if rank in self._heard or len(self._heard) >= HEARD_LIMIT or serial < newest.get(rank, 0):
+            gang = told()
+            if gang is None or rank in gang._heard or len(gang._heard) >= HEARD_LIMIT or serial < newest.get(rank, 0):
                 return
             newest[rank] = serial
-            self._heard.add(rank)
-            self._events.put(_RankSaid(epoch, rank, serial, said))
+            gang._heard.add(rank)
+            gang._events.put(_RankSaid(epoch, rank, serial, said))
 
         return hears
 

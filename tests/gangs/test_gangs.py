@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -371,3 +374,29 @@ def test_ranks_leave_nothing_in_shared_memory(mesh: Mesh, tmp_path: Path):
 
 def shared() -> list[str]:
     return sorted(path.name for path in Path("/dev/shm").iterdir())
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_nothing_of_a_gang_is_kept_when_nobody_needs_it(mesh: Mesh, read: bool):
+    """Neither large results in the arenas nor checkpoints in this process, though its job is listed."""
+    gang = mesh.cluster.gang(large, 2, spread=True)
+    wait([gang], WAIT_S)
+    id_, kept = gang.id, weakref.ref(gang)
+    assert sum(usage.blocks for usage in mesh.cluster.memory().values()) >= 2
+    if read:
+        assert [len(result) for result in gang.result()] == [2 << 20] * 2
+    del gang
+
+    def is_gone() -> bool:
+        gc.collect()
+        return kept() is None and not any(usage.blocks for usage in mesh.cluster.memory().values())
+
+    until(is_gone, "it is gone", WAIT_S)
+    assert id_ in {job.job for job in mesh.cluster.own_jobs()}
+
+
+def large() -> bytes:
+    import kos_cluster as kos
+
+    kos.checkpoint(bytes(1 << 20))
+    return bytes(2 << 20)

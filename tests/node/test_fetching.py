@@ -95,7 +95,9 @@ class Node:
         (folder / self.id).mkdir()
         self.store = BlockStore(self.id, folder / self.id / "arena", limit * MIB, 0, 100)
         self.knows = True
-        self.fetching = Fetching(self.id, self.store, members, lambda: credentials, lambda owner: self.knows)
+        self.fetching = Fetching(
+            self.id, self.store, members, lambda: credentials, lambda owner: self.knows, members.arena
+        )
         self.door = Door()
         self.door.lendings = Lendings(self.store, self.fetching)
         self.bulk = BulkServer(HOST, port + 1, credentials, self.door)

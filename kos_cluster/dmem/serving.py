@@ -165,7 +165,7 @@ class _Connection:
                 case protocol.Hold(serial, block, home):
                     segment = await self._obtain(block, home, self._holder)
                     self._give(protocol.Given(serial, segment.size_bytes), segment)
-                case protocol.Share(serial, block):  # what is not here is not got for another node, which asks for it
+                case protocol.Share(serial, block):  # what is not here the other gets by itself
                     segment = await self._store.hold(block, self._holder)
                     keepers = self._store.keepers(block)[: protocol.KEEPERS_LIMIT]
                     self._give(protocol.Shared(serial, segment.size_bytes, keepers), segment)

@@ -244,7 +244,8 @@ def test_who_adopts_and_goes_away_leaves_nothing(short_folder: Path, turns: int)
             store.holder_gone(holder)
             await asyncio.wait([adopting])
             await asyncio.sleep(0)
-            assert store.usage().blocks == (not turns) and descriptors() <= before
-        assert descriptors() <= before
+            assert store.usage().blocks == (not turns)
+            while descriptors() > before:  # the thread that spills has the block open once more
+                await asyncio.sleep(0.001)
 
     asyncio.run(scene())

@@ -136,6 +136,7 @@ class FourNodes(Mesh):
 @pytest.fixture(scope="module")
 def four() -> Iterator[FourNodes]:
     mesh = FourNodes(len(NODES))
+    until(lambda: len(mesh.cluster.memory()) == len(NODES), "there is a link to each")
     yield mesh
     mesh.down()
 

@@ -23,6 +23,7 @@ from kos_cluster.net import wire
 from tests.gangs import solver
 from tests.gangs.conftest import SLOTS
 from tests.mesh.conftest import Mesh, until
+from tests.mesh.memory import named, shared_files
 
 WAIT_S = 90.0
 LEFT_WITHIN_S = 12.0  # a loaded machine gets more than the few seconds that it takes; the lease is 26 s
@@ -391,25 +392,32 @@ def test_a_checkpoint_is_refused_by_all_ranks_when_it_is_too_large_and_restored_
 
 
 def test_ranks_leave_nothing_in_shared_memory(mesh: Mesh, tmp_path: Path):
-    def moved() -> int:
+    def share(folder: str) -> int:
         import numpy as np
 
         import kos_cluster as kos
 
-        return int(kos.comm().allreduce(np.ones(1 << 20)).sum())
+        assert int(kos.comm().allreduce(np.ones(1 << 20)).sum()) == 4 << 20
+        return hold(folder)
 
-    before = shared()
-    assert mesh.cluster.gang(moved, 4, spread=True).result(WAIT_S) == [4 << 20] * 4
-    gang = mesh.cluster.gang(hold, 4, str(tmp_path))
-    for pid in running(tmp_path, 4):
-        os.kill(pid, signal.SIGKILL)
-    with pytest.raises(GangError):
-        gang.result(WAIT_S)
-    until(lambda: shared() == before, "shared memory as before")
+    def rings() -> dict[int, tuple[str, int]]:
+        return shared_files(mesh, "/memfd:kos-rank")
 
-
-def shared() -> list[str]:
-    return sorted(path.name for path in Path("/dev/shm").iterdir())
+    until(lambda: not rings(), "those of the gangs before have gone")
+    for killed in (False, True):
+        folder = tmp_path / str(killed)
+        folder.mkdir()
+        gang = mesh.cluster.gang(share, 4, str(folder), spread=True)
+        pids = running(folder, 4)
+        assert rings() and not named(mesh)
+        if killed:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            assert isinstance(gang.exception(WAIT_S), GangError)
+        else:
+            (folder / "go").touch()
+            assert gang.result(WAIT_S) == [1] * 4
+        until(lambda: not rings(), "the ranks' shared memory has gone with them")
 
 
 @pytest.mark.parametrize("read", [True, False])

@@ -261,9 +261,13 @@ def test_competing_gangs_all_have_their_turn(mesh: Mesh):
     in_use(mesh, 0)
 
 
-def test_a_cancelled_gang_gives_its_slots_back(mesh: Mesh, tmp_path: Path):
+def test_what_never_fits_is_refused_while_all_is_taken_and_a_cancelled_gang_gives_its_slots_back(
+    mesh: Mesh, tmp_path: Path
+):
     gang = mesh.cluster.gang(hold, 8, str(tmp_path))
     running(tmp_path, 8)
+    never = mesh.cluster.gang(where, 9).exception(5)  # which waits for no slot
+    assert isinstance(never, PlacementError) and "the cluster holds 8 of them at most" in str(never)
     assert gang.cancel()
     assert len(mesh.cluster.gang(where, 8).result(WAIT_S)) == 8
 
@@ -292,6 +296,19 @@ def test_a_rank_that_returns_early_is_named_by_those_that_wait_for_it(mesh: Mesh
 
     with pytest.raises(GangError, match=r"waited for rank 1 \(node.*has ended|cannot reach rank 1|link to rank 1"):
         mesh.cluster.gang(early, 3).result(WAIT_S)
+
+    def earlier() -> None:
+        import os
+
+        import kos_cluster as kos
+
+        if kos.comm().rank == 1:
+            os._exit(0)
+        kos.comm().barrier()
+
+    with pytest.raises(GangError, match=r"Rank 1 on node\d ended gang .*exit code 0") as caught:
+        mesh.cluster.gang(earlier, 3).result(WAIT_S)
+    assert isinstance(caught.value.__cause__, TaskLostError)
 
 
 def test_a_killed_rank_ends_the_gang_without_restarts(mesh: Mesh, tmp_path: Path):

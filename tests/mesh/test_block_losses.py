@@ -35,7 +35,7 @@ CLIENT = """
     future = cluster.submit(np.ones, {size}, dtype=np.uint8, on=ref.node_name)
     stayed = future.result()
     other = next(node for node in cluster.memory() if node != ref.node_name)
-    assert cluster.submit(len, ref, on=other).result() == {size}  # which makes a copy there
+    assert cluster.submit(len, ref, on=other).result() == {size}  # whose node has it, too, then
     running = cluster.submit(hold, ref, {mark!r}, on=ref.node_name)
     write_all, attached.write_all = attached.write_all, write_half
     cluster.put(np.zeros({size}, dtype=np.uint8))
@@ -51,7 +51,7 @@ def shared_bytes(mesh: Mesh) -> int:
 def test_memory_comes_back_whoever_is_killed_in_whichever_order(
     mesh: Mesh, tmp_path: Path, order: tuple[str, ...]
 ) -> None:
-    """The client is in the middle of a put; of its other block a second node has a copy."""
+    """The client is in the middle of a put; what it put before a second node has, too."""
     gc.collect()  # what tests before this one have left in this process
     until(lambda: shared_bytes(mesh) == 0, "no block is there before", WAIT_S)
     mark = tmp_path / "pid"
@@ -59,7 +59,7 @@ def test_memory_comes_back_whoever_is_killed_in_whichever_order(
     assert client.stdout is not None
     node = client.stdout.readline().strip()
     until(mark.exists, "a worker holds the block", WAIT_S)
-    assert shared_bytes(mesh) >= 4 * BLOCK_BYTES
+    assert shared_bytes(mesh) >= 3 * BLOCK_BYTES
     assert named(mesh) == []
     pids = {"client": client.pid, "worker": int(mark.read_text()), "daemon": mesh.pid(node)}
     for who in order:

@@ -94,6 +94,10 @@ class Connection(Protocol):
     def client(self) -> Any:
         """The engine's own: a `distributed.Client`, the module `ray` connected. What `cluster.engine` returns."""
 
+    @property
+    def usable(self) -> bool:
+        """Whether it leads to its head still, for all that is known here."""
+
     def submit(
         self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
     ) -> concurrent.futures.Future[T]:

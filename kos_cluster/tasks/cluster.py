@@ -30,6 +30,7 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.tasks import (
     detached,
+    enginekeys,
     failures,
     inputs,
     joblist,
@@ -44,6 +45,7 @@ from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.blocks import BlockRef
 from kos_cluster.tasks.comm.ranks import ProgramCall
 from kos_cluster.tasks.detached import DetachedJob
+from kos_cluster.tasks.enginekeys import Credentials
 from kos_cluster.tasks.gangs import Gang, prepared
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.kernels import KernelSpec, RemoteKernel
@@ -419,6 +421,13 @@ class Cluster:
     def renew_node(self, name: str) -> float:
         """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""
         return self._mesh.request(RenewNode(), float, node=name, timeout_s=REMOVAL_TIMEOUT_S)
+
+    def engine_keys(self, engine: str, host: str) -> Credentials:
+        """A key of this process, with a certificate of the engine's own authority for a part that is reached at `host`.
+
+        Raises UsageError, AuthError when one may not submit work, UnreachableError.
+        """
+        return enginekeys.certified(self._mesh, engine, host)
 
     def renew(self) -> float:
         """Renew this machine's client certificate; when the new one ends (Unix seconds)."""

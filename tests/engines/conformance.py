@@ -134,8 +134,8 @@ class EngineConformance:
 
     def test_strangers_are_refused(self, mesh: EngineMesh, engine: Record) -> None:
         """Those who have a certificate of another engine, and those who have none of the cluster's at all."""
-        other = control.certify(mesh.cluster, "0" * 16, "127.0.0.1")
-        own = control.certify(mesh.cluster, engine.id, "127.0.0.1")
+        other = mesh.cluster.engine_keys("0" * 16, "127.0.0.1")
+        own = mesh.cluster.engine_keys(engine.id, "127.0.0.1")
         mixed = type(own)(own.authority, other.certificate, other.key)
         for credentials in (other, mixed):
             with pytest.raises((AuthError, UnreachableError)):

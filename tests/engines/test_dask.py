@@ -17,8 +17,8 @@ from tests.engines.conftest import EngineMesh
 from tests.mesh.conftest import until
 
 KIND = "dask"
-WORDS = ("--memory", "450M")
-FILES = 44
+WORDS = ("--memory", "600M")
+FILES = 53
 ROWS = 700_000  # of each file, 12 MB
 
 

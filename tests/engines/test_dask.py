@@ -27,6 +27,7 @@ FILES = 40
 ROWS = 700_000  # of each file, 12 MB
 
 
+@pytest.mark.timeout(300)  # with the start of the engine; on a machine that has other work, too
 def test_a_frame_larger_than_a_workers_memory_is_grouped(mesh: EngineMesh, engine: Record, short_folder: Path) -> None:
     import dask.dataframe as dd
     import pandas as pd

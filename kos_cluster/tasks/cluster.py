@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kos_cluster.core.arena import Usage
 from kos_cluster.core.driving import Kind
@@ -26,6 +26,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.administration import ClusterStatus, DrainNode, MintToken, RemoveNode, RenewNode, Status, StopNode
 from kos_cluster.net.blocks import MemoryAsked
 from kos_cluster.net.detached import CancelDetached
+from kos_cluster.net.engines import EngineCertificate
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.tasks import (
@@ -62,6 +63,9 @@ from kos_cluster.tasks.stories import merged
 from kos_cluster.tasks.streaming import Stream
 from kos_cluster.tasks.submission import Submission, new_job_id
 from kos_cluster.tasks.why import Why, WouldGo, explain
+
+if TYPE_CHECKING:
+    from kos_cluster.services.engines.engine import Connection
 
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
 
@@ -104,6 +108,8 @@ class Cluster:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._submission = Submission(mesh)
+        self._engines: dict[str, Connection] = {}  # that `engine` has connected to, by name
+        self._opening = threading.Lock()  # an engine
         atexit.register(self.close)
 
     @property
@@ -240,6 +246,20 @@ class Cluster:
             for future in waiting:
                 future.cancel()
             raise
+
+    def engine(self, name: str) -> Any:
+        """The engine of this name, or the only one of this kind, as its own users know it: of Dask a connected
+        `distributed.Client`. It is closed with this connection. Raises EngineError, UnreachableError, UsageError.
+        """
+        from kos_cluster.services.engines import control  # here, as it is not needed by most, and is built on this
+
+        with self._opening:
+            known = self._engines.get(name)
+            if known is not None and not known.usable:
+                known.close()
+            if known is None or not known.usable:
+                known = self._engines[name] = control.open_engine(self, name)
+            return known.client
 
     def put(self, value: Any, *, pin: bool = False) -> BlockRef:
         """Lay a value into the shared memory of this machine's node; tasks that are given the reference read it there.
@@ -419,6 +439,10 @@ class Cluster:
         """
         return enginekeys.certified(self._mesh, engine, host)
 
+    def engine_certificate(self, engine: str, request_pem: bytes, host: str) -> EngineCertificate:
+        """As `engine_keys`, for a process that has made its key and request itself, and has no connection."""
+        return enginekeys.issued(self._mesh, engine, request_pem, host)
+
     def renew(self) -> float:
         """Renew this machine's client certificate; when the new one ends (Unix seconds)."""
         return self._mesh.renew()
@@ -433,6 +457,8 @@ class Cluster:
 
     def close(self) -> None:
         """End the connection. Tasks that are not done are cancelled."""
+        while self._engines:
+            self._engines.popitem()[1].close()
         self._mesh.close()
         atexit.unregister(self.close)
 

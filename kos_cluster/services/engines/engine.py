@@ -23,7 +23,7 @@ import msgspec
 from kos_cluster.tasks.enginekeys import Credentials as Credentials
 
 T = TypeVar("T")
-Write = Callable[[str, str], None]  # stream ("stdout" or "stderr") and text
+Write = Callable[[str, str], None]  # stream ("stdout", or what else the call names so) and text
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -33,6 +33,7 @@ class Place(msgspec.Struct, frozen=True):
     host: str  # the address of its node, by which the others reach it
     cpus: int
     memory_bytes: int  # beyond which KOS stops it; 0: no limit
+    folder: str  # of its own, for what it keeps in files; removed with its rank, however that ends
     credentials: Credentials
 
 
@@ -69,6 +70,17 @@ class Worker(Protocol):
         """Return soon after `stop` was set, or when the head has let it go. Raises EngineError when it has died."""
 
 
+class Task(Protocol):
+    """What a call has of the engine that runs it. Any thread of its process may use it."""
+
+    @property
+    def stopped(self) -> threading.Event:
+        """Set when the call's future was cancelled: the call is to return soon, whatever it returns."""
+
+    def write(self, stream: str, text: str) -> None:
+        """Send a text to whoever submitted the call. Texts come in their order, all before the future is done."""
+
+
 class Connection(Protocol):
     """An open way to an engine. Any thread may use it."""
 
@@ -76,13 +88,18 @@ class Connection(Protocol):
     def client(self) -> Any:
         """The engine's own: a `distributed.Client`, the module `ray` connected. What `cluster.engine` returns."""
 
-    def submit(
-        self, call: Callable[[], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
-    ) -> concurrent.futures.Future[T]:
-        """Run a call. Its exception is the future's; TaskLostError when it was lost more than `retries` times.
+    @property
+    def usable(self) -> bool:
+        """Whether it leads to its head still, for all that is known here."""
 
-        What it prints is passed to `write` as it comes, all of it before the future is done. Cancelling the future
-        stops the call, also one that runs where the engine can do that.
+    def submit(
+        self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
+    ) -> concurrent.futures.Future[T]:
+        """Run `call(task)` in a process of a worker, in any thread there; KOS's own calls are `calls.HostedCall`.
+
+        Its exception is the future's; TaskLostError when its worker was lost more than `retries` times. What it says
+        by `task.write` is passed to `write`, in one thread. The future stays pending until it is done, so that it can
+        be cancelled at any time: one that waits is not run, in one that runs `task.stopped` is set.
         """
 
     def standing(self) -> Standing:

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 T = TypeVar("T")
-Write = Callable[[str, str], None]  # stream ("stdout" or "stderr") and text
+Write = Callable[[str, str], None]  # stream ("stdout", or what else the call names so) and text
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -75,6 +75,17 @@ class Worker(Protocol):
         """Return soon after `stop` was set, or when the head has let it go. Raises EngineError when it has died."""
 
 
+class Task(Protocol):
+    """What a call has of the engine that runs it. Any thread of its process may use it."""
+
+    @property
+    def stopped(self) -> threading.Event:
+        """Set when the call's future was cancelled: the call is to return soon, whatever it returns."""
+
+    def write(self, stream: str, text: str) -> None:
+        """Send a text to whoever submitted the call. Texts come in their order, all before the future is done."""
+
+
 class Connection(Protocol):
     """An open way to an engine. Any thread may use it."""
 
@@ -83,12 +94,13 @@ class Connection(Protocol):
         """The engine's own: a `distributed.Client`, the module `ray` connected. What `cluster.engine` returns."""
 
     def submit(
-        self, call: Callable[[], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
+        self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
     ) -> concurrent.futures.Future[T]:
-        """Run a call. Its exception is the future's; TaskLostError when it was lost more than `retries` times.
+        """Run `call(task)` in a process of a worker, in any thread there; KOS's own calls are `calls.HostedCall`.
 
-        What it prints is passed to `write` as it comes, all of it before the future is done. Cancelling the future
-        stops the call, also one that runs where the engine can do that.
+        Its exception is the future's; TaskLostError when its worker was lost more than `retries` times. What it says
+        by `task.write` is passed to `write`, in one thread. The future stays pending until it is done, so that it can
+        be cancelled at any time: one that waits is not run, in one that runs `task.stopped` is set.
         """
 
     def standing(self) -> Standing:

@@ -112,7 +112,7 @@ def result_stays(pieces: serialise.Segments, block: str = "") -> bytes:
     """
     ref = _laid(block or secrets.token_hex(16), pieces)
     departed[ref.id] = None
-    return pickle.dumps(_Stayed(ref), serialise.PROTOCOL)
+    return stand_in(ref)
 
 
 def _laid(block: str, pieces: serialise.Segments) -> BlockRef:
@@ -120,6 +120,11 @@ def _laid(block: str, pieces: serialise.Segments) -> BlockRef:
     node = attached(here.arena).write(block, pieces)
     _staying.append(block)
     return BlockRef(block, sum(map(len, pieces)), node, here.node)
+
+
+def stand_in(ref: BlockRef) -> bytes:
+    """A pickle of a few bytes that unpickles to what the pickle in that block does."""
+    return pickle.dumps(_Stayed(ref), serialise.PROTOCOL)
 
 
 class _Stayed:

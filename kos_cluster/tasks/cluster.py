@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kos_cluster.core.arena import Usage
 from kos_cluster.core.driving import Kind
@@ -58,6 +58,9 @@ from kos_cluster.tasks.stories import merged
 from kos_cluster.tasks.streaming import Stream
 from kos_cluster.tasks.submission import Submission, new_job_id
 from kos_cluster.tasks.why import Why, WouldGo, explain
+
+if TYPE_CHECKING:
+    from kos_cluster.services.engines.launching import Launcher
 
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
 
@@ -196,6 +199,15 @@ class Cluster:
     def kernel(self, id: str, node: str, node_name: str) -> RemoteKernel:
         """A kernel that was started on the node of this id."""
         return RemoteKernel(self._mesh, id, node, node_name)
+
+    def on_engine(self, name: str) -> Launcher:
+        """An engine in the place of the mesh: its `map` is as this one's, and runs there. `name`: or its kind.
+
+        Raises EngineError when none of them serves.
+        """
+        from kos_cluster.services.engines import launching
+
+        return launching.launcher(self, self._mesh, self._submission, name)
 
     def launch(self, spec: JobSpec, id: str = "") -> Job:
         """A job of one's own; add tasks to it and close it. The level below `submit` and `map`."""

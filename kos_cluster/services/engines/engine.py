@@ -39,6 +39,7 @@ class Place(msgspec.Struct, frozen=True):
     host: str  # the address of its node, by which the others reach it
     cpus: int
     memory_bytes: int  # beyond which KOS stops it; 0: no limit
+    folder: str  # of its own, for what it keeps in files; removed with its rank, however that ends
     credentials: Credentials
 
 

@@ -40,7 +40,7 @@ NOT_HONOURED = (
     "priority",
 )
 
-_owners: dict[str, EngineOwner] = {}  # by the id of the engine
+_owners: dict[tuple[str, int], EngineOwner] = {}  # by the id of the engine, and which of its lives it is
 _opening = threading.Lock()
 
 
@@ -87,8 +87,11 @@ def launcher(cluster: Cluster, mesh: Mesh, submission: Submission, engine: str) 
     from kos_cluster.services.engines import control
 
     record = control.find(cluster, engine)
+    life = record.id, record.life
     with _opening:
-        owner = _owners.get(record.id)
+        owner = _owners.get(life)
         if owner is None or not owner.usable:
-            owner = _owners[record.id] = EngineOwner(record.name, control.open_engine(cluster, engine), mesh)
+            owner = _owners[life] = EngineOwner(record.name, control.open_engine(cluster, record.name), mesh)
+        for key in [key for key, other in _owners.items() if not other.usable]:
+            del _owners[key]
         return Launcher(submission, owner)

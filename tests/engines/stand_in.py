@@ -5,14 +5,38 @@ from __future__ import annotations
 import concurrent.futures
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import pytest
+
+from kos_cluster import Cluster
+from kos_cluster.home import Home
+from kos_cluster.services.engines import hosting, launching
 from kos_cluster.services.engines.engine import Standing, Task, Write
+from kos_cluster.services.engines.owner import EngineOwner
 
 T = TypeVar("T")
+NODE = "node1"  # beneath which the calls run
+
+
+@contextmanager
+def on_stand_in(cluster: Cluster) -> Iterator[StandIn]:
+    """The cluster has an engine meanwhile, of whatever name."""
+    host = hosting.Host(Home().cluster().run(NODE), NODE)
+    connection = StandIn()
+    owner = EngineOwner("stand-in", connection, cluster._mesh)
+    launcher = launching.Launcher(cluster._submission, owner)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hosting, "host", lambda: host)
+            patch.setattr(launching, "launcher", lambda *_: launcher)
+            yield connection
+    finally:
+        owner.close()
+        host.close()
 
 
 class _Task:

@@ -6,7 +6,7 @@ environment of its worker. In the engine's process it has a KOS worker beneath t
 returns how it ended. So a task means the same there as on the mesh: variables, output, displays, interrupts.
 
 Rules. An engine pickles these values as any; they hold bytes and names only, so to unpickle one runs nothing of the
-user's. What the call says by the engine's way for texts has one of the `STREAMS` as its name.
+user's. What a call says by the engine's way for texts is named "stdout" or "stderr", BEGUN or DISPLAY.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kos_cluster.core.records import AttemptEnd
 from kos_cluster.services.engines.engine import Task
 
 BEGUN = "begun"  # the text is the name of the node
-DISPLAY = "display"  # the text is the JSON of the sink's `display` call
-STREAMS = ("stdout", "stderr", BEGUN, DISPLAY)
+DISPLAY = "display"  # the text is the JSON of the sink's `display` call, and then this:
+DISPLAY_END = "\n"  # which is not in the JSON; an engine may part a long text into several
 
 
 class Ended(msgspec.Struct, frozen=True):

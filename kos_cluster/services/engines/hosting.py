@@ -37,7 +37,7 @@ from kos_cluster.errors import EngineError
 from kos_cluster.net import local
 from kos_cluster.node.workers import Last, Workers
 from kos_cluster.services.engines import references
-from kos_cluster.services.engines.calls import BEGUN, DISPLAY, Ended, HostedCall
+from kos_cluster.services.engines.calls import BEGUN, DISPLAY, DISPLAY_END, Ended, HostedCall
 from kos_cluster.services.engines.engine import Task
 from kos_cluster.tasks.job import part_hash
 
@@ -71,6 +71,7 @@ class _Running:
             stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in ("stdout", "stderr")
         }
     )
+    ends_s: float = float("inf")  # when its time is over; it begins when it is sent
     stopping: AttemptEnd | None = None  # why it is being stopped
 
 
@@ -173,20 +174,20 @@ class Host:
             call.owner,
             seed=call.seed,
         )
+        if call.timeout_s is not None:
+            running.ends_s = time.monotonic() + call.timeout_s
         self._processes.send(worker.number, run, msgspec.msgpack.encode([call.args]))
 
     async def _watch(self, worker: _Worker, running: _Running) -> None:
         """Stop the call when it is asked to stop, or when its time is over."""
-        limit_s = running.call.timeout_s
-        ends_s = None if limit_s is None else time.monotonic() + limit_s
         while running.stopping is None:
+            left_s = running.ends_s - time.monotonic()
             if running.task.stopped.is_set():
                 running.stopping = AttemptEnd.CANCELLED
-            elif ends_s is not None and time.monotonic() >= ends_s:
+            elif left_s <= 0:
                 running.stopping = AttemptEnd.TIMEOUT
             else:
-                left_s = STOP_POLL_S if ends_s is None else ends_s - time.monotonic()
-                await asyncio.sleep(max(0.0, min(STOP_POLL_S, left_s)))
+                await asyncio.sleep(min(STOP_POLL_S, left_s))
         self._processes.signal(worker.number, signal.SIGINT if worker.ready.done() else signal.SIGKILL)
         await asyncio.sleep(GRACE_S)
         self._processes.signal(worker.number, signal.SIGKILL)
@@ -212,7 +213,7 @@ class Host:
         running = known.running
         if isinstance(message, local.Display):
             if running is not None:
-                running.task.write(DISPLAY, payload.decode())
+                running.task.write(DISPLAY, payload.decode() + DISPLAY_END)
             self._processes.send(worker, local.Displayed())
         elif isinstance(message, local.Done) and running is not None and message.batch == running.batch:
             self._done(known, running, message, payload)

@@ -30,7 +30,7 @@ import msgspec
 
 from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Runs, Story, TaskState
 from kos_cluster.errors import ArenaFullError, StateError, TaskLostError, UnreachableError, UsageError
-from kos_cluster.services.engines.calls import BEGUN, DISPLAY, Ended, HostedCall
+from kos_cluster.services.engines.calls import BEGUN, DISPLAY, DISPLAY_END, Ended, HostedCall
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.tasks import blocks
 from kos_cluster.tasks.futures import Outcome, Settled
@@ -56,6 +56,7 @@ class _Row:
     sent_s: float = 0.0
     sent: concurrent.futures.Future[Ended] | None = None
     kept: list[blocks.BlockRef] = field(default_factory=list)  # that its call names
+    display: str = ""  # what has come of one
 
 
 @dataclass(eq=False, slots=True)
@@ -243,7 +244,10 @@ class EngineOwner:
             self._notes.put(functools.partial(self._begun, row, text))
         elif row.state in (TaskState.SENT, TaskState.RUNNING):  # else it was cancelled
             if stream == DISPLAY:
-                tell(job.sink.display, task, msgspec.json.decode(text))
+                row.display += text
+                if text.endswith(DISPLAY_END):
+                    content, row.display = msgspec.json.decode(row.display), ""
+                    tell(job.sink.display, task, content)
             else:
                 tell(job.sink.write, task, stream, text.encode())
 

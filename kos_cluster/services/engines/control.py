@@ -4,8 +4,8 @@ Theory of operation. All of it goes through the cluster's registers (see `spec`)
 detached job and waits until the record says that the engine serves; scaling and stopping write a wish and wait for its
 answer. So it works from any machine that may submit, and an engine needs none of those who use it.
 
-Rules. What can be told before anything is started is: a wrong spec, a name that is taken, a package that a node lacks, a
-link that would not be encrypted. A start that is interrupted or takes too long leaves nothing running.
+Rules. What can be told before anything is started is: a wrong spec, a name that is taken, a package that a node lacks,
+a link that would not be encrypted. A start that is interrupted or takes too long leaves nothing running.
 """
 
 from __future__ import annotations
@@ -225,7 +225,9 @@ def _ended(job: DetachedJob) -> KosError:
     except KosError as error:
         return error
     except BaseException as error:
-        return EngineError(f"The supervisor of the engine, job {job.id}, has ended: {error!r}.", "This is an error in KOS.")
+        return EngineError(
+            f"The supervisor of the engine, job {job.id}, has ended: {error!r}.", "This is an error in KOS."
+        )
     return EngineError("The engine was stopped while it started.", "Start it again.")
 
 
@@ -234,6 +236,8 @@ def _awaited(look: Callable[[], Record | None], timeout_s: float, what: str) -> 
     until_s = time.monotonic() + timeout_s
     while (found := look()) is None:
         if time.monotonic() > until_s:
-            raise EngineError(f"{what} within {timeout_s:g} s.", "Type 'kos engine list', and 'kos why ID' of its jobs.")
+            raise EngineError(
+                f"{what} within {timeout_s:g} s.", "Type 'kos engine list', and 'kos why ID' of its jobs."
+            )
         time.sleep(POLL_S)
     return found

@@ -4,15 +4,15 @@ Theory of operation. The record is written with compare-and-set over what this s
 cannot decide, what is to be written waits: the engine works on, and the next look writes it. A write whose answer was
 lost may have been done; the register is read before the next one.
 
-Rules. What others have written over ours means that another supervisor has taken over: `Superseded`. What the head counts
-changes all the time, and is written each `COUNTS_AGAIN_S` at most.
+Rules. What others have written over ours means that another supervisor has taken over: `Superseded`. What the head
+counts changes all the time, and is written each `COUNTS_AGAIN_S` at most.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
 
 COUNTS_AGAIN_S = 1.0
+
+T = TypeVar("T")
 
 
 class Superseded(EngineError):
@@ -43,7 +45,7 @@ class Ledger:
         self._counted_s = float("-inf")
 
     def claim(self) -> Record | None:
-        """Write the first record where there is none; else the one that is there, which is ours if it is this engine's."""
+        """Write the first record where there is none; else the one that is there, ours if it is this engine's."""
         held = self._register.get()
         if held is None:
             self.write()
@@ -91,7 +93,7 @@ class Ledger:
         if self._written is not None:
             forget(self._cluster, self.record.name)
 
-    def _read(self, name: str, kind: type[Any]) -> Any:
+    def _read(self, name: str, kind: type[T]) -> T | None:
         """None also while nobody can tell, which is no reason to end an engine that works."""
         with suppress(UnreachableError):
             text = self._cluster.register(name).get()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import kos_cluster as kos
-from kos_cluster.errors import EngineError, RankGoneError
 from kos_cluster.home import private_folder
 from kos_cluster.net.local import HOST_VARIABLE
 from kos_cluster.services.engines.certificates import certify

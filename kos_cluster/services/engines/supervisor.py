@@ -3,9 +3,9 @@
 Theory of operation. A life of an engine is one gang: the head and the workers, all or nothing. While it serves, the
 supervisor looks at three things each `LOOK_S`: what is wanted, whether the gang still runs, and how the head says that
 it stands. The gang ends when the head is lost, which ends that life; with restarts left the next one begins. A worker's
-rank that is lost, and workers that are wanted beyond those that there are, come as further gangs; what is wanted less is
-let go by the engine, which passes on what it holds. A worker process that its rank brings back itself, as Dask's nanny
-does, is nothing to the supervisor.
+rank that is lost, and workers that are wanted beyond those that there are, come as further gangs; what is wanted less
+is let go by the engine, which passes on what it holds. A worker process that its rank brings back itself, as Dask's
+nanny does, is nothing to the supervisor.
 
     life       event                                     next
     -          the name is free                          starting
@@ -121,9 +121,7 @@ class _Supervisor:
                 raise _Lost(f"not all of it was there {START_TIMEOUT_S:g} s after it had its slots")
             time.sleep(START_LOOK_S)
         self._served = True
-        self._ledger.write(
-            state=State.SERVING, address=began.address, node=crews.head_node, workers=crews.workers
-        )
+        self._ledger.write(state=State.SERVING, address=began.address, node=crews.head_node, workers=crews.workers)
 
     def _serve(self, crews: Crews) -> None:
         """Until the head is lost, or the user wants no more."""
@@ -168,7 +166,9 @@ class _Supervisor:
         if isinstance(error, KosError):
             told = error
         else:
-            told = EngineError(f"Engine {name!r} did not start: {str(error).rstrip('.')}.", "See 'kos ps' and 'kos logs'.")
+            told = EngineError(
+                f"Engine {name!r} did not start: {str(error).rstrip('.')}.", "See 'kos ps' and 'kos logs'."
+            )
         if self._served:
             self._ledger.write(state=State.FAILED, workers=0, why=told.message)
         else:

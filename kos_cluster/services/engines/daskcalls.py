@@ -9,6 +9,7 @@ tries.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,10 @@ from kos_cluster.services.engines.engine import Task
 RETRIES = "kos_retries"
 TEXT_LIMIT_CHARACTERS = 1 << 16  # of one event; a longer text becomes several
 
+EARLY_LIMIT = 4096  # calls that are remembered to be stopped should they begin yet
+
 _running: dict[str, threading.Event] = {}  # calls of this process, by their ids
+_early: deque[str] = deque(maxlen=EARLY_LIMIT)
 
 
 class Call:
@@ -32,6 +36,8 @@ class Call:
     def __call__(self) -> Any:
         task = _Task(self._id, self._topic)
         _running[self._id] = task.stopped
+        if self._id in _early:
+            task.stopped.set()
         try:
             return self._call(task)
         finally:
@@ -50,11 +56,17 @@ class _Task:
             self._worker.log_event(self._topic, (self._id, stream, piece))
 
 
-def stop(id_: str) -> None:
-    """In a worker: tell a call that it is to stop."""
-    stopped = _running.get(id_)
-    if stopped is not None:
-        stopped.set()
+def stop(ids: list[str]) -> None:
+    """In a worker: tell those of these calls that run here, or begin yet, that they are to stop.
+
+    Dask cancels those that have not begun, but its word for that may come after this one and after their beginning.
+    """
+    for id_ in ids:
+        stopped = _running.get(id_)
+        if stopped is not None:
+            stopped.set()
+        else:
+            _early.append(id_)
 
 
 class Losses(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types

@@ -14,6 +14,7 @@ Rules: workers import this, so it stays small. Nothing here counts; references t
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import secrets
@@ -45,8 +46,9 @@ class BlockRef:
 
     def get(self) -> Any:
         """The value. Its arrays are views of the block, and read-only. Raises BlockLostError, ArenaFullError."""
-        if here.arena is not None:
-            return serialise.loads_block(mapped(here.arena, self))
+        folder = arena_beneath()
+        if folder is not None:
+            return serialise.loads_block(mapped(folder, self))
         from kos_cluster.tasks.cluster import connect  # here, for it imports this module
 
         return serialise.loads_block(connect()._mesh.blocks.content(self))
@@ -92,6 +94,19 @@ arrivals = Arrivals()
 counting: weakref.WeakSet[Counting] = weakref.WeakSet()
 departed: dict[str, None] = {}  # the blocks whose references a task of this worker has pickled, since the last result
 _staying: list[str] = []  # blocks that this worker has written, and holds until it is given more work
+
+
+def arena_beneath() -> Path | None:
+    """The arena of the node that this process works on: a worker, or what one has started. None elsewhere."""
+    if here.arena is not None:
+        return here.arena
+    node = os.environ.get("KOS_NODE")
+    if not node:
+        return None
+    from kos_cluster.home import Home  # no worker needs it
+
+    folder = Home().cluster().arena(node)
+    return folder if folder.is_dir() else None
 
 
 def stay(value: Any) -> BlockRef:

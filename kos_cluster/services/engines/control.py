@@ -22,6 +22,7 @@ from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostE
 from kos_cluster.services.engines.certificates import certify
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
+from kos_cluster.services.engines.launching import leave
 from kos_cluster.services.engines.registers import encoded, forget, records
 from kos_cluster.services.engines.spec import (
     WORKERS_LIMIT,
@@ -127,6 +128,7 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
 def stop(cluster: Cluster, name: str) -> Record:
     """Stop an engine; returns when its ranks have been stopped and nothing is written of it. Its last record."""
     record = find(cluster, name)
+    leave(record.id)
     if _job_ended(cluster, record):
         forget(cluster, record.name)
         return record

@@ -95,3 +95,11 @@ def launcher(cluster: Cluster, mesh: Mesh, submission: Submission, engine: str) 
         for key in [key for key, other in _owners.items() if not other.usable]:
             del _owners[key]
         return Launcher(submission, owner)
+
+
+def leave(engine: str) -> None:
+    """The engine of this id is about to be stopped: cancel what this process has there, and let it go."""
+    with _opening:
+        owners = [_owners.pop(life) for life in list(_owners) if life[0] == engine]
+    for owner in owners:
+        owner.close()

@@ -100,7 +100,7 @@ class _Head:
     def __init__(self, place: Place) -> None:
         from distributed import Scheduler
 
-        from kos_cluster.services.engines.daskcalls import Losses
+        from kos_cluster.services.engines.daskcalls import AtHead
 
         shows = importlib.util.find_spec("bokeh") is not None
         self._server = _Server(
@@ -112,7 +112,7 @@ class _Head:
                 security=_security(place.credentials),
                 dashboard=shows,
                 dashboard_address=f"{LOOPBACK}:0",
-                plugins=[Losses()],
+                plugins=[AtHead()],
             ),
         )
         self._port = self._server.dask.http_server.port if shows else 0
@@ -187,6 +187,10 @@ class _Connection:
             raise _refusal(address, error) from error
         self.client.subscribe_topic(self._topic, self._said)
 
+    @property
+    def usable(self) -> bool:
+        return bool(self.client.status == "running")
+
     def submit(
         self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
     ) -> concurrent.futures.Future[T]:
@@ -210,11 +214,10 @@ class _Connection:
         return outer
 
     def standing(self) -> Standing:
-        from kos_cluster.services.engines.daskcalls import counted
+        from kos_cluster.services.engines.daskcalls import COUNTED
 
-        workers, waiting, running, held_bytes = self._asked(
-            self.client._run_on_scheduler, counted, timeout_s=STANDING_TIMEOUT_S
-        )
+        ask = getattr(self.client.scheduler, COUNTED)
+        workers, waiting, running, held_bytes = self._asked(ask, timeout_s=STANDING_TIMEOUT_S)
         return Standing(workers, waiting, running, held_bytes)
 
     def retire(self, count: int) -> list[str]:

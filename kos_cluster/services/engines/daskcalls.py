@@ -8,6 +8,7 @@ tries.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from kos_cluster.services.engines.engine import Task
 
 RETRIES = "kos_retries"
+COUNTED = "kos_counted"  # a question to the scheduler
 TEXT_LIMIT_CHARACTERS = 1 << 16  # of one event; a longer text becomes several
 
 EARLY_LIMIT = 4096  # calls that are remembered to be stopped should they begin yet
@@ -69,10 +71,13 @@ def stop(ids: list[str]) -> None:
             _early.append(id_)
 
 
-class Losses(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
-    """In the scheduler: gives each call its own number of tries."""
+class AtHead(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
+    """In the scheduler: gives each call its own number of tries, and answers `counted`."""
 
-    name = "kos-losses"
+    name = "kos-at-head"
+
+    async def start(self, scheduler: Any) -> None:
+        scheduler.handlers[COUNTED] = functools.partial(counted, scheduler)
 
     def update_graph(self, scheduler: Any, *, annotations: dict[str, dict[Any, Any]], **_: Any) -> None:
         for key, retries in annotations.get(RETRIES, {}).items():
@@ -81,13 +86,13 @@ class Losses(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
                 task.suspicious = scheduler.allowed_failures - retries
 
 
-def counted(dask_scheduler: Any) -> tuple[list[str], int, int, int]:
+def counted(scheduler: Any) -> tuple[list[str], int, int, int]:
     """In the scheduler: its workers, tasks that wait, tasks that run, bytes that are kept."""
-    workers = dask_scheduler.workers.values()
+    workers = scheduler.workers.values()
     running = sum(len(worker.executing) for worker in workers)
     open_ = sum(
         group.states[state]
-        for group in dask_scheduler.task_groups.values()
+        for group in scheduler.task_groups.values()
         for state in ("waiting", "no-worker", "queued", "processing")
     )
     held_bytes = sum(worker.nbytes for worker in workers)

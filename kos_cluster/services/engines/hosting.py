@@ -124,13 +124,13 @@ class Host:
     async def _start(self, folder: Path) -> None:
         self._processes = Workers(folder, dict(os.environ), self)
         self._processes.start()
-        self._preload = self._loop.create_task(self._preload_when_warm())
-
-    async def _preload_when_warm(self) -> None:
         await self._processes.warm.wait()
+        self._processes.warm.clear()
         self._processes.preload([name for name in PRELOADED if importlib.util.find_spec(name.partition(".")[0])])
+        self._preloaded = self._processes.warm.wait  # again; workers before that would each load the same
 
     async def _run(self, call: HostedCall, task: Task) -> Ended:
+        await self._preloaded()
         worker = self._taken(part_hash(call.environment))
         running = worker.running = _Running(call, task, self._loop.create_future(), worker.batches + 1)
         watching = self._loop.create_task(self._watch(worker, running))

@@ -35,6 +35,7 @@ from kos_cluster.tasks import (
     inputs,
     joblist,
     kernels,
+    portforwarding,
     profiling,
     script,
     serialise,
@@ -55,6 +56,7 @@ from kos_cluster.tasks.mapresult import MapResult
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 from kos_cluster.tasks.options import split_options
+from kos_cluster.tasks.portforwarding import ForwardedPort
 from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.stories import merged
 from kos_cluster.tasks.streaming import Stream
@@ -438,6 +440,13 @@ class Cluster:
     def renew_node(self, name: str) -> float:
         """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""
         return self._mesh.request(RenewNode(), float, node=name, timeout_s=REMOVAL_TIMEOUT_S)
+
+    def forward_port(self, node: str, port: int, *, local_port: int = 0) -> ForwardedPort:
+        """Have a port of this machine's loopback (0: any) lead to one of a node's, for a browser, until it is closed.
+
+        Raises NoSuchNodeError, PortTakenError, AuthError for who may not submit work, UsageError.
+        """
+        return portforwarding.forward(self._mesh, node, port, local_port)
 
     def engine_keys(self, engine: str, host: str) -> Credentials:
         """A key of this process, with a certificate of the engine's own authority for a part that is reached at `host`.

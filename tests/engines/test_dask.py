@@ -17,7 +17,7 @@ from tests.engines.conftest import EngineMesh
 from tests.mesh.conftest import until
 
 FILES = 44
-ROWS = 500_000  # of each file, 12 MB
+ROWS = 700_000  # of each file, 12 MB
 
 
 class TestDask(EngineConformance):

@@ -218,7 +218,7 @@ class _Connection:
 
         ask = getattr(self.client.scheduler, COUNTED)
         workers, waiting, running, held_bytes = self._asked(ask, timeout_s=STANDING_TIMEOUT_S)
-        return Standing(workers, waiting, running, held_bytes)
+        return Standing(list(workers), waiting, running, held_bytes)
 
     def retire(self, count: int) -> list[str]:
         let_go = self._asked(

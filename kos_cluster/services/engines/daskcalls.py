@@ -8,7 +8,6 @@ tries.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -77,23 +76,23 @@ class AtHead(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
     name = "kos-at-head"
 
     async def start(self, scheduler: Any) -> None:
-        scheduler.handlers[COUNTED] = functools.partial(counted, scheduler)
+        self._scheduler = scheduler
+        scheduler.handlers[COUNTED] = self.counted
+
+    def counted(self) -> tuple[list[str], int, int, int]:
+        """The workers, tasks that wait, tasks that run, bytes that are kept."""
+        workers = self._scheduler.workers.values()
+        running = sum(len(worker.executing) for worker in workers)
+        open_ = sum(
+            group.states[state]
+            for group in self._scheduler.task_groups.values()
+            for state in ("waiting", "no-worker", "queued", "processing")
+        )
+        held_bytes = sum(worker.nbytes for worker in workers)
+        return [worker.address for worker in workers], max(0, open_ - running), running, held_bytes
 
     def update_graph(self, scheduler: Any, *, annotations: dict[str, dict[Any, Any]], **_: Any) -> None:
         for key, retries in annotations.get(RETRIES, {}).items():
             task = scheduler.tasks.get(key)
             if task is not None:
                 task.suspicious = scheduler.allowed_failures - retries
-
-
-def counted(scheduler: Any) -> tuple[list[str], int, int, int]:
-    """In the scheduler: its workers, tasks that wait, tasks that run, bytes that are kept."""
-    workers = scheduler.workers.values()
-    running = sum(len(worker.executing) for worker in workers)
-    open_ = sum(
-        group.states[state]
-        for group in scheduler.task_groups.values()
-        for state in ("waiting", "no-worker", "queued", "processing")
-    )
-    held_bytes = sum(worker.nbytes for worker in workers)
-    return [worker.address for worker in workers], max(0, open_ - running), running, held_bytes

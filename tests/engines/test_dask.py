@@ -14,13 +14,14 @@ import pytest
 
 from tests.engines.conformance import RESULT_S, EngineConformance
 from tests.engines.conftest import EngineMesh
+from tests.engines.crossing import References
 from tests.mesh.conftest import until
 
 FILES = 44
 ROWS = 700_000  # of each file, 12 MB
 
 
-class TestDask(EngineConformance):
+class TestDask(References, EngineConformance):
     """One engine for all."""
 
     kind = "dask"

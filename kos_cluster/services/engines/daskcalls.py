@@ -8,6 +8,7 @@ tries.
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -37,9 +38,9 @@ class Call:
     def __call__(self) -> Any:
         task = _Task(self._id, self._topic)
         _running[self._id] = task.stopped
-        if self._id in _early:
-            task.stopped.set()
         try:
+            if self._id in _early:
+                raise concurrent.futures.CancelledError("It was cancelled before it began.")
             return self._call(task)
         finally:
             del _running[self._id]

@@ -13,9 +13,13 @@ import pytest
 
 from kos_cluster.cli import main as command
 from kos_cluster.services import embedded
+from kos_cluster.services.engines import control
+from kos_cluster.services.engines.engine import Connection
+from kos_cluster.services.engines.spec import Record
 from tests.mesh.conftest import Mesh
 
 NODES = 3
+WORKERS = 3
 SLOTS = 4  # of each node: more than this machine has cores
 
 
@@ -71,3 +75,20 @@ def mesh() -> Iterator[EngineMesh]:
     made = EngineMesh(NODES)
     yield made
     made.down()
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest, mesh: EngineMesh) -> Record:
+    """The engine of a module's KIND, started with its WORDS."""
+    kind, words = request.module.KIND, request.module.WORDS
+    said = mesh.ok("engine", "start", kind, "--workers", str(WORKERS), *words)
+    assert said.startswith(f"Engine {kind} serves with {WORKERS} workers; its head is on node")
+    return control.find(mesh.cluster, kind)
+
+
+@pytest.fixture(scope="module")
+def connection(mesh: EngineMesh, engine: Record) -> Iterator[Connection]:
+    """A connection to it."""
+    opened = control.open_engine(mesh.cluster, engine.name)
+    yield opened
+    opened.close()

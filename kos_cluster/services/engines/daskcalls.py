@@ -8,7 +8,6 @@ tries.
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,8 +21,7 @@ from kos_cluster.services.engines.engine import Task
 RETRIES = "kos_retries"
 COUNTED = "kos_counted"  # a question to the scheduler
 TEXT_LIMIT_CHARACTERS = 1 << 16  # of one event; a longer text becomes several
-
-EARLY_LIMIT = 4096  # calls that are remembered to be stopped should they begin yet
+EARLY_LIMIT = 4096  # cancelled calls that are remembered, should their tasks begin yet
 
 _running: dict[str, threading.Event] = {}  # calls of this process, by their ids
 _early: deque[str] = deque(maxlen=EARLY_LIMIT)
@@ -37,10 +35,11 @@ class Call:
 
     def __call__(self) -> Any:
         task = _Task(self._id, self._topic)
-        _running[self._id] = task.stopped
+        _running[self._id] = task.stopped  # first, or the word to stop could fall between the two
+        if self._id in _early:
+            del _running[self._id]
+            return None
         try:
-            if self._id in _early:
-                raise concurrent.futures.CancelledError("It was cancelled before it began.")
             return self._call(task)
         finally:
             del _running[self._id]

@@ -55,7 +55,7 @@ class StandIn:
     def __init__(self, workers: int = 2) -> None:
         self._pool = ThreadPoolExecutor(workers)
         self.client: Any = self
-        self.closed = False
+        self.usable = True
         self.submitted: list[int] = []  # bytes of each call
 
     def submit(
@@ -89,5 +89,5 @@ class StandIn:
         return []
 
     def close(self) -> None:
-        self.closed = True
+        self.usable = False
         self._pool.shutdown(cancel_futures=True)

@@ -110,12 +110,12 @@ def find(cluster: Cluster, name_or_kind: str) -> Record:
 def scale(cluster: Cluster, name: str, workers: int) -> Record:
     """Bring the number of workers to this; returns when the head knows them. Raises EngineError, UsageError."""
     check_count("workers", workers, 1, WORKERS_LIMIT)
-    record = _serving(find(cluster, name))
+    record = serving(find(cluster, name))
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, workers)
     cluster.register(wanted_of(record.name)).set(encoded(wish))
 
     def reached() -> Record | None:
-        now = _serving(find(cluster, record.name))
+        now = serving(find(cluster, record.name))
         if now.answered == wish.id and now.refusal:
             raise EngineError(
                 f"Engine {now.name!r} was not scaled to {workers} workers: {now.refusal.rstrip('.')}.",
@@ -152,7 +152,7 @@ def stop(cluster: Cluster, name: str) -> Record:
 
 def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
     """A connection to an engine; the caller closes it. Raises EngineError, UnreachableError, AuthError, UsageError."""
-    record = _serving(find(cluster, name_or_kind))
+    record = serving(find(cluster, name_or_kind))
     engine = engine_of(record.kind)
     check_installed_here(engine)
     return engine.connect(record.address, cluster.engine_keys(record.id, LOOPBACK))
@@ -194,7 +194,8 @@ def _job_ended(cluster: Cluster, record: Record) -> bool:
         return True
 
 
-def _serving(record: Record) -> Record:
+def serving(record: Record) -> Record:
+    """The record of an engine that can be used. Raises EngineError for any other."""
     if record.state is State.SERVING:
         return record
     told = f": {record.why.rstrip('.')}" if record.why else ""

@@ -255,8 +255,8 @@ class _Connection:
             value = await inner._result()
         except KilledWorker as error:
             _settle(outer, error=TaskLostError(f"A call was lost with its worker: {error}", "Give it more retries."))
-        except (concurrent.futures.CancelledError, asyncio.CancelledError) as error:  # not ours: `_ended` is for those
-            _settle(outer, error=TaskLostError(f"A call was lost with the head of its engine: {error}."))
+        except (concurrent.futures.CancelledError, asyncio.CancelledError):  # not ours: `_ended` is for those
+            _settle(outer, error=TaskLostError("A call was lost with the head of its engine, or the way to it."))
         except BaseException as error:
             _settle(outer, error=error)
         else:

@@ -86,10 +86,12 @@ def launcher(cluster: Cluster, mesh: Mesh, submission: Submission, engine: str) 
     """What runs jobs on the engine of that name or kind. Raises EngineError, UnreachableError, AuthError."""
     from kos_cluster.services.engines import control
 
-    record = control.find(cluster, engine)
+    record = control.serving(control.find(cluster, engine))
     life = record.id, record.life
     with _opening:
         owner = _owners.get(life)
+        if owner is not None and not owner.usable:
+            owner.close()
         if owner is None or not owner.usable:
             owner = _owners[life] = EngineOwner(record.name, control.open_engine(cluster, record.name), mesh)
         for key in [key for key, other in _owners.items() if not other.usable]:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Runs, Story, TaskState
-from kos_cluster.errors import ArenaFullError, StateError, TaskLostError, UnreachableError, UsageError
+from kos_cluster.errors import ArenaFullError, EngineError, StateError, TaskLostError, UnreachableError, UsageError
 from kos_cluster.services.engines.calls import BEGUN, DISPLAY, DISPLAY_END, Ended, HostedCall
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.tasks import blocks
@@ -104,7 +104,11 @@ class EngineOwner:
 
     @property
     def usable(self) -> bool:
-        """Whether this is open and of this process."""
+        """Whether this is open, of this process, and the engine has not gone."""
+        return self._open and self._connection.usable
+
+    @property
+    def _open(self) -> bool:
         return not self.closed and self.pid == os.getpid()
 
     def open(self, job: Job) -> None:
@@ -118,7 +122,7 @@ class EngineOwner:
 
     def close(self) -> None:
         """Cancel what is not done, and leave the engine."""
-        if not self.usable:
+        if not self._open:
             return
         self._note(self._stop)
         self._thread.join()
@@ -202,6 +206,7 @@ class EngineOwner:
     def _send(self, table: _Table, job: Job, row: _Row) -> None:
         spec, options = job.spec, job.spec.options
         try:
+            self._check_usable()
             table.fn = table.fn or self._carried(spec.fn, table.kept)
             (args,) = job.payloads([(row.index, 1)])
             call = HostedCall(
@@ -226,6 +231,12 @@ class EngineOwner:
         row.state, row.sent, row.sent_s = TaskState.SENT, sent, time.time()
         table.group.out += 1
         sent.add_done_callback(lambda sent: self._notes.put(functools.partial(self._came, table, row, sent)))
+
+    def _check_usable(self) -> None:
+        if not self._connection.usable:
+            raise EngineError(
+                f"Engine {self.engine} does not answer any more.", f"Type 'kos engine status {self.engine}'."
+            )
 
     def _carried(self, data: bytes, kept: list[blocks.BlockRef]) -> bytes:
         """A pickle as it goes to the engine: itself, or one that reads it from a block."""

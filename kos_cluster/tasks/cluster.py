@@ -445,7 +445,7 @@ class Cluster:
     def forward_port(self, node: str, port: int, *, local_port: int = 0) -> ForwardedPort:
         """Have a port of this machine's loopback (0: any) lead to one of a node's, for a browser, until it is closed.
 
-        Raises NoSuchNodeError, PortTakenError, AuthError for who may not submit work, UsageError.
+        Raises NoSuchNodeError, UnreachableError, PortTakenError, AuthError for who may not submit work, UsageError.
         """
         return portforwarding.forward(self._mesh, node, port, local_port)
 

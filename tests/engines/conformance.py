@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import urllib.request
 from typing import Any
 
 import psutil
@@ -130,6 +131,12 @@ class EngineConformance:
         assert len(processes) >= WORKERS
         assert not [told for process in processes for told in listens_everywhere(process)]
 
+    def test_its_dashboard_is_reached_through_the_nodes_port(self, mesh: EngineMesh, engine: Record) -> None:
+        assert engine.address.dashboard
+        with mesh.cluster.forward_port(engine.node, engine.address.dashboard) as forwarded:
+            answer = urllib.request.urlopen(f"http://127.0.0.1:{forwarded.port}/", timeout=10)
+            assert answer.status == 200
+
     def test_it_grows_and_shrinks(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
         assert mesh.ok("engine", "scale", engine.kind, str(WORKERS + 1)) == f"Engine {engine.kind} has 4 workers.\n"
         assert len(connection.standing().workers) == WORKERS + 1
@@ -145,10 +152,9 @@ class EngineConformance:
 
     def test_a_lost_rank_is_replaced(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
         """The process of a rank itself, with all that it has started: the engine has nothing left to bring back."""
-        pid = connection.submit(lambda task: _rank_of(os.getpid())).result(RESULT_S)
+        pid = mesh.rank_of(connection.submit(lambda task: os.getpid()).result(RESULT_S))
         os.kill(pid, signal.SIGKILL)
         until(lambda: "SIGKILL" in _row(mesh, engine.kind).why, "the loss is told")
-        until(lambda: pid not in [p.pid for p in mesh.processes()], "it is gone")
         until(lambda: len(connection.standing().workers) == 2, "another has come")
 
     def test_nothing_is_left_when_it_is_stopped(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
@@ -194,14 +200,3 @@ def _open(connection: Connection) -> int:
 
 def _row(mesh: EngineMesh, name: str) -> Record:
     return control.find(mesh.cluster, name)
-
-
-def _rank_of(pid: int) -> int:
-    """The rank's process that a process of an engine descends from: the child of a fork server."""
-    process = psutil.Process(pid)
-    while True:
-        parent = process.parent()
-        assert parent is not None
-        if "kos_cluster.tasks.forkserver" in " ".join(parent.cmdline()):
-            return process.pid
-        process = parent

@@ -43,18 +43,28 @@ class EngineMesh(Mesh):
         assert code == 0, f"kos {' '.join(words)}: {out}{err}"
         return out
 
-    def processes(self) -> list[psutil.Process]:
-        """All that the nodes have started, but their fork servers and what stands ready for tasks."""
-        found = []
-        for node in self.cluster.nodes():
-            with suppress(psutil.NoSuchProcess):
-                found += psutil.Process(node["pid"]).children(recursive=True)
-        return found
-
     def engine_processes(self) -> list[psutil.Process]:
         """Those of ranks, each with what it has started: their folders bear their numbers."""
         ranks = [psutil.Process(int(folder.name.rpartition("-")[2])) for folder in self.engine_files()]
         return [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]
+
+    def rank_of(self, pid: int) -> int:
+        """The process of the rank that has started this one."""
+        ranks = {int(folder.name.rpartition("-")[2]) for folder in self.engine_files()}
+        while pid not in ranks:
+            pid = psutil.Process(pid).ppid()
+        return pid
+
+    def supervisor_of(self, record: Record) -> int:
+        """The process that looks at an engine's head, and is neither a part of it nor this one."""
+        port = int(record.address.head.rpartition(":")[2])
+        ranks = {process.pid for process in self.engine_processes()}
+        for node in self.cluster.nodes():
+            for process in psutil.Process(node["pid"]).children(recursive=True):
+                links = process.net_connections("inet") if process.pid not in ranks else []
+                if any(link.raddr and link.raddr.port == port for link in links):
+                    return process.pid
+        raise AssertionError("nobody supervises it")
 
     def engine_files(self) -> list[Path]:
         """The folders of ranks that are there."""

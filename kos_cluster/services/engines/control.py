@@ -131,15 +131,17 @@ def stop(cluster: Cluster, name: str) -> Record:
     record = find(cluster, name)
     leave(record.id)  # before its head is gone: a client that is left behind tells of that on stderr
     cluster.leave_engine(name, record.name, record.kind)
-    if _job_ended(cluster, record):
-        forget(cluster, record.name)
-        return record
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, stop=True)
     cluster.register(wanted_of(record.name)).set(encoded(wish))
+    ended = _Seldom(lambda: _job_ended(cluster, record))
 
     def gone() -> Record | None:
-        there = cluster.register(record_of(record.name)).get()
-        return record if there is None else None
+        if cluster.register(record_of(record.name)).get() is None:
+            return record
+        if ended.look():  # nobody carries the wish out any more
+            forget(cluster, record.name)
+            return record
+        return None
 
     try:
         return _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
@@ -159,6 +161,20 @@ def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
 
 
 # ---- inside
+
+
+class _Seldom:
+    """A look that costs more than those around it: taken each `JOB_POLL_S`, and False in between."""
+
+    def __init__(self, look: Callable[[], bool]) -> None:
+        self._look = look
+        self._next_s = float("-inf")
+
+    def look(self) -> bool:
+        if time.monotonic() < self._next_s:
+            return False
+        self._next_s = time.monotonic() + JOB_POLL_S
+        return self._look()
 
 
 def _default_workers(cluster: Cluster, cpus: int) -> int:
@@ -213,17 +229,14 @@ def _taken(record: Record) -> UsageError:
 
 
 def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:
-    looked_s = time.monotonic()
+    over = _Seldom(lambda: job.state().state in ENDED)
 
     def serving() -> Record | None:
-        nonlocal looked_s
         record = next((record for record in _records(cluster) if record.id == spec.id), None)
         if record is not None and record.state is State.SERVING:
             return record
-        if time.monotonic() - looked_s > JOB_POLL_S:
-            looked_s = time.monotonic()
-            if job.state().state in ENDED:
-                raise _ended(job)
+        if over.look():
+            raise _ended(job)
         return None
 
     return _awaited(serving, START_TIMEOUT_S, f"Engine {spec.name!r} did not start")

@@ -5,19 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kos_cluster.services.monitor.model import Model
-from kos_cluster.services.monitor.tasklist import TaskList
-from kos_kernel.dashboard.panes import engines
-from kos_kernel.dashboard.panes.desk import Desk
 from tests.engines.conformance import RESULT_S, EngineConformance
 from tests.engines.conftest import EngineMesh
 from tests.engines.crossing import References
@@ -75,12 +69,6 @@ def test_a_killed_worker_comes_back_and_its_tasks_run_again(mesh: EngineMesh, en
 def _slow(item: int) -> int:
     time.sleep(0.1)
     return item
-
-
-def test_its_dashboard_is_seen_through_the_authenticated_port(mesh: EngineMesh, engine: Any) -> None:
-    desk = Desk(Model(), threading.RLock(), lambda: mesh.cluster, TaskList())
-    address = engines.ASKED["dashboard"](desk, {"engine": "dask"})
-    assert "Dask" in urllib.request.urlopen(address, timeout=RESULT_S).read().decode()
 
 
 class TestReferences(References):

@@ -216,7 +216,7 @@ def test_what_lasts_shows_its_progress(on: Launcher, tmp_path: Path, monkeypatch
     sink = Sink()
     results = on.map(waits_for, [str(tmp_path / "a"), str(tmp_path / "b")], sink=sink, name="mine")
     (tmp_path / "a").touch()
-    until(lambda: any(row[0] == "progress" and row[1].done == 1 for row in sink.told), "one is done")
+    until(lambda: any(row[0] == "progress" and row[1].done == 1 for row in sink.told), f"one is done: {sink.told}")
     shown = next(row[1] for row in sink.told if row[0] == "progress" and row[1].done)
     assert (shown.name, shown.total, shown.running, shown.nodes) == ("mine", 2, 1, (NODE,))
     assert "1 on their way" in repr(results)

@@ -180,7 +180,7 @@ class Host:
 
     async def _watch(self, worker: _Worker, running: _Running) -> None:
         """Stop the call when it is asked to stop, or when its time is over."""
-        while running.stopping is None:
+        while running.stopping is None and not running.ended.done():
             left_s = running.ends_s - time.monotonic()
             if running.task.stopped.is_set():
                 running.stopping = AttemptEnd.CANCELLED
@@ -188,6 +188,8 @@ class Host:
                 running.stopping = AttemptEnd.TIMEOUT
             else:
                 await asyncio.sleep(min(STOP_POLL_S, left_s))
+        if running.ended.done():  # the worker is somebody else's by now
+            return
         self._processes.signal(worker.number, signal.SIGINT if worker.ready.done() else signal.SIGKILL)
         await asyncio.sleep(GRACE_S)
         self._processes.signal(worker.number, signal.SIGKILL)

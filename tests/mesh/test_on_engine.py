@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,19 @@ class Sink:
         self.told.append(("finished", summary))
 
 
-def waits_for(path: str) -> str:
-    Path(f"{path}.begun").write_text(str(os.getpid()))
-    while not Path(path).exists():
-        time.sleep(0.005)
-    return path
+def _by_value() -> Callable[[str], str]:
+    """A task that ends when the file is there. It travels whole: no worker has to load this module first."""
+
+    def waits_for(path: str) -> str:
+        Path(f"{path}.begun").write_text(str(os.getpid()))
+        while not Path(path).exists():
+            time.sleep(0.005)
+        return path
+
+    return waits_for
+
+
+waits_for = _by_value()
 
 
 def gone(pid: int) -> bool:
@@ -216,7 +225,7 @@ def test_what_lasts_shows_its_progress(on: Launcher, tmp_path: Path, monkeypatch
     sink = Sink()
     results = on.map(waits_for, [str(tmp_path / "a"), str(tmp_path / "b")], sink=sink, name="mine")
     (tmp_path / "a").touch()
-    until(lambda: any(row[0] == "progress" and row[1].done == 1 for row in sink.told), f"one is done: {sink.told}")
+    until(lambda: any(row[0] == "progress" and row[1].done == 1 for row in sink.told), "one is done")
     shown = next(row[1] for row in sink.told if row[0] == "progress" and row[1].done)
     assert (shown.name, shown.total, shown.running, shown.nodes) == ("mine", 2, 1, (NODE,))
     assert "1 on their way" in repr(results)

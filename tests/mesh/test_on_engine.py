@@ -6,7 +6,7 @@ import concurrent.futures
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,13 @@ from tests.mesh.conftest import Mesh, until
 
 
 @pytest.fixture
-def on(mesh: Mesh, engine: StandIn) -> Launcher:
-    return mesh.cluster.on_engine("stand-in")
+def on(mesh: Mesh, engine: StandIn) -> Iterator[Launcher]:
+    """What a test leaves running, as it failed, does not keep the next one waiting."""
+    launcher = mesh.cluster.on_engine("stand-in")
+    yield launcher
+    for table in list(launcher._owner._active):
+        if table.job is not None:
+            table.job.cancel()
 
 
 class Sink:
@@ -51,7 +56,8 @@ def _by_value() -> Callable[[str], str]:
     """A task that ends when the file is there. It travels whole: no worker has to load this module first."""
 
     def waits_for(path: str) -> str:
-        Path(f"{path}.begun").write_text(str(os.getpid()))
+        Path(f"{path}.new").write_text(str(os.getpid()))
+        os.rename(f"{path}.new", f"{path}.begun")
         while not Path(path).exists():
             time.sleep(0.005)
         return path
@@ -136,8 +142,8 @@ def test_a_worker_that_dies_is_replaced_as_often_as_retries_allow(on: Launcher, 
 
 def test_a_call_over_its_timeout_is_stopped(on: Launcher, tmp_path: Path):
     def lasts(path: str) -> None:
-        with open(path, "w") as file:
-            file.write(str(os.getpid()))
+        Path(f"{path}.new").write_text(str(os.getpid()))
+        os.rename(f"{path}.new", path)
         while True:
             time.sleep(0.01)
 

@@ -56,8 +56,9 @@ def _by_value() -> Callable[[str], str]:
     """A task that ends when the file is there. It travels whole: no worker has to load this module first."""
 
     def waits_for(path: str) -> str:
-        Path(f"{path}.new").write_text(str(os.getpid()))
-        os.rename(f"{path}.new", f"{path}.begun")
+        begun = Path(f"{path}.{os.getpid()}")  # several may wait for one file
+        begun.write_text(str(os.getpid()))
+        begun.rename(f"{path}.begun")
         while not Path(path).exists():
             time.sleep(0.005)
         return path

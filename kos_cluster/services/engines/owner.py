@@ -22,6 +22,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,11 +60,12 @@ class _Row:
     display: str = ""  # what has come of one
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class _Group:
     """Jobs that share a cap."""
 
     limit: int
+    capped: bool  # by whoever made it: what is with the engine is meant to run at once
     out: int = 0
     waiting: deque[tuple[_Table, _Row]] = field(default_factory=deque)
 
@@ -95,7 +97,7 @@ class EngineOwner:
         self._connection = connection
         self._user = mesh.credentials.peer.name
         self._tables: OrderedDict[str, _Table] = OrderedDict()
-        self._groups: dict[str, _Group] = {}
+        self._groups: weakref.WeakValueDictionary[str, _Group] = weakref.WeakValueDictionary()  # by name
         self._active: set[_Table] = set()
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="kos-engine", daemon=True)
@@ -115,8 +117,9 @@ class EngineOwner:
         """Make a job known, before its first task."""
         self.blocks.used(job.spec.fn)
         options = job.spec.options
-        limit = options.max_parallel or OUT_LIMIT
-        group = self._groups.setdefault(job.spec.group, _Group(limit)) if job.spec.group else _Group(limit)
+        group = _Group(options.max_parallel or OUT_LIMIT, options.max_parallel > 0)
+        if job.spec.group:
+            group = self._groups.setdefault(job.spec.group, group)
         table = _Table(job.id, job.spec.name, self._user, job, group)
         self._tables[job.id] = table
 
@@ -329,7 +332,7 @@ class EngineOwner:
     def _cancel_row(self, table: _Table, row: _Row, waiting: bool) -> None:
         if row.state not in (TaskState.WAITING, TaskState.SENT, TaskState.RUNNING):
             return
-        if waiting and row.state is TaskState.RUNNING:
+        if waiting and (row.state is TaskState.RUNNING or (table.group.capped and row.state is TaskState.SENT)):
             return
         sent = row.sent
         _close(row, AttemptEnd.CANCELLED)

@@ -45,7 +45,7 @@ START_TIMEOUT_S = 120.0  # for slots and ranks
 PACKAGES_TIMEOUT_S = 3.0  # for nodes to tell what they have; of one that does not, its ranks will say
 STOP_TIMEOUT_S = 30.0
 SCALE_TIMEOUT_S = 60.0
-POLL_S = 0.05  # between two looks at the registers while one waits
+POLL_S = 0.1  # between two looks at the registers while one waits
 JOB_POLL_S = 0.5  # between two looks at the supervisor's job
 _ID_BYTES = 8
 

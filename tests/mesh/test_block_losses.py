@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mesh.conftest import Mesh, until
+from tests.mesh.errands import last, made, memory_of
 
 WAIT_S = 60.0
 BLOCK_BYTES = 16 << 20
@@ -79,3 +80,26 @@ def test_memory_comes_back_whoever_is_killed_in_whichever_order(
     until(lambda: shared_bytes(mesh) == 0, "the memory is free", WAIT_S)
     assert not [name for name in set(os.listdir("/dev/shm")) - named_before if "kos" in name]
     mesh.heal()
+
+
+@pytest.mark.parametrize(("killed", "other"), [("node1", "node2"), ("node2", "node1")])
+def test_who_reads_goes_on_whichever_of_the_nodes_that_share_the_memory_is_killed(
+    mesh: Mesh, killed: str, other: str
+) -> None:
+    until(lambda: shared_bytes(mesh) == 0, "no block is there before", WAIT_S)
+    future = mesh.cluster.submit(made, BLOCK_BYTES, on="node2")
+    memory = {mesh.cluster.submit(memory_of, future, on=node).result(WAIT_S)[1] for node in (other, killed)}
+    value = future.result(WAIT_S)
+    assert memory == {memory_of(value)[1]}, "both nodes and this process have the same"
+    os.kill(mesh.pid(killed), signal.SIGKILL)
+    assert mesh.cluster.submit(last, future, on=other).result(WAIT_S) == 7
+    assert value.sum() == 7 * BLOCK_BYTES
+    del value, future
+    gc.collect()
+    until(lambda: shared_bytes(mesh) == 0 and not maps(*memory), "the memory is free", WAIT_S)
+    mesh.heal()
+
+
+def maps(inode: int) -> bool:
+    """Whether this process has this memory mapped."""
+    return any(line.split()[4] == str(inode) for line in Path("/proc/self/maps").read_text().splitlines())

@@ -1,8 +1,9 @@
 """Four nodes that differ: where tasks are drawn, and how large blocks move when memory is scarce or a node dies.
 
-Theory of operation. Each node has three slots, labels of its own and an arena of `ARENA_BYTES`. What this machine may
-lack is pretended in the daemons: two GPUs, and how full the memory is, which a test writes into a file. Each daemon
-also notes which node sent it a block.
+Theory of operation. Each node has three slots, labels of its own and an arena of `ARENA_MIB`. What this machine may
+lack is pretended in the daemons: two GPUs, how full the memory is, which a test writes into a file, and that each node
+is on a machine of its own, so that blocks are sent, unless a test puts them together. Each daemon also notes which node
+sent it a block.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from kos_cluster.cli.main import run
 from kos_cluster.core.capacity import Declared
 from kos_cluster.services import embedded
 from tests.mesh.conftest import Mesh, until
-from tests.mesh.errands import hold, last, made, made_to_stay, stay_a_while, where, with_gpus
+from tests.mesh.errands import hold, last, made, made_to_stay, memory_of, stay_a_while, where, with_gpus
 
 MIB = 1 << 20
 WAIT_S = 60.0
@@ -44,11 +46,14 @@ if "kos_cluster.node" in sys.orig_argv:  # not in workers
     import os, pathlib
     import msgspec
     from kos_cluster.core.linkrates import LinkRates
+    from kos_cluster.dmem import sharing
+    from kos_cluster.errors import UnreachableError
     from kos_cluster.node import machine
 
     folder = pathlib.Path(os.environ["PRETENDED"])
     node = sys.orig_argv[sys.orig_argv.index("--node") + 1]
     gpus, sample, measured = machine.gpus, machine.LoadMeter.sample, LinkRates.measured
+    shared = sharing.shared
 
     def pretended(self, **how):
         full = folder / f"full-{node}"
@@ -60,6 +65,12 @@ if "kos_cluster.node" in sys.orig_argv:  # not in workers
             file.write(f"{sender} {size_bytes}\\n")
         measured(self, sender, size_bytes, elapsed_s)
 
+    def together(folder_, block):
+        if not (folder / "together").exists():
+            raise UnreachableError("It is pretended to be on another machine.")
+        return shared(folder_, block)
+
+    sharing.shared = together
     machine.gpus = lambda visible: gpus(folder, folder, visible)
     machine.LoadMeter.sample, LinkRates.measured = pretended, noted
 """
@@ -94,6 +105,15 @@ class FourNodes(Mesh):
         part.write_text(str(percent))
         part.rename(self.pretended / f"full-{node}")
 
+    @contextmanager
+    def together(self, really: bool) -> Iterator[None]:
+        """All nodes are on one machine meanwhile, as they are in truth."""
+        mark = self.pretended / "together"
+        if really:
+            mark.touch()
+        yield
+        mark.unlink(missing_ok=True)
+
     def came(self, node: str) -> list[str]:
         """From which nodes blocks have come to this one, in turn."""
         file = self.pretended / f"came-{node}"
@@ -116,6 +136,7 @@ class FourNodes(Mesh):
 @pytest.fixture(scope="module")
 def four() -> Iterator[FourNodes]:
     mesh = FourNodes(len(NODES))
+    until(lambda: len(mesh.cluster.memory()) == len(NODES), "there is a link to each")
     yield mesh
     mesh.down()
 
@@ -249,9 +270,15 @@ def test_what_an_arena_cannot_hold_goes_to_the_disk_and_comes_back(
     del refs
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["sent", "shared"])
 def test_pinned_blocks_stay_in_memory_and_what_has_no_room_beside_them_is_refused_with_the_arithmetic(
-    four: FourNodes,
+    four: FourNodes, together: bool
 ) -> None:
+    with four.together(together):
+        full_of_pinned(four, together)
+
+
+def full_of_pinned(four: FourNodes, together: bool) -> None:
     four.quiet()
     pinned = [four.cluster.put(np.zeros(LARGE_BYTES, dtype=np.uint8), pin=True) for _ in range(2)]
     home = pinned[0].node_name
@@ -270,6 +297,8 @@ def test_pinned_blocks_stay_in_memory_and_what_has_no_room_beside_them_is_refuse
     del pinned
     until(lambda: four.cluster.memory()[home].blocks == 0, "its owner has dropped them")
     assert four.cluster.submit(last, coming, on=home).result(WAIT_S) == 7, "there is room again"
+    memory = {four.cluster.submit(memory_of, coming, on=node).result(WAIT_S)[1] for node in (home, away)}
+    assert len(memory) == (1 if together else 2), "it is the same where both are on one machine"
 
 
 def test_a_put_finds_the_room_of_what_was_dropped_just_before(four: FourNodes) -> None:

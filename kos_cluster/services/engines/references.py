@@ -6,10 +6,10 @@ What an engine holds becomes a block in the process that holds it (`laid`); then
 the process lets it go (`let_go`). Both work on any engine. The rest is Dask's way of it: a future of a block's value,
 an array whose chunks are slices of a block, and blocks of futures and of a persisted array's chunks.
 
-What is copied. A block that is read on the node where it was made: nothing. One that is read on another node comes
-there once, as a whole, whoever reads it; so tasks that read one prefer the workers on its node. What Dask moves between
-its own workers is Dask's copy. A result that becomes a block is copied once, from its process's memory into that of
-the node; its bytes never leave the node.
+What is copied. A block that is read on the machine where it was made: nothing. One that is read on another comes to the
+node there once, as a whole, whoever reads it; so tasks that read one prefer the workers on its node. What Dask moves
+between its own workers is Dask's copy. A result that becomes a block is copied once, from its process's memory into
+that of the node; its bytes never leave the node.
 
 Rules. A block lives as long as a client has its reference: keep it for as long as the engine may read it, also to make
 a lost result again. What is read from a block cannot be written to.

@@ -595,3 +595,9 @@ def submits_before_its_node_is_linked() -> int:
 
 def test_a_task_that_waits_before_its_node_is_linked_lends_its_slot(mesh: Mesh) -> None:
     assert mesh.cluster.submit(submits_before_its_node_is_linked, on="node1", timeout=30).result(timeout=30) == 5
+
+
+def test_what_a_task_of_a_detached_job_raised_comes_with_its_results(mesh: Mesh) -> None:
+    job = mesh.cluster.detach(int, ["ten"])
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        job.results(30)

@@ -67,13 +67,13 @@ class Mesh:
     def pid(self, node: str) -> int:
         return next(row["pid"] for row in self.cluster.nodes() if row["name"] == node)
 
-    def program(self, source: str) -> subprocess.Popen[str]:
-        """Run a program that uses this cluster in a process of its own."""
+    def program(self, source: str, home: Path | None = None) -> subprocess.Popen[str]:
+        """Run a program that uses this cluster in a process of its own, as the user whose KOS_HOME is `home`."""
         path = self.folder / f"program{time.monotonic_ns()}.py"
         path.write_text(textwrap.dedent(source))
         program = subprocess.Popen(
             [sys.executable, str(path)],
-            env={**os.environ, "KOS_HOME": str(self.home.path)},
+            env={**os.environ, "KOS_HOME": str(home or self.home.path)},
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -60,6 +60,7 @@ def home(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run", 2, "kos run --distribute script.py"),
         ("cluster exec desk", 2, "No command"),
         ("run --over xs ls", 2, "notebook's cell"),
+        ("run --engine dask ls", 2, "notebook's cell"),
         ("run --out ys ls", 2, "notebook's cell"),
         ("run --no-redirect ls", 2, "--distribute"),
         ("run --env KOS_ABSENT ls", 2, "KOS_ABSENT is not set"),

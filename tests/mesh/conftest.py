@@ -20,6 +20,7 @@ from kos_cluster.core.records import MemberState
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.net import wire
 from kos_cluster.services import embedded
+from tests.engines.stand_in import StandIn, on_stand_in
 
 WAIT_S = 30.0
 DECLARED = Declared({"site": "here"}, {"licence": 1})  # of each node
@@ -97,3 +98,10 @@ def mesh() -> Iterator[Mesh]:
     mesh = Mesh(2)
     yield mesh
     mesh.down()
+
+
+@pytest.fixture(scope="package")
+def engine(mesh: Mesh) -> Iterator[StandIn]:
+    """Threads of this process, in the place of any engine that is asked for."""
+    with on_stand_in(mesh.cluster) as connection:
+        yield connection

@@ -30,6 +30,7 @@ class Credentials(msgspec.Struct, frozen=True):
     authority: str
     certificate: str  # for servers and clients, with the host of its place among its names
     key: str
+    secret: str  # hex, 32 bytes; all who use this engine have the same: for links that ask for a token
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -39,6 +40,7 @@ class Place(msgspec.Struct, frozen=True):
     host: str  # the address of its node, by which the others reach it
     cpus: int
     memory_bytes: int  # beyond which KOS stops it; 0: no limit
+    folder: str  # of its own, for what it keeps in files; removed with its rank, however that ends
     credentials: Credentials
 
 

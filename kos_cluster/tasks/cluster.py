@@ -153,13 +153,23 @@ class Cluster:
         job.close()
         return MapResult(job)
 
-    def gang(self, fn: Callable[..., Any], n: int, /, *args: Any, restarts: int = 0, **keywords: Any) -> Gang:
+    def gang(
+        self,
+        fn: Callable[..., Any],
+        n: int,
+        /,
+        *args: Any,
+        restarts: int = 0,
+        vital: int | None = None,
+        **keywords: Any,
+    ) -> Gang:
         """Run `fn(*args, **kwargs)` as `n` ranks, all together or not at all; `kos.comm()` connects them. `restarts`:
-        how often all start anew when one is lost. Options as for `submit`, of each rank, but `retries`."""
+        how often all start anew when one is lost. `vital`: only the ranks below it end the gang when they are lost or
+        raise, all by default. Options as for `submit`, of each rank, but `retries`."""
         call, options, kwargs = prepared(fn, keywords)
         payload = serialise.dumps_args(args, kwargs)
         spec = self._submission.spec(call, (payload,), options)
-        return Gang(self._mesh, self._submission.launch, spec, payload, n, restarts)
+        return Gang(self._mesh, self._submission.launch, spec, payload, n, restarts, vital)
 
     def gang_program(self, program: Program, n: int, restarts: int) -> Gang:
         """A script or command as the program of each rank, which may call `kos.comm()` itself."""

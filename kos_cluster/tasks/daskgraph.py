@@ -88,12 +88,10 @@ def _prepared(dsk: Any, keys: Any, fused: bool) -> Mapping[Any, Any]:
     from dask.optimization import cull, fuse
     from dask.utils import ensure_dict
 
-    graph, dependencies = cull(  # type: ignore[no-untyped-call]
-        ensure_dict(dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk), keys
-    )
+    graph, dependencies = cull(ensure_dict(dsk.__dask_graph__() if hasattr(dsk, "__dask_graph__") else dsk), keys)
     _check_acyclic(dependencies)
     if fused:
-        graph, _ = fuse(graph, keys, dependencies)  # type: ignore[no-untyped-call]
+        graph, _ = fuse(graph, keys, dependencies)
     return graph  # type: ignore[no-any-return]
 
 

@@ -109,14 +109,15 @@ class Gang(Future):
         payload: bytes,
         ranks: int,
         restarts: int,
+        vital: int | None = None,
     ) -> None:
-        _check(ranks, restarts)
+        _check(ranks, restarts, vital)
         self._mesh = mesh
         self._spec = spec
         self._payload = payload
         self._ranks = ranks
         self._launch = launch
-        self._machine = epochs.Epochs(ranks, restarts)
+        self._machine = epochs.Epochs(ranks, restarts, vital)
         self._events: queue.SimpleQueue[epochs.Event | _RankEnd | _RankSaid] = queue.SimpleQueue()
         self._heard: set[int] = set()  # ranks of which a message is among them
         self._checkpoints = checkpoints.Checkpoints(ranks)
@@ -153,14 +154,22 @@ class Gang(Future):
         """The names of the nodes that the ranks of this epoch are on, by rank; empty while it has no slots."""
         return [name for _, name, _ in self._nodes]
 
+    @property
+    def gone(self) -> dict[int, BaseException]:
+        """The ranks of this epoch that were lost or have raised while the rest went on, as not vital, and why."""
+        return self._machine.gone
+
     def __repr__(self) -> str:
         return f"<kos Gang {self.id} of {self._ranks} ranks, epoch {self.epoch}, {self._machine.state.value}>"
 
     def result(self, timeout: float | None = None) -> list[Any]:
-        """What each rank returned. Raises GangError, PlacementError if it never fits, CancelledError, TimeoutError."""
+        """What each rank returned, None for one that is gone.
+
+        Raises GangError, PlacementError if it never fits, CancelledError, TimeoutError.
+        """
         value = self._await(timeout)
         if isinstance(value, tuple):
-            value = self._result = [outcome.value() for outcome in value]
+            value = self._result = [None if outcome is None else outcome.value() for outcome in value]
         assert isinstance(value, list)
         return value
 
@@ -294,7 +303,7 @@ class Gang(Future):
                 case epochs.End(_):
                     self._end()
                 case epochs.Succeed(_):
-                    self.set_result(tuple(self._outcomes[rank] for rank in range(self._ranks)))
+                    self.set_result(tuple(self._outcomes.get(rank) for rank in range(self._ranks)))
                 case epochs.Fail(_, rank, error):
                     self.settle(self._error(rank, error))
 
@@ -375,10 +384,17 @@ def prepared(fn: Callable[..., Any], keywords: dict[str, Any]) -> tuple[RankCall
     return RankCall(profiling.applied(fn)), replace(options, retries=0, fresh=True), own
 
 
-def _check(ranks: object, restarts: object) -> None:
-    for name, value, least, most in (("n", ranks, 1, RANKS_LIMIT), ("restarts", restarts, 0, epochs.RESTARTS_LIMIT)):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")
+def _check(ranks: object, restarts: object, vital: object) -> None:
+    _check_whole("n", ranks, 1, RANKS_LIMIT)
+    _check_whole("restarts", restarts, 0, epochs.RESTARTS_LIMIT)
+    if vital is not None:
+        assert isinstance(ranks, int)
+        _check_whole("vital", vital, 0, ranks)
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")
 
 
 def _enter(gang: Gang) -> None:

@@ -46,6 +46,20 @@ def hold(folder: str) -> int:
     return comm.epoch
 
 
+def hold_apart(folder: str) -> int:
+    """As `hold`, without waiting for the others."""
+    import os
+    from pathlib import Path
+
+    import kos_cluster as kos
+
+    rank = kos.comm().rank
+    (Path(folder) / f"rank{rank}.epoch{kos.comm().epoch}").write_text(str(os.getpid()))
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.01)
+    return rank
+
+
 def running(folder: Path, ranks: int, epoch: int = 1) -> list[int]:
     """The ranks' processes, once all of an epoch run."""
     files = [folder / f"rank{rank}.epoch{epoch}" for rank in range(ranks)]
@@ -282,6 +296,28 @@ def test_a_killed_rank_ends_the_gang_without_restarts(mesh: Mesh, tmp_path: Path
     with pytest.raises(GangError, match=r"Rank 2 on node\d ended gang .*SIGKILL") as caught:
         gang.result(WAIT_S)
     assert isinstance(caught.value.__cause__, TaskLostError)
+
+
+def test_a_killed_rank_that_is_not_vital_is_gone_and_the_others_finish(mesh: Mesh, tmp_path: Path):
+    gang = mesh.cluster.gang(hold_apart, 4, str(tmp_path), spread=True, vital=1)
+    os.kill(running(tmp_path, 4)[2], signal.SIGKILL)
+    until(lambda: 2 in gang.gone, "rank 2 is gone", WAIT_S)
+    assert not gang.done()
+    (tmp_path / "go").touch()
+    assert gang.result(WAIT_S) == [0, 1, None, 3]
+    assert list(gang.gone) == [2] and isinstance(gang.gone[2], TaskLostError)
+    assert "SIGKILL" in str(gang.gone[2])
+    with pytest.raises(UsageError, match="vital=5 is not a whole number from 0 to 4"):
+        mesh.cluster.gang(where, 4, vital=5)
+
+
+def test_a_killed_vital_rank_ends_the_gang(mesh: Mesh, tmp_path: Path):
+    gang = mesh.cluster.gang(hold_apart, 3, str(tmp_path), vital=1)
+    pids = running(tmp_path, 3)
+    os.kill(pids[0], signal.SIGKILL)
+    with pytest.raises(GangError, match=r"Rank 0 on node\d ended gang .*SIGKILL"):
+        gang.result(WAIT_S)
+    until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the others are ended", WAIT_S)
 
 
 def test_a_killed_rank_starts_the_whole_gang_anew_in_another_epoch(mesh: Mesh, tmp_path: Path):

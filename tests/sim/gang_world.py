@@ -30,6 +30,7 @@ GANGS = 4
 STEPS = 220
 HEAL_STEPS = 900
 STEP_S = 0.25  # the most that time moves in one step
+VITAL = {"g2": 0, "g3": 1}  # of the others all ranks are
 LOST = ValueError("lost")
 
 
@@ -347,7 +348,9 @@ class Owner:
         cpus = 1 if self.ranks > 2 else rng.randint(1, 2)
         gpus = rng.randint(0, 1) if self.ranks <= sum(GPUS.values()) else 0
         self.needs = Needs(cpus, rng.randint(0, 2) * GIB, gpus=gpus, layout=rng.choice(list(Layout)))
-        self.machine = epochs.Epochs(self.ranks, restarts=100)
+        self.vital = VITAL.get(name, self.ranks)
+        self.machine = epochs.Epochs(self.ranks, restarts=100, vital=self.vital)
+        self.returned: dict[int, set[int]] = defaultdict(set)  # epoch -> ranks
         self.nodes: dict[int, tuple[str, ...]] = {}  # epoch -> by rank
         self.result: object = None
         self.carry_out(self.machine.begin())
@@ -371,7 +374,11 @@ class Owner:
                 case epochs.End(epoch):
                     for rank, name in enumerate(self.nodes.get(epoch, ())):
                         self.world.mail.append((self.cancel, name, epoch, rank))
-                case epochs.Succeed() | epochs.Fail():
+                case epochs.Succeed(epoch):
+                    gone = set(range(self.ranks)) - self.returned[epoch]
+                    assert set(self.machine.gone) == gone and all(rank >= self.vital for rank in gone)
+                    self.result = effect
+                case epochs.Fail():
                     self.result = effect
 
     def batch(self, epoch: int, rank: int) -> queue.Key:
@@ -413,6 +420,8 @@ class Owner:
         self.handle(epochs.RankLost(key[1] // 100, rank, LOST))
 
     def done(self, key: queue.Key, rank: int) -> None:
+        if rank not in self.machine._done:
+            self.returned[key[1] // 100].add(rank)
         self.handle(epochs.RankDone(key[1] // 100, rank))
 
     def turn(self) -> None:

@@ -26,6 +26,7 @@ def test_gangs_start_whole_hold_no_slot_beyond_the_lease_and_all_end():
     ends = [owner.result for world in worlds for owner in world.owners.values()]
     assert all(isinstance(end, epochs.Succeed) for end in ends), [end for end in ends if isinstance(end, epochs.Fail)]
     assert sum(owner.machine.epoch > 1 for world in worlds for owner in world.owners.values()) > SEEDS / 4
+    assert any(owner.machine.gone for world in worlds for owner in world.owners.values())
     assert sum(len(world.begun) for world in worlds) > SEEDS * gang_world.GANGS  # some tries were aborted
 
 

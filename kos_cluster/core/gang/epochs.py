@@ -8,6 +8,10 @@ long as restarts are left; an exception does not, as it would be raised again.
 Cause and consequence. When a rank goes, its neighbours fail a moment later, and are heard of sooner, since a lost node
 is silent. So a failure that only says that another rank has gone waits up to `SETTLE_S` for what took that one.
 
+Vital ranks. Where only the ranks below `vital` are, the end of another one that runs user code is recorded in `gone`,
+and the rest go on; the gang is over when each rank has returned or is gone. A vital rank that ends for the sake of one
+that is gone ends the gang with that one's end as the cause. Before user code runs all ranks are vital.
+
 Rules. Events carry their epoch, and those of another than the current one change nothing. An epoch in which no rank ran
 user code does not count as a restart; `STARTS_LIMIT` of them in a row end the gang.
 
@@ -18,7 +22,8 @@ user code does not count as a restart; `STARTS_LIMIT` of them in a row end the g
     starting   every rank is Ready                   running    Tell
     starting   RankLost, or START_TIMEOUT_S          asking     End, Ask of the next epoch
     starting   the same, STARTS_LIMIT times in a row over       End, Fail
-    running    every rank is Done                    over       Succeed
+    running    every rank is Done or gone            over       Succeed
+    running    RankLost or RankFailed, not vital     running
     running    RankFailed, of another's going        settling
     starting,  RankFailed                            over       End, Fail
     running,   RankLost, restarts left               asking     End, Ask of the next epoch
@@ -158,16 +163,17 @@ Effect = Ask | Launch | Tell | End | Succeed | Fail
 class Epochs:
     """The machine of one gang."""
 
-    def __init__(self, ranks: int, restarts: int) -> None:
+    def __init__(self, ranks: int, restarts: int, vital: int | None = None) -> None:
         self.epoch = 1
         self.state = State.ASKING
         self.restarts_left = restarts
         self._ranks = ranks
+        self._vital = ranks if vital is None else vital
         self._starts = 0  # epochs in a row that did not begin
         self._addresses: dict[int, bytes] = {}
         self._done: set[int] = set()
         self._cause: RankFailed | RankLost | None = None  # the best known of this epoch's end
-        self._consequences: dict[int, RankFailed] = {}  # by rank: what ended for another one's sake
+        self._ends: dict[int, RankFailed | RankLost] = {}  # of this epoch, by rank; replaced, as others read it
         self._ended = False  # this epoch was ended
         self._until_s = float("inf")
 
@@ -175,6 +181,11 @@ class Epochs:
     def deadline_s(self) -> float:
         """`tick` has nothing to do before."""
         return self._until_s
+
+    @property
+    def gone(self) -> dict[int, BaseException]:
+        """The ranks of this epoch that are not vital and did not return, with what ended them. For any thread."""
+        return {rank: end.error for rank, end in self._ends.items() if rank >= self._vital}
 
     @property
     def missing(self) -> list[int]:
@@ -229,23 +240,32 @@ class Epochs:
 
     def _rank_done(self, rank: int) -> list[Effect]:
         self._done.add(rank)
-        if self.state is State.RUNNING and len(self._done) == self._ranks:
-            self.state, self._until_s = State.OVER, float("inf")
-            return [Succeed(self.epoch)]
+        if self.state is State.RUNNING:
+            return self._succeeded()
         return self._settled() if self.state is State.SETTLING and self._quiet() else []
 
+    def _succeeded(self) -> list[Effect]:
+        if not self._quiet():
+            return []
+        self.state, self._until_s = State.OVER, float("inf")
+        return [Succeed(self.epoch)]
+
     def _rank_ended(self, event: RankFailed | RankLost, now: float) -> list[Effect]:
+        optional = self.state is State.RUNNING and event.rank >= self._vital
+        if optional and event.rank in self._done:
+            return []
         self._done.add(event.rank)
-        if isinstance(event, RankFailed) and event.follows:
-            self._consequences[event.rank] = event
+        self._ends = {**self._ends, event.rank: event}
         if self.state is State.STARTING and isinstance(event, RankLost):
             self._cause = event
             return self._next_epoch(counts=False)
+        if optional:
+            return self._succeeded()
         if self._cause is None or _weight(event) > _weight(self._cause):
             self._cause = event
         if self.state is not State.SETTLING:
             self.state, self._until_s = State.SETTLING, now + SETTLE_S
-        effects: list[Effect] = [] if self._ended or _weight(event) == 0 else [End(self.epoch)]
+        effects: list[Effect] = [] if self._ended or _weight(self._origin()) == 0 else [End(self.epoch)]
         self._ended = self._ended or bool(effects)
         if self._ended or self._quiet():
             effects += self._settled()
@@ -262,13 +282,13 @@ class Epochs:
         return self._fail(cause.rank, cause.error)
 
     def _origin(self) -> RankFailed | RankLost:
-        """The cause; where there are only consequences, one of a rank's end that is not itself a consequence."""
+        """The cause; where it is a consequence, the end of the rank that it names, as far as that is known."""
         cause = self._cause
         assert cause is not None
         passed: set[int] = set()
-        while isinstance(cause, RankFailed) and cause.of in self._consequences and cause.rank not in passed:
+        while isinstance(cause, RankFailed) and cause.of in self._ends and cause.rank not in passed:
             passed.add(cause.rank)
-            cause = self._consequences[cause.of]
+            cause = self._ends[cause.of]
         return cause
 
     def _next_epoch(self, *, counts: bool) -> list[Effect]:
@@ -281,7 +301,7 @@ class Epochs:
             return self._fail(self._cause.rank if self._cause else None, self._never_started())
         self.epoch += 1
         self.state, self._until_s = State.ASKING, float("inf")
-        self._addresses, self._done, self._cause, self._consequences, self._ended = {}, set(), None, {}, False
+        self._addresses, self._done, self._cause, self._ends, self._ended = {}, set(), None, {}, False
         return [*ended, Ask(self.epoch)]
 
     def _never_started(self) -> BaseException:

@@ -11,8 +11,8 @@ NODES = ("a", "b")
 LOST, RAISED, GONE = OSError("lost"), ValueError("raised"), RuntimeError("another has gone")
 
 
-def started(restarts: int = 0) -> e.Epochs:
-    gang = e.Epochs(2, restarts)
+def started(restarts: int = 0, vital: int | None = None) -> e.Epochs:
+    gang = e.Epochs(2, restarts, vital)
     assert gang.begin() == [e.Ask(1)]
     assert gang.handle(e.Reserved(1, NODES), 0.0) == [e.Launch(1, NODES)]
     assert gang.handle(e.Ready(1, 0, b"x"), 0.0) == []
@@ -102,3 +102,48 @@ def test_a_cancelled_gang_is_over(state: str):
     gang = started() if state == "running" else e.Epochs(2, 3)
     assert gang.handle(e.Cancelled(LOST), 1.0) == [e.End(1), e.Fail(1, None, LOST)]
     assert gang.handle(e.Reserved(1, NODES), 2.0) == []
+
+
+@pytest.mark.parametrize("end", [e.RankLost(1, 1, LOST), e.RankFailed(1, 1, RAISED, follows=False)])
+def test_the_others_go_on_without_a_rank_that_is_not_vital(end: e.RankLost | e.RankFailed):
+    gang = started(restarts=1, vital=1)
+    assert gang.handle(end, 1.0) == []
+    assert gang.gone == {1: end.error}
+    assert gang.tick(1.0 + 2 * e.SETTLE_S) == []
+    assert gang.handle(e.RankDone(1, 0), 90.0) == [e.Succeed(1)]
+
+
+def test_a_vital_rank_that_is_lost_restarts_all_and_nobody_is_gone_from_the_new_epoch():
+    gang = started(restarts=1, vital=1)
+    gang.handle(e.RankLost(1, 1, LOST), 1.0)
+    assert gang.handle(e.RankLost(1, 0, LOST), 2.0) == [e.End(1), e.Ask(2)]
+    assert gang.gone == {}
+    assert started(vital=1).handle(e.RankLost(1, 0, LOST), 1.0) == [e.End(1), e.Fail(1, 0, LOST)]
+
+
+def test_a_gang_without_vital_ranks_is_over_when_all_have_returned_or_gone():
+    gang = started(vital=0)
+    assert gang.handle(e.RankLost(1, 0, LOST), 1.0) == []
+    assert gang.handle(e.RankFailed(1, 1, GONE, follows=True, of=0), 1.0) == [e.Succeed(1)]
+    assert gang.gone == {0: LOST, 1: GONE}
+
+
+@pytest.mark.parametrize("lost_first", [True, False])
+def test_a_vital_rank_that_ends_for_the_sake_of_one_that_is_gone_ends_the_gang_by_that_ones_end(lost_first: bool):
+    gang = started(restarts=1, vital=1)
+    ends = [e.RankLost(1, 1, LOST), e.RankFailed(1, 0, GONE, follows=True, of=1)]
+    first, second = ends if lost_first else reversed(ends)
+    assert gang.handle(first, 1.0) == []
+    assert gang.handle(second, 2.0) == [e.End(1), e.Ask(2)]
+    gang = started(restarts=1, vital=1)
+    gang.handle(e.RankFailed(1, 1, RAISED, follows=False), 1.0)
+    assert gang.handle(e.RankFailed(1, 0, GONE, follows=True, of=1), 1.0) == [e.End(1), e.Fail(1, 1, RAISED)]
+
+
+def test_before_user_code_runs_every_rank_is_vital():
+    gang = e.Epochs(2, restarts=0, vital=0)
+    gang.handle(e.Reserved(1, NODES), 0.0)
+    gang.handle(e.Ready(1, 0, b"x"), 0.0)
+    assert gang.handle(e.RankLost(1, 1, LOST), 0.0) == [e.End(1), e.Ask(2)]
+    gang.handle(e.Reserved(2, NODES), 0.0)
+    assert gang.handle(e.RankFailed(2, 1, RAISED, follows=False), 0.0) == [e.End(2), e.Fail(2, 1, RAISED)]

@@ -1,0 +1,243 @@
+"""Engines from a client's side: started, listed, scaled, stopped, and connected to.
+
+Theory of operation. All of it goes through the cluster's registers (see `spec`): a start submits the supervisor as a
+detached job and waits until the record says that the engine serves; scaling and stopping write a wish and wait for its
+answer. So it works from any machine that may submit, and an engine needs none of those who use it.
+
+Rules. What can be told before anything is started is: a wrong spec, a name that is taken, a package that a node lacks,
+a link that would not be encrypted. A start that is interrupted or takes too long leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostError, UsageError
+from kos_cluster.services.engines.certificates import certify
+from kos_cluster.services.engines.engine import Connection
+from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
+from kos_cluster.services.engines.registers import encoded, forget, records
+from kos_cluster.services.engines.spec import (
+    WORKERS_LIMIT,
+    Record,
+    Spec,
+    State,
+    Wanted,
+    check,
+    check_count,
+    record_of,
+    wanted_of,
+)
+from kos_cluster.services.engines.supervisor import supervise
+from kos_cluster.tasks.detached import ENDED, DetachedJob
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.cluster import Cluster
+
+START_TIMEOUT_S = 120.0  # for slots and ranks
+STOP_TIMEOUT_S = 30.0
+SCALE_TIMEOUT_S = 60.0
+POLL_S = 0.05  # between two looks at the registers while one waits
+JOB_POLL_S = 0.5  # between two looks at the supervisor's job
+_ID_BYTES = 8
+
+
+def spec_of(
+    cluster: Cluster,
+    kind: str,
+    *,
+    name: str = "",
+    workers: int | None = None,
+    cpus: int = 1,
+    memory_bytes: int = 0,
+    restarts: int = 0,
+    plaintext: bool = False,
+) -> Spec:
+    """What is to be started, checked. By default a worker for each node, as far as the slots hold the head beside."""
+    if workers is None:
+        workers = _default_workers(cluster, cpus)
+    spec = Spec(name or kind, kind, secrets.token_hex(_ID_BYTES), workers, cpus, memory_bytes, restarts, plaintext)
+    engine = engine_of(kind)
+    check(spec)
+    check_plaintext(engine, plaintext)
+    return spec
+
+
+def start(cluster: Cluster, spec: Spec) -> Record:
+    """Start an engine; returns when it serves. Raises EngineError, PlacementError, UsageError."""
+    check_installed(engine_of(spec.kind), cluster.packages())
+    taken = next((record for record in _records(cluster) if record.name == spec.name), None)
+    if taken is not None:
+        raise _taken(taken)
+    job = cluster.detach(supervise, [spec], name=f"engine {spec.name} ({spec.kind})")
+    try:
+        return _started(cluster, spec, job)
+    except BaseException:
+        with suppress(KosError):
+            job.cancel()
+        raise
+
+
+def engines(cluster: Cluster) -> list[Record]:
+    """All engines of the cluster, by name, those that have failed too."""
+    return [_as_it_is(cluster, record) for record in _records(cluster)]
+
+
+def find(cluster: Cluster, name_or_kind: str) -> Record:
+    """The engine of this name; else the only one of this kind. Raises EngineError when there is none, UsageError."""
+    known = engines(cluster)
+    found = [record for record in known if record.name == name_or_kind]
+    found = found or [record for record in known if record.kind == name_or_kind]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(record.name for record in found)
+        raise UsageError(f"There are {len(found)} engines of the kind {name_or_kind} ({names}).", "Name one of them.")
+    there = f"there are {', '.join(record.name for record in known)}" if known else "none is started"
+    raise EngineError(
+        f"There is no engine {name_or_kind[:64]!r}: {there}.", "Type 'kos engine start dask', or 'kos engine list'."
+    )
+
+
+def scale(cluster: Cluster, name: str, workers: int) -> Record:
+    """Bring the number of workers to this; returns when the head knows them. Raises EngineError, UsageError."""
+    check_count("workers", workers, 1, WORKERS_LIMIT)
+    record = _serving(find(cluster, name))
+    wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, workers)
+    cluster.register(wanted_of(record.name)).set(encoded(wish))
+
+    def reached() -> Record | None:
+        now = _serving(find(cluster, record.name))
+        if now.answered == wish.id and now.refusal:
+            raise EngineError(
+                f"Engine {now.name!r} was not scaled to {workers} workers: {now.refusal.rstrip('.')}.",
+                "'kos nodes' shows what there is.",
+            )
+        return now if now.answered == wish.id and now.workers == workers else None
+
+    return _awaited(reached, SCALE_TIMEOUT_S, f"Engine {record.name!r} was not scaled to {workers} workers")
+
+
+def stop(cluster: Cluster, name: str) -> Record:
+    """Stop an engine; returns when its ranks have been stopped and nothing is written of it. Its last record."""
+    record = find(cluster, name)
+    if _job_ended(cluster, record):
+        forget(cluster, record.name)
+        return record
+    wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, stop=True)
+    cluster.register(wanted_of(record.name)).set(encoded(wish))
+
+    def gone() -> Record | None:
+        there = cluster.register(record_of(record.name)).get()
+        return record if there is None else None
+
+    try:
+        return _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
+    except EngineError:
+        with suppress(NoSuchTaskError):
+            cluster.attach(record.job).cancel()
+        forget(cluster, record.name)
+        raise
+
+
+def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
+    """A connection to an engine; the caller closes it. Raises EngineError, UnreachableError, AuthError, UsageError."""
+    record = _serving(find(cluster, name_or_kind))
+    engine = engine_of(record.kind)
+    check_installed_here(engine)
+    return engine.connect(record.address, certify(cluster, record.id, "127.0.0.1"))
+
+
+# ---- inside
+
+
+def _default_workers(cluster: Cluster, cpus: int) -> int:
+    nodes = [node for node in cluster.nodes() if node["state"] == "alive"]
+    fitting = sum(node["slots"] // cpus for node in nodes if node["slots"]) if cpus > 0 else 0
+    return max(1, min(len(nodes), fitting - 1))
+
+
+def _records(cluster: Cluster) -> list[Record]:
+    return records(cluster.registers())
+
+
+def _as_it_is(cluster: Cluster, record: Record) -> Record:
+    """A record, corrected where its supervisor has ended without a word."""
+    if record.state is State.FAILED or not _job_ended(cluster, record):
+        return record
+    why = f"its supervisor has ended; see 'kos attach {record.job}'"
+    return msgspec.structs.replace(record, state=State.FAILED, workers=0, why=why)
+
+
+def _job_ended(cluster: Cluster, record: Record) -> bool:
+    try:
+        return cluster.attach(record.job).state().state in ENDED
+    except NoSuchTaskError:
+        return True
+
+
+def _serving(record: Record) -> Record:
+    if record.state is State.SERVING:
+        return record
+    told = f": {record.why.rstrip('.')}" if record.why else ""
+    hint = f"Type 'kos engine stop {record.name}', then start it again."
+    if record.state is State.STARTING:
+        hint = f"Type 'kos engine status {record.name}' to see when it serves."
+    raise EngineError(f"Engine {record.name!r} is {record.state}{told}.", hint)
+
+
+def _taken(record: Record) -> UsageError:
+    return UsageError(
+        f"There is an engine {record.name!r} already ({record.kind}, {record.state}).",
+        f"Give this one another --name, or type 'kos engine stop {record.name}' first.",
+    )
+
+
+def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:
+    looked_s = time.monotonic()
+
+    def serving() -> Record | None:
+        nonlocal looked_s
+        record = next((record for record in _records(cluster) if record.id == spec.id), None)
+        if record is not None and record.state is State.SERVING:
+            return record
+        if time.monotonic() - looked_s > JOB_POLL_S:
+            looked_s = time.monotonic()
+            if job.state().state in ENDED:
+                raise _ended(job)
+        return None
+
+    return _awaited(serving, START_TIMEOUT_S, f"Engine {spec.name!r} did not start")
+
+
+def _ended(job: DetachedJob) -> KosError:
+    """How a supervisor's job has ended."""
+    try:
+        job.results()
+    except TaskLostError:
+        return EngineError(f"The supervisor of the engine, job {job.id}, was lost.", f"See 'kos attach {job.id}'.")
+    except KosError as error:
+        return error
+    except BaseException as error:
+        return EngineError(
+            f"The supervisor of the engine, job {job.id}, has ended: {error!r}.", "This is an error in KOS."
+        )
+    return EngineError("The engine was stopped while it started.", "Start it again.")
+
+
+def _awaited(look: Callable[[], Record | None], timeout_s: float, what: str) -> Record:
+    """What `look` gives, asked until it gives something. Raises EngineError."""
+    until_s = time.monotonic() + timeout_s
+    while (found := look()) is None:
+        if time.monotonic() > until_s:
+            raise EngineError(
+                f"{what} within {timeout_s:g} s.", "Type 'kos engine list', and 'kos why ID' of its jobs."
+            )
+        time.sleep(POLL_S)
+    return found

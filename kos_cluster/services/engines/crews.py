@@ -1,0 +1,138 @@
+"""The gangs of one life of an engine: the first one, with the head in it, and those of workers that came later.
+
+Rules. One further gang at a time waits for its slots. Lost ranks are replaced after a pause that doubles with each
+replacement, up to `PAUSE_MOST_S`, until workers have lasted for `STEADY_S`: what fails at once does not fail all the
+time. Used by the supervisor's thread alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kos_cluster.core.jobrows import CANCELLED, DONE, FAILED
+from kos_cluster.errors import GangError, KosError, PlacementError
+from kos_cluster.services.engines import ranks
+from kos_cluster.services.engines.engine import Address
+from kos_cluster.services.engines.spec import Spec
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.cluster import Cluster
+    from kos_cluster.tasks.gangs import Gang
+
+PAUSE_S = 0.5  # before lost workers are replaced
+PAUSE_MOST_S = 60.0
+STEADY_S = 30.0  # without a replacement, for the next pause to be the first one again
+_ENDED = frozenset({DONE, FAILED, CANCELLED})
+
+
+class Crews:
+    """Begins with the first gang, and ends with all of them."""
+
+    def __init__(self, cluster: Cluster, spec: Spec, workers: int, life: int) -> None:
+        self._cluster = cluster
+        self._spec = spec
+        self._first = self._gang(ranks.serve_first, 1 + workers, life, vital=1)
+        self._gangs = [self._first]
+        self._further: Gang | None = None  # waits for its slots
+        self._told: set[tuple[str, int]] = set()  # ranks whose loss was told
+        self._pause_s = PAUSE_S
+        self._replaced_s = float("-inf")
+
+    @property
+    def placed(self) -> bool:
+        """Whether the first gang has its slots."""
+        return bool(self._first.nodes)
+
+    @property
+    def first_job(self) -> str:
+        return self._first.jobs[-1]
+
+    @property
+    def head_node(self) -> str:
+        """The name of the node that the head is on."""
+        return self._first.nodes[0]
+
+    @property
+    def workers(self) -> int:
+        """Ranks of workers that have not ended, those on their way included."""
+        left = sum(self._left(gang) for gang in self._gangs)
+        return max(0, left - 1)  # the head
+
+    @property
+    def waits(self) -> bool:
+        """Whether further workers wait for their slots."""
+        return self._further is not None
+
+    def failure(self) -> str:
+        """How the first gang has ended, and the head with it; empty while it runs. Raises PlacementError."""
+        if not self._first.done():
+            return ""
+        error = self._first.exception()
+        if isinstance(error, PlacementError):
+            raise error
+        return _told(error) if error is not None else "its head has ended"
+
+    def lost(self) -> str:
+        """What ranks were lost since this was last asked; empty: none."""
+        lines = []
+        for gang in self._gangs:
+            for rank, error in sorted(gang.gone.items()):
+                if (gang.id, rank) not in self._told:
+                    self._told.add((gang.id, rank))
+                    lines.append(_told(error))
+        return "; ".join(dict.fromkeys(lines))
+
+    def grow(self, count: int, address: Address) -> None:
+        """Ask for so many further workers."""
+        assert self._further is None
+        self._further = self._gang(ranks.serve_further, count, address, vital=0)
+        self._gangs.append(self._further)
+
+    def settled(self) -> str:
+        """Why further workers cannot be had, if that has become known; empty when they have their slots, or wait."""
+        further = self._further
+        if further is None or not (further.nodes or further.done()):
+            return ""
+        self._further = None
+        if further.nodes:
+            return ""
+        self._gangs.remove(further)
+        error = further.exception()
+        return _told(error) if error is not None else "they have ended"
+
+    def replace(self, count: int, address: Address) -> None:
+        """Ask for workers in place of lost ones, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now - self._replaced_s > max(STEADY_S, self._pause_s):
+            self._pause_s = PAUSE_S
+        elif now - self._replaced_s < self._pause_s:
+            return
+        else:
+            self._pause_s = min(2 * self._pause_s, PAUSE_MOST_S)
+        self._replaced_s = now
+        self.grow(count, address)
+
+    def end(self) -> None:
+        """Stop all ranks."""
+        for gang in self._gangs:
+            gang.cancel()
+
+    def _gang(self, fn: Callable[..., None], count: int, *args: Any, vital: int) -> Gang:
+        spec = self._spec
+        name = f"engine {spec.name}"
+        return self._cluster.gang(
+            fn, count, spec, *args, vital=vital, cpus=spec.cpus, memory=spec.memory_bytes, name=name
+        )
+
+    def _left(self, gang: Gang) -> int:
+        """Its ranks that have not ended."""
+        return 0 if gang.done() else sum(state not in _ENDED for state in self._cluster.states(gang.jobs[-1]))
+
+
+def _told(error: BaseException) -> str:
+    """What has happened to a gang or rank, without what it is called there."""
+    cause = error.__cause__ if isinstance(error, GangError) and error.__cause__ is not None else error
+    text = cause.message if isinstance(cause, KosError) else f"{type(cause).__name__}: {cause}"
+    return text.rstrip(".")

@@ -1,0 +1,82 @@
+"""What of KOS runs inside Dask's own processes: calls in its workers, and what the scheduler counts.
+
+Rules. A call says something with its worker's events, which reach the client before the end of its task does. How often
+a call may be lost with its worker is its annotation `RETRIES`. Dask counts the losses of each task, and gives it up
+when they are more than the scheduler's `allowed_failures`; so the count of a call begins as far below that as it has
+tries.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import distributed
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from kos_cluster.services.engines.engine import Task
+
+RETRIES = "kos_retries"
+TEXT_LIMIT_CHARACTERS = 1 << 16  # of one event; a longer text becomes several
+
+_running: dict[str, threading.Event] = {}  # calls of this process, by their ids
+
+
+class Call:
+    """A call as the function of a Dask task."""
+
+    def __init__(self, call: Callable[[Task], Any], id_: str, topic: str) -> None:
+        self._call, self._id, self._topic = call, id_, topic
+
+    def __call__(self) -> Any:
+        task = _Task(self._id, self._topic)
+        _running[self._id] = task.stopped
+        try:
+            return self._call(task)
+        finally:
+            del _running[self._id]
+
+
+class _Task:
+    def __init__(self, id_: str, topic: str) -> None:
+        self._id, self._topic = id_, topic
+        self._worker = distributed.get_worker()
+        self.stopped = threading.Event()
+
+    def write(self, stream: str, text: str) -> None:
+        for start in range(0, len(text), TEXT_LIMIT_CHARACTERS):
+            piece = text[start : start + TEXT_LIMIT_CHARACTERS]
+            self._worker.log_event(self._topic, (self._id, stream, piece))
+
+
+def stop(id_: str) -> None:
+    """In a worker: tell a call that it is to stop."""
+    stopped = _running.get(id_)
+    if stopped is not None:
+        stopped.set()
+
+
+class Losses(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
+    """In the scheduler: gives each call its own number of tries."""
+
+    name = "kos-losses"
+
+    def update_graph(self, scheduler: Any, *, annotations: dict[str, dict[Any, Any]], **_: Any) -> None:
+        for key, retries in annotations.get(RETRIES, {}).items():
+            task = scheduler.tasks.get(key)
+            if task is not None:
+                task.suspicious = scheduler.allowed_failures - retries
+
+
+def counted(dask_scheduler: Any) -> tuple[list[str], int, int, int]:
+    """In the scheduler: its workers, tasks that wait, tasks that run, bytes that are kept."""
+    workers = dask_scheduler.workers.values()
+    running = sum(len(worker.executing) for worker in workers)
+    open_ = sum(
+        group.states[state]
+        for group in dask_scheduler.task_groups.values()
+        for state in ("waiting", "no-worker", "queued", "processing")
+    )
+    held_bytes = sum(worker.nbytes for worker in workers)
+    return [worker.address for worker in workers], max(0, open_ - running), running, held_bytes

@@ -1,0 +1,118 @@
+"""What a supervisor reads and writes in the cluster's registers.
+
+Theory of operation. The record is written with compare-and-set over what this supervisor wrote last. While the cluster
+cannot decide, what is to be written waits: the engine works on, and the next look writes it. A write whose answer was
+lost may have been done; the register is read before the next one.
+
+Rules. What others have written over ours means that another supervisor has taken over: `Superseded`. What the head
+counts changes all the time, and is written each `COUNTS_AGAIN_S` at most.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from kos_cluster.errors import EngineError, UnreachableError
+from kos_cluster.services.engines.registers import decoded, encoded, forget
+from kos_cluster.services.engines.spec import Began, Record, Wanted, head_of, record_of, shortened, wanted_of
+
+if TYPE_CHECKING:
+    from kos_cluster.services.engines.engine import Standing
+    from kos_cluster.tasks.cluster import Cluster
+
+COUNTS_AGAIN_S = 1.0
+
+T = TypeVar("T")
+
+
+class Superseded(EngineError):
+    """The register is another's."""
+
+
+class Ledger:
+    """Of one engine."""
+
+    def __init__(self, cluster: Cluster, record: Record) -> None:
+        self.record = record
+        self._cluster = cluster
+        self._register = cluster.register(record_of(record.name))
+        self._written: str | None = None
+        self._unsure: str | None = None  # what a write without an answer may have written
+        self._counted_s = float("-inf")
+
+    def claim(self) -> Record | None:
+        """Write the first record where there is none; else the one that is there, ours if it is this engine's."""
+        held = self._register.get()
+        if held is None:
+            self.write()
+            return None
+        former = decoded(self._register.name, held, Record)
+        if former.id == self.record.id:
+            self._written, self.record = held, former
+        return former
+
+    def write(self, **changes: Any) -> None:
+        """Change the record. Raises Superseded."""
+        if "why" in changes:
+            changes["why"] = shortened(changes["why"])
+        self.record = msgspec.structs.replace(self.record, **changes)
+        with suppress(UnreachableError):  # it is tried again with the next look
+            self._flush()
+
+    def count(self, standing: Standing) -> None:
+        """Write what the head counts; the number of workers at once."""
+        workers = len(standing.workers)
+        now = time.monotonic()
+        if workers != self.record.workers or now - self._counted_s > COUNTS_AGAIN_S:
+            self._counted_s = now
+            self.write(
+                workers=workers, waiting=standing.waiting, running=standing.running, held_bytes=standing.held_bytes
+            )
+
+    def answer(self, wanted: Wanted, refusal: str) -> None:
+        self.write(answered=wanted.id, refusal=shortened(refusal))
+
+    def wanted(self) -> Wanted | None:
+        """A wish for this engine that has no answer yet."""
+        wanted = self._read(wanted_of(self.record.name), Wanted)
+        if wanted is None or wanted.engine != self.record.id or wanted.id == self.record.answered:
+            return None
+        return wanted
+
+    def began(self) -> Began | None:
+        """That the head and the workers of this life serve."""
+        began = self._read(head_of(self.record.name), Began)
+        return began if began is not None and (began.engine, began.life) == (self.record.id, self.record.life) else None
+
+    def forget(self) -> None:
+        """Remove all that is written of it, if it is ours."""
+        if self._written is not None:
+            forget(self._cluster, self.record.name)
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        """None also while nobody can tell, which is no reason to end an engine that works."""
+        with suppress(UnreachableError):
+            text = self._cluster.register(name).get()
+            return None if text is None else decoded(name, text, kind)
+        return None
+
+    def _flush(self) -> None:
+        text = encoded(self.record)
+        if self._unsure is not None:
+            held = self._register.get()
+            if held == self._unsure:
+                self._written = held
+            self._unsure = None
+        if text == self._written:
+            return
+        self._unsure = text
+        done = self._register.compare_and_set(self._written, text)
+        self._unsure = None
+        if not done:
+            self._written = None
+            raise Superseded(f"Another supervisor has taken over engine {self.record.name!r}.")
+        self._written = text

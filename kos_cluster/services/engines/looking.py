@@ -1,0 +1,82 @@
+"""How an engine stands, as its head says: asked in a thread, so that a head that does not answer holds nobody up.
+
+Rules. The engine's packages are imported here, when the engine serves, not before: that costs the time of a core while
+head and workers need it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from kos_cluster.errors import KosError
+from kos_cluster.services.engines.certificates import certify
+from kos_cluster.services.engines.kinds import engine_of
+
+if TYPE_CHECKING:
+    from kos_cluster.services.engines.engine import Address, Connection, Standing
+    from kos_cluster.services.engines.spec import Spec
+    from kos_cluster.tasks.cluster import Cluster
+
+LOOK_S = 0.5  # between two questions
+
+
+class Looking:
+    """One life's connection of the supervisor to the head."""
+
+    def __init__(self, cluster: Cluster, spec: Spec, address: Address) -> None:
+        self._cluster = cluster
+        self._spec = spec
+        self._address = address
+        self._stop = threading.Event()
+        self._connection: Connection | None = None
+        self._leaving = 0  # workers that are to be let go
+        self.refusal = ""  # why workers that were to be let go could not be
+        self._heard_s = time.monotonic()
+        self.standing: Standing | None = None
+        self._thread = threading.Thread(target=self._run, name="kos-looking", daemon=True)
+        self._thread.start()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the head has not answered."""
+        return time.monotonic() - self._heard_s
+
+    def retire(self, count: int) -> None:
+        """Have so many workers let go, soon; `refusal` says when that cannot be."""
+        self.refusal, self._leaving = "", count
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(LOOK_S):
+                self._look()
+        finally:
+            if self._connection is not None:
+                self._connection.close()
+
+    def _look(self) -> None:
+        try:
+            if self._connection is None:
+                credentials = certify(self._cluster, self._spec.id, "127.0.0.1")
+                self._connection = engine_of(self._spec.kind).connect(self._address, credentials)
+            if self._leaving:
+                self._retire(self._connection)
+            self.standing = self._connection.standing()
+        except KosError:
+            return  # `silent_s` grows, and says so
+        self._heard_s = time.monotonic()
+
+    def _retire(self, connection: Connection) -> None:
+        """Once, also when that fails: which of them have gone by then is not known."""
+        count, self._leaving = self._leaving, 0
+        try:
+            gone = connection.retire(count)
+        except KosError as error:
+            self.refusal = error.message
+            return
+        if len(gone) < count:
+            self.refusal = f"{count - len(gone)} of them hold what no other worker has room for"

@@ -1,0 +1,48 @@
+"""Reading and writing what the cluster knows of its engines.
+
+Rules: what is written with `swap` is written only if the register holds what the writer wrote there before, so of two
+supervisors of one engine the former one ends. What is in a register and is no record is told, not guessed at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from kos_cluster.errors import StateError
+from kos_cluster.services.engines.spec import PREFIX, Record, head_of, record_of, wanted_of
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.cluster import Cluster
+
+T = TypeVar("T")
+
+
+def encoded(value: msgspec.Struct) -> str:
+    """As a register holds it."""
+    return msgspec.json.encode(value).decode()
+
+
+def decoded(name: str, text: str, kind: type[T]) -> T:
+    """What a register holds. Raises StateError."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise StateError(
+            f"The register {name} holds nothing that this version knows of an engine: {error}.",
+            f"If nobody needs it, type 'kos register {name} --unset'.",
+        ) from None
+
+
+def records(registers: Mapping[str, str]) -> list[Record]:
+    """The engines of a cluster, by name."""
+    named = [name for name in sorted(registers) if name.startswith(PREFIX) and "." not in name[len(PREFIX) :]]
+    return [decoded(name, registers[name], Record) for name in named]
+
+
+def forget(cluster: Cluster, name: str) -> None:
+    """Remove all that is written of an engine. What it is found by comes last."""
+    for register in (wanted_of(name), head_of(name), record_of(name)):
+        cluster.register(register).set(None)

@@ -1,0 +1,249 @@
+"""The supervisor of one engine: a detached job's task that starts its ranks, watches them, and says how they stand.
+
+Theory of operation. A life of an engine is one gang: the head and the workers, all or nothing. While it serves, the
+supervisor looks at three things each `LOOK_S`: what is wanted, whether the gang still runs, and how the head says that
+it stands. The gang ends when the head is lost, which ends that life; with restarts left the next one begins. A worker's
+rank that is lost, and workers that are wanted beyond those that there are, come as further gangs; what is wanted less
+is let go by the engine, which passes on what it holds. A worker process that its rank brings back itself, as Dask's
+nanny does, is nothing to the supervisor.
+
+    life       event                                     next
+    -          the name is free                          starting
+    -          it has a record of this engine            starting, one restart less; failed, if none is left
+    starting   head and workers serve                    serving
+    starting   a rank is lost, it would never fit, late  gone; as in serving, if an earlier life has served
+    serving    the head is lost                          starting, one restart less; failed, if none is left
+    any        a stop is wanted, its job is cancelled    gone
+
+Rules. The supervisor alone writes the engine's record, over what it wrote last: one that was replaced, because its node
+was held to be lost, writes nothing more and ends. When the supervisor is lost, its gangs end with it. Of an engine that
+never served nothing is left; one that has failed later stays listed until it is stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import kos_cluster as kos
+from kos_cluster.errors import EngineError, KosError
+from kos_cluster.services.engines.crews import Crews
+from kos_cluster.services.engines.ledger import Ledger, Superseded
+from kos_cluster.services.engines.looking import Looking
+from kos_cluster.services.engines.spec import Record, Spec, State, Wanted
+from kos_cluster.tasks.cluster import Cluster
+
+LOOK_S = 0.25
+START_LOOK_S = 0.05  # while it starts
+START_TIMEOUT_S = 90.0  # from having slots until all of a gang serves
+SILENT_S = 3.0  # without an answer of the head, after which the record says so
+
+
+class _Lost(Exception):
+    """A life has ended; the message says how."""
+
+
+class _Stopped(Exception):
+    """The user wants no more of it."""
+
+
+def supervise(spec: Spec) -> None:
+    """The task of the detached job. Raises how the engine has ended, if not by a stop."""
+    _Supervisor(kos.connect(), spec).run()
+
+
+class _Supervisor:
+    def __init__(self, cluster: Cluster, spec: Spec) -> None:
+        self._cluster = cluster
+        self._spec = spec
+        self._ledger = Ledger(cluster, _first_record(spec))
+        self._served = False  # some life has
+        self._wish = ""  # the one that is being carried out
+
+    def run(self) -> None:
+        try:
+            self._claim()
+            while True:
+                self._live()
+        except _Stopped:
+            self._ledger.forget()
+        except Superseded:
+            raise
+        except (_Lost, KosError) as error:
+            raise self._failed(error) from error.__cause__
+        except KeyboardInterrupt:  # its job was cancelled
+            self._ledger.forget()
+            raise
+
+    # ---- lives
+
+    def _claim(self) -> None:
+        """Take the name, or the place of a supervisor that was lost. Raises Superseded."""
+        former = self._ledger.claim()
+        if former is None:
+            return
+        if former.id != self._spec.id:
+            raise Superseded(
+                f"There is an engine {self._spec.name!r} already ({former.kind}, {former.state}).",
+                f"Give this one another --name, or type 'kos engine stop {self._spec.name}' first.",
+            )
+        self._served = former.state is not State.STARTING or former.life > 1
+        if self._served:
+            self._next_life("its supervisor was lost, and head and workers with it")
+
+    def _live(self) -> None:
+        """One life. Raises _Stopped, or what ends the engine."""
+        record = self._ledger.record
+        crews = Crews(self._cluster, self._spec, record.wanted, record.life)
+        try:
+            self._begin(crews)
+            self._serve(crews)
+        except _Lost as lost:
+            if not self._served:
+                raise
+            self._next_life(str(lost))
+        finally:
+            crews.end()
+
+    def _begin(self, crews: Crews) -> None:
+        """Wait until all of the first gang serve."""
+        until_s = float("inf")
+        while (began := self._ledger.began()) is None:
+            wanted = self._wanted()
+            if wanted is not None:
+                self._ledger.answer(wanted, "it has not begun to serve")
+            why = crews.failure() or crews.lost()
+            if why:
+                raise _Lost(why)
+            if crews.placed:
+                until_s = min(until_s, time.monotonic() + START_TIMEOUT_S)
+            if time.monotonic() > until_s:
+                raise _Lost(f"not all of it was there {START_TIMEOUT_S:g} s after it had its slots")
+            time.sleep(START_LOOK_S)
+        self._served = True
+        self._ledger.write(state=State.SERVING, address=began.address, node=crews.head_node, workers=crews.workers)
+
+    def _serve(self, crews: Crews) -> None:
+        """Until the head is lost, or the user wants no more."""
+        looking = Looking(self._cluster, self._spec, self._ledger.record.address)
+        try:
+            while True:
+                failure = crews.failure()
+                if failure:
+                    raise _Lost(failure)
+                wanted = self._wanted()
+                if wanted is not None:
+                    self._carry_out(wanted, crews, looking)
+                else:
+                    self._mend(crews)
+                self._tell(crews, looking)
+                time.sleep(LOOK_S)
+        finally:
+            looking.stop()
+
+    def _next_life(self, why: str) -> None:
+        """Begin anew. Raises EngineError when that is not to be."""
+        record = self._ledger.record
+        told = f"{why.rstrip('.')}; lost: {_lost(record)}"
+        if not record.restarts_left:
+            raise EngineError(f"Engine {record.name!r} has ended: {told}.", f"See 'kos logs {record.job}'.")
+        print(f"Engine {record.name} starts anew: {told}.", flush=True)
+        self._wish = ""
+        self._ledger.write(
+            state=State.STARTING,
+            life=record.life + 1,
+            restarts_left=record.restarts_left - 1,
+            workers=0,
+            waiting=0,
+            running=0,
+            held_bytes=0,
+            why=told,
+        )
+
+    def _failed(self, error: Exception) -> KosError:
+        """What the job ends with. The record of an engine that has served stays."""
+        name = self._spec.name
+        if isinstance(error, KosError):
+            told = error
+        else:
+            told = EngineError(
+                f"Engine {name!r} did not start: {str(error).rstrip('.')}.", "See 'kos ps' and 'kos logs'."
+            )
+        if self._served:
+            self._ledger.write(state=State.FAILED, workers=0, why=told.message)
+        else:
+            self._ledger.forget()
+        return told
+
+    # ---- what is wanted, and what is there
+
+    def _wanted(self) -> Wanted | None:
+        """A wish that has no answer yet. Raises _Stopped."""
+        wanted = self._ledger.wanted()
+        if wanted is not None and wanted.stop:
+            raise _Stopped
+        return wanted
+
+    def _carry_out(self, wanted: Wanted, crews: Crews, looking: Looking) -> None:
+        """Bring the number of workers to what is wanted, a step at a time."""
+        have = crews.workers
+        if self._wish != wanted.id:
+            if crews.waits and not crews.settled():
+                return  # for those in place of lost ones
+            self._wish = wanted.id
+            if wanted.workers < have:
+                looking.retire(have - wanted.workers)
+            elif wanted.workers > have:
+                crews.grow(wanted.workers - have, self._ledger.record.address)
+            return
+        refusal = crews.settled() or looking.refusal
+        if refusal:
+            looking.refusal = ""
+            self._ledger.answer(wanted, refusal)
+        elif not crews.waits and have <= wanted.workers:
+            self._ledger.write(wanted=wanted.workers, answered=wanted.id, refusal="")
+
+    def _mend(self, crews: Crews) -> None:
+        """Replace ranks that were lost."""
+        record = self._ledger.record
+        if crews.waits:
+            why = crews.settled()
+            if why:
+                self._ledger.write(why=f"lost workers could not be replaced: {why}")
+        elif crews.workers < record.wanted:
+            crews.replace(record.wanted - crews.workers, record.address)
+
+    def _tell(self, crews: Crews, looking: Looking) -> None:
+        """Write down what has changed: losses at once, what the head counts less often."""
+        why = crews.lost()
+        if why:
+            print(f"Engine {self._spec.name} has lost workers: {why}.", flush=True)
+        elif looking.silent_s > SILENT_S:
+            why = f"its head has not answered for more than {SILENT_S:g} s"
+        if why and why != self._ledger.record.why:
+            self._ledger.write(why=why)
+        if looking.standing is not None:
+            self._ledger.count(looking.standing)
+
+
+def _first_record(spec: Spec) -> Record:
+    return Record(
+        name=spec.name,
+        kind=spec.kind,
+        id=spec.id,
+        job=os.environ.get("KOS_TASK", "").partition(".")[0],
+        state=State.STARTING,
+        wanted=spec.workers,
+        cpus=spec.cpus,
+        memory_bytes=spec.memory_bytes,
+        restarts_left=spec.restarts,
+        plaintext=spec.plaintext,
+        since_s=time.time(),
+    )
+
+
+def _lost(record: Record) -> str:
+    """What was lost with a head, as of the last look at it."""
+    tasks = record.waiting + record.running
+    held = f"{record.held_bytes / (1 << 20):.1f} MiB of results"
+    return f"{tasks} task{'s' * (tasks != 1)} that waited or ran, and {held}"

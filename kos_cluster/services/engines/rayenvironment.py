@@ -2,8 +2,7 @@
 
 Theory of operation. Ray takes TLS files by name, and reads them whenever it opens a link. They lie in memfds of the
 process that leads an engine's part (a rank, or a client's process), and are named beneath its /proc; so no key lies on
-a disk, and they are gone with that process. Ray's C++ part reads the environment once in a process's life, when it is
-first asked for a setting. So the names stay the same for a process, and what is in them is what changes.
+a disk, and they are gone with that process.
 
 Rules. TLS and the token are always on. No report of usage leaves. Servers of metrics and the agents' HTTP are given a
 port that cannot be: Ray says so in its log and goes on without them, as they would listen unencrypted.
@@ -13,8 +12,11 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Mapping
+from typing import Any
 
+from kos_cluster.services.engines import lazily
 from kos_cluster.services.engines.engine import Credentials
 
 NO_PORT = "-1"
@@ -42,13 +44,57 @@ def of_node(credentials: Credentials, environ: Mapping[str, str]) -> dict[str, s
     return {
         **environ,
         **of_member(credentials),
+        **lazily.put_beneath(environ),
         "RAY_enable_metrics_collection": "0",
         "AUTOSCALER_METRIC_PORT": NO_PORT,
         "DASHBOARD_METRIC_PORT": NO_PORT,
-        "RAY_DISABLE_IMPORT_WARNING": "1",
     }
+
+
+def keep_loopback() -> None:
+    """Have this process's Ray take 127.0.0.1 as it is. It takes it for the machine's outer address else, and then all
+    its servers listen on all addresses; there is no setting for that.
+    """
+    from ray._private import services
+
+    services.resolve_ip_for_localhost = lambda host: host
 
 
 @functools.cache
 def _memory_file(name: str) -> int:
     return os.memfd_create(name, os.MFD_CLOEXEC)
+
+
+def patient(timeout_s: float) -> None:
+    """Have this process wait for as long for its raylet to be known, where `ray start` has 30 s and no setting: on a
+    busy machine, which loads Ray's Python processes meanwhile, that is not enough.
+    """
+    from ray._private import services
+
+    ask = services.get_node
+
+    def get_node(*args: Any) -> Any:
+        until_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                return ask(*args)
+            except RuntimeError:  # it is not known yet
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = get_node
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a HOST:PORT is of this machine alone."""
+    return address.startswith("127.")
+
+
+def enter(credentials: Credentials) -> None:
+    """Make this process a member, also one that was connected to another Ray before."""
+    os.environ.update(of_member(credentials))
+    from ray import _raylet
+
+    _raylet.Config.initialize("")  # reads the environment again
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()

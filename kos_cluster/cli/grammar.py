@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from kos_cluster import __version__
+from kos_cluster.cli.enginegrammar import add_engine
+from kos_cluster.cli.parser import Commands, Parser, Shown, add_cluster, add_json
 from kos_cluster.cli.quantities import (
     address,
     count,
@@ -38,19 +40,6 @@ PROFILES = ("lan", "fast")
 MEASURES = ("failover", "detection", "joining", "rates", "rest")  # of `kos bench control`
 
 
-class Shown(Exception):
-    """`--help` or `--version` was asked; `text` is the answer."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-
-class _ShowHelp(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        raise Shown(parser.format_help())
-
-
 class _ShowVersion(argparse.Action):
     def __call__(self, *_: Any) -> NoReturn:
         from kos_cluster.net.wire import WIRE_VERSION
@@ -58,65 +47,26 @@ class _ShowVersion(argparse.Action):
         raise Shown(f"kos {__version__} (wire {WIRE_VERSION}, Python {platform.python_version()})\n")
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises instead of printing and exiting."""
-
-    before_command = False  # what stands after `--` is a command to run, and becomes `argv`
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "add_help": False, "allow_abbrev": False})
-        self.add_argument("-h", "--help", action=_ShowHelp, nargs=0, default=argparse.SUPPRESS, help="show this help")
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        words = list(args or ())
-        if not self.before_command:
-            return super().parse_known_args(words, namespace)
-        end = words.index("--") if "--" in words else len(words)
-        parsed, unknown = super().parse_known_args(words[:end], namespace)
-        parsed.argv = words[end + 1 :]
-        return parsed, unknown
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"Type '{self.prog} --help'.")
-
-
-class _Commands:
-    """Adds sub-commands that all take `--cluster`, and gives each its action."""
-
-    def __init__(self, parser: Parser, *, required: bool = True) -> None:
-        self._sub: argparse._SubParsersAction[Parser] = parser.add_subparsers(
-            metavar="COMMAND", required=required, dest="_command"
-        )
-
-    def add(self, name: str, summary: str, action: str = "") -> Parser:
-        parser = self._sub.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
-        if action:
-            _add_cluster(parser, argparse.SUPPRESS)
-            parser.set_defaults(action=action, typed=parser.prog)
-        return parser
-
-
 @functools.cache
 def build_parser() -> argparse.ArgumentParser:
     """The whole grammar."""
     parser = Parser(prog="kos", description="Turns the machines on a desk, in a lab or in a rack into one computer.")
     parser.add_argument("--version", action=_ShowVersion, nargs=0, default=argparse.SUPPRESS, help="show the version")
-    _add_cluster(parser, None)
-    commands = _Commands(parser)
+    add_cluster(parser, None)
+    commands = Commands(parser)
     _add_local(commands)
-    _add_cluster_commands(_Commands(commands.add("cluster", "form, join and look at a cluster, and run on it")))
+    _add_cluster_commands(Commands(commands.add("cluster", "form, join and look at a cluster, and run on it")))
     _add_run(commands)
     _add_dry_run(commands)
     _add_looking(commands)
     _add_work(commands)
     _add_watching(commands)
-    _add_memory(_Commands(commands.add("mem", "look at the memory that nodes share")))
+    add_engine(Commands(commands.add("engine", "run Dask or Ray on the cluster's nodes")))
+    _add_memory(Commands(commands.add("mem", "look at the memory that nodes share")))
     _add_lock(commands)
     _add_register(commands)
-    _add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
-    _add_kernel(_Commands(commands.add("kernel", "give Jupyter the kernel 'Python 3 (KOS)'")))
+    add_json(commands.add("doctor", "look for what is wrong on this machine and in its cluster", "doctor"))
+    _add_kernel(Commands(commands.add("kernel", "give Jupyter the kernel 'Python 3 (KOS)'")))
     _add_bench(commands)
     _add_sim(commands)
     return parser
@@ -132,20 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def _add_cluster(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument(
-        "--cluster",
-        metavar="NAME",
-        default=default,
-        help="the cluster to use, when this machine is in several (also: KOS_CLUSTER)",
-    )
-
-
-def _add_json(parser: Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
-
-
-def _add_local(commands: _Commands) -> None:
+def _add_local(commands: Commands) -> None:
     up = commands.add("up", "start a cluster on this machine, or this machine's part of one that it is in", "up")
     up.add_argument("-n", dest="count", type=count, metavar="N", help="how many nodes (default: one a core, at most 4)")
     _add_profile(up, None)
@@ -155,7 +92,7 @@ def _add_local(commands: _Commands) -> None:
     node.add_argument("--name", metavar="NODE", help="which one, when this machine has several")
 
 
-def _add_cluster_commands(commands: _Commands) -> None:
+def _add_cluster_commands(commands: Commands) -> None:
     create = commands.add("create", "found a cluster; this machine is its first node", "create")
     create.add_argument("name", metavar="NAME", help="the cluster's name")
     _add_placement(create)
@@ -163,7 +100,7 @@ def _add_cluster_commands(commands: _Commands) -> None:
     token = commands.add("token", "make a token with which one machine or user can join", "token")
     token.add_argument("--role", choices=ROLES, default="node", help="what the joiner may do (default: node)")
     token.add_argument("--ttl", type=_ttl, default=TOKEN_TTL_LIMIT_S, metavar="TIME", help="how long it is good (24h)")
-    _add_json(token)
+    add_json(token)
     join = commands.add("join", "join a cluster with a token", "join")
     join.add_argument("name", metavar="NAME", help="the cluster's name")
     join.add_argument("host", metavar="HOST[:PORT]", type=address, nargs="?", help="a node of it (default: by beacon)")
@@ -179,7 +116,7 @@ def _add_cluster_commands(commands: _Commands) -> None:
     _add_run(commands)
 
 
-def _add_care(commands: _Commands) -> None:
+def _add_care(commands: Commands) -> None:
     drain = commands.add("drain", "give a node no more work; what runs there goes on", "drain")
     drain.add_argument("node", metavar="NODE", help="the node's name or id")
     drain.add_argument("--undo", action="store_true", help="let it work again")
@@ -190,8 +127,8 @@ def _add_care(commands: _Commands) -> None:
     rotate.add_argument("nodes", metavar="NODE", nargs="*", help="which nodes' (default: all, and this machine's own)")
 
 
-def _add_lock(commands: _Commands) -> None:
-    _add_json(commands.add("locks", "list the locks that are held, by whom and for how long", "locks"))
+def _add_lock(commands: Commands) -> None:
+    add_json(commands.add("locks", "list the locks that are held, by whom and for how long", "locks"))
     lock = commands.add("lock", "run a command while holding a lock of the whole cluster", "lock")
     lock.before_command = True
     lock.usage = "kos lock [--ttl TIME] [--wait TIME | --no-wait] NAME -- COMMAND..."
@@ -202,7 +139,7 @@ def _add_lock(commands: _Commands) -> None:
     waiting.add_argument("--no-wait", action="store_true", help="give up when it is not free")
 
 
-def _add_register(commands: _Commands) -> None:
+def _add_register(commands: Commands) -> None:
     register = commands.add("register", "read and write small texts that the whole cluster agrees on", "register")
     register.add_argument("name", metavar="NAME", nargs="?", help="which one (default: list all)")
     register.add_argument("value", metavar="VALUE", nargs="?", help="what to write (default: read it)")
@@ -210,7 +147,7 @@ def _add_register(commands: _Commands) -> None:
     expecting = register.add_mutually_exclusive_group()
     expecting.add_argument("--if", dest="expected", metavar="OLD", help="write only if it holds OLD")
     expecting.add_argument("--if-unset", action="store_true", help="write only if it is not set")
-    _add_json(register)
+    add_json(register)
 
 
 def _add_placement(parser: Parser) -> None:
@@ -243,12 +180,12 @@ def _add_profile(parser: Parser, default: str | None) -> None:
     parser.add_argument("--profile", choices=PROFILES, default=default, help=text)
 
 
-def _add_looking(commands: _Commands) -> None:
-    _add_json(commands.add("status", "show the cluster's state, and what a loss would mean", "status"))
-    _add_json(commands.add("nodes", "list the cluster's nodes", "nodes"))
+def _add_looking(commands: Commands) -> None:
+    add_json(commands.add("status", "show the cluster's state, and what a loss would mean", "status"))
+    add_json(commands.add("nodes", "list the cluster's nodes", "nodes"))
 
 
-def _add_run(commands: _Commands) -> None:
+def _add_run(commands: Commands) -> None:
     run = commands.add("run", "run a command on the cluster, or with --distribute a Python script across it", "run")
     run.add_argument("--distribute", action="store_true", help="run a Python script (or a cell) across the cluster")
     run.add_argument(
@@ -288,12 +225,12 @@ def _add_run(commands: _Commands) -> None:
     )
 
 
-def _add_dry_run(commands: _Commands) -> None:
+def _add_dry_run(commands: Commands) -> None:
     dry = commands.add("dry-run", "tell where 'kos run' with these options would go, and why; run nothing", "dry_run")
     dry.add_argument("--distribute", action="store_true", help="as for kos run: what the script imports counts too")
     _add_needs(dry)
     _add_affinities(dry)
-    _add_json(dry)
+    add_json(dry)
     dry.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="what would be run, if anything")
 
 
@@ -329,8 +266,8 @@ def _add_affinities(parser: Parser) -> None:
     layout.add_argument("--pack", action="store_true", help="on as few nodes as will do")
 
 
-def _add_work(commands: _Commands) -> None:
-    _add_json(commands.add("ps", "list the jobs that run, and detached ones that have ended", "ps"))
+def _add_work(commands: Commands) -> None:
+    add_json(commands.add("ps", "list the jobs that run, and detached ones that have ended", "ps"))
     attach = commands.add("attach", "watch a detached job until it ends, and take its results", "attach")
     attach.add_argument("id", metavar="ID", help="the job, as 'kos run --detach' printed it")
     attach.add_argument("--files", metavar="FOLDER", help="bring what its script wrote into this folder")
@@ -338,15 +275,15 @@ def _add_work(commands: _Commands) -> None:
     _add_id(cancel)
     logs = commands.add("logs", "print the last output of a job or a task", "logs")
     _add_id(logs)
-    _add_json(logs)
+    add_json(logs)
     why = commands.add(
         "why", "tell where a job's tasks are and why: what they need, what each node does with them", "why"
     )
     _add_id(why)
-    _add_json(why)
+    add_json(why)
     story = commands.add("story", "tell what happened to a job's tasks: attempts, nodes, causes", "story")
     _add_id(story)
-    _add_json(story)
+    add_json(story)
     profile = commands.add("profile", "in %%%%kos profile: sample the cell's tasks in their workers", "profile")
     profile.add_argument("argv", metavar="run", nargs=argparse.REMAINDER, help="run --distribute: run the cell there")
     report = commands.add(
@@ -355,7 +292,7 @@ def _add_work(commands: _Commands) -> None:
     report.add_argument("file", metavar="FILE.html", help="the file; it needs no network to be read")
 
 
-def _add_watching(commands: _Commands) -> None:
+def _add_watching(commands: Commands) -> None:
     top = commands.add("top", "watch nodes, work and events live in the terminal; q ends it", "top")
     top.add_argument("--interval", type=duration, default=1.0, metavar="TIME", help="between two looks (default: 1s)")
     top.add_argument("--once", action="store_true", help="print what there is now, and end")
@@ -367,15 +304,15 @@ def _add_watching(commands: _Commands) -> None:
     metrics.add_argument("--token-file", metavar="FILE", help="a bearer token that is asked for; made if missing")
 
 
-def _add_memory(commands: _Commands) -> None:
-    _add_json(commands.add("status", "show how full the arena of each node is, and with what", "mem_status"))
+def _add_memory(commands: Commands) -> None:
+    add_json(commands.add("status", "show how full the arena of each node is, and with what", "mem_status"))
 
 
 def _add_id(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="a job, or one task of it as JOB.INDEX")
 
 
-def _add_kernel(commands: _Commands) -> None:
+def _add_kernel(commands: Commands) -> None:
     install = commands.add("install", "install the kernel, for this Python, where Jupyter looks", "kernel_install")
     where = install.add_mutually_exclusive_group()
     where.add_argument("--user", action="store_true", help="for this user (the default outside virtual environments)")
@@ -385,12 +322,12 @@ def _add_kernel(commands: _Commands) -> None:
     install.add_argument("--cpus", type=count, metavar="C", help="with --remote: cores that it needs (default: 1)")
     install.add_argument("--memory", type=memory, metavar="M", help="with --remote: memory that it needs, as 8G")
     install.add_argument("--on", metavar="NODE", help="with --remote: the node (default: any)")
-    _add_json(commands.add("list", "list the kernels of KOS that Jupyter finds", "kernel_list"))
+    add_json(commands.add("list", "list the kernels of KOS that Jupyter finds", "kernel_list"))
     remove = commands.add("remove", "remove a kernel that 'kos kernel install' made", "kernel_remove")
     remove.add_argument("name", metavar="KERNEL", nargs="?", default="", help="as listed (default: kos)")
 
 
-def _add_bench(commands: _Commands) -> None:
+def _add_bench(commands: Commands) -> None:
     bench = commands.add("bench", "measure KOS and its peers on this machine, on the same work", "bench")
     bench.add_argument("--peers", type=_peers, default=PEERS, metavar="LIST", help=f"any of {','.join(PEERS)}; or none")
     bench.add_argument(
@@ -400,7 +337,7 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--picture", metavar="FILE", help="draw the figures into FILE, such as figures.svg")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="how often to measure each (default: 5)")
     bench.add_argument("--quick", action="store_true", help="less work, for a first look")
-    kinds = _Commands(bench, required=False)
+    kinds = Commands(bench, required=False)
     _add_bench_control(kinds)
     notebook = kinds.add("notebook", "measure what the notebook's side costs, on this machine", "bench_notebook")
     notebook.add_argument("--repeats", type=count, default=30, metavar="N", help="of each measure (default: 30)")
@@ -413,7 +350,7 @@ def _add_bench(commands: _Commands) -> None:
     queued.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
-def _add_bench_control(commands: _Commands) -> None:
+def _add_bench_control(commands: Commands) -> None:
     control = commands.add("control", "measure the control plane of real daemons on this machine", "bench_control")
     control.add_argument(
         "--only", type=_measures, default=MEASURES, metavar="LIST", help=f"any of {','.join(MEASURES)} (default: all)"
@@ -426,7 +363,7 @@ def _add_bench_control(commands: _Commands) -> None:
     control.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
-def _add_sim(commands: _Commands) -> None:
+def _add_sim(commands: Commands) -> None:
     sim = commands.add("sim", "run the machines of the control plane in a simulated cluster that fails", "sim")
     sim.add_argument("--nodes", type=_nodes, default=5, metavar="N", help="how many hosts (default: 5)")
     sim.add_argument("--seed", type=count_or_zero, metavar="S", help="the first seed (default: a fresh one)")

@@ -41,6 +41,7 @@ MODULES = {
     "doctoring": ("doctor",),
     "looking": ("status", "nodes"),
     "memory": ("mem_status",),
+    "engines": ("engine_start", "engine_list", "engine_status", "engine_scale", "engine_stop", "engine_dashboard"),
     "running": ("exec", "run"),
     "dryrunning": ("dry_run",),
     "attaching": ("attach",),
@@ -98,7 +99,8 @@ def run(argv: Sequence[str], out: TextIO, err: TextIO, console: Console | None =
 
 
 def _act(argv: Sequence[str], out: TextIO, err: TextIO, console: Console | None) -> int:
-    from kos_cluster.cli.grammar import Shown, parse
+    from kos_cluster.cli.grammar import parse
+    from kos_cluster.cli.parser import Shown
 
     try:
         parsed = parse(argv)

@@ -100,6 +100,14 @@ def address(text: str) -> tuple[str, int | None]:
     return match[1] or match[2], port
 
 
+def port(text: str) -> int:
+    """A port's number."""
+    number = count(text)
+    if number > PORT_LIMIT:
+        raise ArgumentTypeError(f"{number} cannot be a port; use one of 1 to {PORT_LIMIT}")
+    return number
+
+
 def variable(text: str) -> tuple[str, str | None]:
     """Name and value of an environment variable: "NAME" (the value is taken from here) or "NAME=VALUE"."""
     name, equals, value = text.partition("=")

@@ -22,6 +22,7 @@ from kos_cluster.core.replicated.commands import Certificate
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError, StateError
 from kos_cluster.home import private_folder, write_private
+from kos_cluster.net.engineauthority import EngineAuthority
 from kos_cluster.net.identity import (
     CLOCK_SKEW_S,
     Credentials,
@@ -72,6 +73,10 @@ class CertificateAuthority:
     def key_bytes(self) -> bytes:
         """The private key, raw: to be sealed at once."""
         return self._key.private_bytes_raw()
+
+    def of_engine(self, engine: str) -> EngineAuthority:
+        """The authority of an engine, the same each time. Raises UsageError for a name that cannot be."""
+        return EngineAuthority(engine, self.key_bytes(), self._certificate)
 
     @property
     def sha256(self) -> str:

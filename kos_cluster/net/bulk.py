@@ -55,7 +55,7 @@ class Handler(transfers.Store, Protocol):
         """Answer a joiner; only asked of the coordinator. Raises JoinError."""
 
     def tunnel(self, peer: Peer, wanted: tunnel.Open, /) -> tunnel.End:
-        """The node's end of a tunnel to a kernel. Raises when there is none, or when it is not this peer's."""
+        """The node's end of a tunnel to a kernel or port. Raises when there is none, or when it is not this peer's."""
 
     def coordinator(self) -> joining.Address | None:
         """Host and control port of the node that coordinates; None when it is this one, or not known."""

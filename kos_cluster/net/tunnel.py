@@ -4,7 +4,8 @@ Theory of operation. After the TLS handshake on `kos-tunnel` the client asks to 
 sockets, by an id of its own choice; the node connects to the socket, or finds the tunnel that has this id. From then
 on both `End`s carry bytes, as `core.resumable` has it, so that a link may break, for days if need be: the client opens
 another with the same id, and neither of the two sockets has noticed. While there is no link nothing is read from the
-sockets; whoever writes to them waits.
+sockets; whoever writes to them waits. A tunnel may also lead to a port of the node's loopback, which a browser is to
+see; that one ends with its link, as browsers connect again.
 
 Rules: one thread carries a link, without copying more than `READ_BYTES` ahead. An end that says nothing for
 `SILENCE_S` is taken for gone, so a link that died without a word is found on both sides. What goes wrong with a link
@@ -42,13 +43,17 @@ log = logging.getLogger(__name__)
 
 
 class Open(msgspec.Struct, frozen=True):
-    """What a client asks for. `received`: how much it has of this tunnel, if that is not new."""
+    """What a client asks for. `received`: how much it has of this tunnel, if that is not new.
+
+    `port`: of the node's loopback, in place of a kernel's socket; 0: none.
+    """
 
     kernel: str
     socket: str
     id: str
     new: bool
     received: int = 0
+    port: int = 0
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -245,6 +250,10 @@ class _Link:
         self._link.settimeout(BEAT_S)
         with contextlib.suppress(OSError):  # then it learns so when it opens this tunnel again
             self._link.sendall(self._out)
+            self._link.shutdown(socket.SHUT_WR)
+            until_s = time.monotonic() + BEAT_S  # to close with something unread would drop what is on its way
+            while self._link.recv(READ_BYTES) and time.monotonic() < until_s:
+                continue
 
     def _tell(self, frame: bytes) -> None:
         self._out += frame
@@ -282,9 +291,14 @@ def serve(stream: ssl.SSLSocket, peer: Peer, find: Callable[[Peer, Open], End]) 
     try:
         wanted: Open = decoded(tls.receive_message(stream), Open)
         if not may(peer.role, Command.SUBMIT):
-            raise AuthError(f"{peer} may not use a kernel: its role does not allow to submit work.")
+            what = f"reach port {wanted.port} of a node" if wanted.port else "use a kernel"
+            raise AuthError(f"{peer} may not {what}: its role does not allow to submit work.")
         end = find(peer, wanted)
     except KosError as error:
         refuse(stream, error)
         raise
-    end.carry(stream, wanted.received, lambda received: tls.framed(msgspec.msgpack.encode(Opened(received))))
+    try:
+        end.carry(stream, wanted.received, lambda received: tls.framed(msgspec.msgpack.encode(Opened(received))))
+    finally:
+        if wanted.port:
+            end.close()

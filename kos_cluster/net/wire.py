@@ -48,6 +48,7 @@ from kos_cluster.net.detached import (
     DetachedOutput,
     DetachedResults,
 )
+from kos_cluster.net.engines import CertifyEngine
 from kos_cluster.net.gangs import GangWanted, GangWithdrawn, RankReady, RankTable, TwoPhase
 from kos_cluster.net.kernels import KernelOf, StartKernel, StopKernel
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
@@ -355,6 +356,7 @@ Asked = (
     | MemoryAsked
     | GangWanted
     | GangWithdrawn
+    | CertifyEngine
 )
 
 

@@ -24,6 +24,7 @@ from kos_cluster.net.administration import (
     StopNode,
 )
 from kos_cluster.net.blocks import DropBlocks, KeepBlock, MemoryAsked
+from kos_cluster.net.engines import CertifyEngine
 from kos_cluster.net.gangs import GangWanted, GangWithdrawn
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import LockAsked, LockReleased, LockRenewed, LocksAsked, LockWanted
@@ -77,6 +78,7 @@ COMMAND_OF: dict[type, Command] = {
     MemoryAsked: Command.READ,
     GangWanted: Command.SUBMIT,
     GangWithdrawn: Command.SUBMIT,
+    CertifyEngine: Command.SUBMIT,
 }
 WORDS_OF: dict[type, str] = {
     wire.CancelWork: "cancel work",
@@ -94,6 +96,7 @@ WORDS_OF: dict[type, str] = {
     LockRenewed: "take locks",
     LockReleased: "take locks",
     RegisterWritten: "write registers",
+    CertifyEngine: "use engines",
     KeepBlock: "keep blocks",
     DropBlocks: "drop blocks",
 }  # the rest is reading, which every role may do
@@ -167,6 +170,8 @@ class Answers:
                 return self._control.status()
             case asks.StartKernel() | asks.KernelOf() | asks.StopKernel():
                 return await self._kernels.answer(peer, ask)
+            case CertifyEngine():
+                return self._control.certifier.certify_engine(peer, ask)
             case KeepBlock() | DropBlocks() | MemoryAsked():
                 return self._blocks.answer(peer, ask)
             case GangWanted() | GangWithdrawn():

@@ -22,7 +22,7 @@ from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.roles import Role
 from kos_cluster.core.tokens import secret_sha256
-from kos_cluster.errors import StateError, UnreachableError, UsageError
+from kos_cluster.errors import AuthError, StateError, UnreachableError, UsageError
 from kos_cluster.net.authority import (
     PEER_LIFETIME_S,
     CertificateAuthority,
@@ -30,6 +30,7 @@ from kos_cluster.net.authority import (
     new_serial,
     requested_curve_key,
 )
+from kos_cluster.net.engines import CertifyEngine, EngineCertificate
 from kos_cluster.net.granting import check_cluster, checked_versions, client_name
 from kos_cluster.net.identity import Credentials, Peer
 from kos_cluster.net.joining import JoinReply, JoinRequest
@@ -125,6 +126,17 @@ class Certifier:
         await self._consensus.propose(commands.RenewCertificate(peer.id, peer.serial, serial, end_s, curve_public))
         successor = commands.Certificate(serial, peer.id, peer.name, peer.role, end_s, curve_public)
         return authority.certify(request_pem, successor)
+
+    # ---- engines
+
+    def certify_engine(self, peer: Peer, asked: CertifyEngine) -> EngineCertificate:
+        """For a peer that may submit work. Raises AuthError, UsageError, UnreachableError."""
+        if self._consensus.state.identities.denied(peer.serial) is not None:
+            raise AuthError(f"The certificate of {peer.name} is denied.", "Join again with a new token.")
+        authority = self._open().of_engine(asked.engine)
+        certificate_pem = authority.issue(asked.request_pem, asked.host, peer.name)
+        log.info("%s has a certificate of engine %s for %s.", peer.name, asked.engine, asked.host)
+        return EngineCertificate(authority.certificate_pem.decode(), certificate_pem.decode())
 
     # ---- the authority's key
 

@@ -26,6 +26,7 @@ from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.keeping import Kept
 from kos_cluster.node.kernels import Kernels
 from kos_cluster.node.lending import Lending
+from kos_cluster.node.loopbackports import LoopbackPorts
 from kos_cluster.node.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Intake:
         self._control = control
         self._kernels = kernels
         self._blocks = blocks
+        self._ports = LoopbackPorts()
 
     def presented(self, peer: Peer) -> None:
         self._admitted.admit(peer)
@@ -107,6 +109,8 @@ class Intake:
             raise UnreachableError(late, "See what its arena holds: 'kos mem status'.") from None
 
     def tunnel(self, peer: Peer, wanted: Open) -> End:
+        if wanted.port:
+            return self._ports.tunnel(wanted.port)
         return self._kernels.tunnel(peer, wanted)  # in this thread, which connects
 
     def coordinator(self) -> tuple[str, int] | None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kos_cluster.core.arena import Usage
 from kos_cluster.core.driving import Kind
@@ -30,10 +30,12 @@ from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.tasks import (
     detached,
+    enginekeys,
     failures,
     inputs,
     joblist,
     kernels,
+    portforwarding,
     profiling,
     script,
     serialise,
@@ -44,6 +46,7 @@ from kos_cluster.tasks.asking import DECISION_TIMEOUT_S, VIEWS_ENOUGH_S
 from kos_cluster.tasks.blocks import BlockRef
 from kos_cluster.tasks.comm.ranks import ProgramCall
 from kos_cluster.tasks.detached import DetachedJob
+from kos_cluster.tasks.enginekeys import Credentials
 from kos_cluster.tasks.gangs import Gang, prepared
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.kernels import KernelSpec, RemoteKernel
@@ -53,11 +56,15 @@ from kos_cluster.tasks.mapresult import MapResult
 from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 from kos_cluster.tasks.options import split_options
+from kos_cluster.tasks.portforwarding import ForwardedPort
 from kos_cluster.tasks.registers import Register, read
 from kos_cluster.tasks.stories import merged
 from kos_cluster.tasks.streaming import Stream
 from kos_cluster.tasks.submission import Submission, new_job_id
 from kos_cluster.tasks.why import Why, WouldGo, explain
+
+if TYPE_CHECKING:
+    from kos_cluster.services.engines.engine import Connection
 
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
 
@@ -100,6 +107,8 @@ class Cluster:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._submission = Submission(mesh)
+        self._engines: dict[str, Connection] = {}  # that `engine` has connected to, by name
+        self._opening = threading.Lock()  # an engine
         atexit.register(self.close)
 
     @property
@@ -236,6 +245,20 @@ class Cluster:
             for future in waiting:
                 future.cancel()
             raise
+
+    def engine(self, name: str) -> Any:
+        """The engine of this name, or the only one of this kind, as its own users know it: of Dask a connected
+        `distributed.Client`. It is closed with this connection. Raises EngineError, UnreachableError, UsageError.
+        """
+        from kos_cluster.services.engines import control  # here, as it is not needed by most, and is built on this
+
+        with self._opening:
+            known = self._engines.get(name)
+            if known is not None and not known.usable:
+                known.close()
+            if known is None or not known.usable:
+                known = self._engines[name] = control.open_engine(self, name)
+            return known.client
 
     def put(self, value: Any, *, pin: bool = False) -> BlockRef:
         """Lay a value into the shared memory of this machine's node; tasks that are given the reference read it there.
@@ -401,6 +424,20 @@ class Cluster:
         """Have a node renew its certificate; when the new one ends (Unix seconds). Needs the role admin."""
         return self._mesh.request(RenewNode(), float, node=name, timeout_s=REMOVAL_TIMEOUT_S)
 
+    def forward_port(self, node: str, port: int, *, local_port: int = 0) -> ForwardedPort:
+        """Have a port of this machine's loopback (0: any) lead to one of a node's, for a browser, until it is closed.
+
+        Raises NoSuchNodeError, PortTakenError, AuthError for who may not submit work, UsageError.
+        """
+        return portforwarding.forward(self._mesh, node, port, local_port)
+
+    def engine_keys(self, engine: str, host: str) -> Credentials:
+        """A key of this process, with a certificate of the engine's own authority for a part that is reached at `host`.
+
+        Raises UsageError, AuthError when one may not submit work, UnreachableError.
+        """
+        return enginekeys.certified(self._mesh, engine, host)
+
     def renew(self) -> float:
         """Renew this machine's client certificate; when the new one ends (Unix seconds)."""
         return self._mesh.renew()
@@ -415,6 +452,8 @@ class Cluster:
 
     def close(self) -> None:
         """End the connection. Tasks that are not done are cancelled."""
+        while self._engines:
+            self._engines.popitem()[1].close()
         self._mesh.close()
         atexit.unregister(self.close)
 

@@ -52,8 +52,8 @@ def run(shell: InteractiveShell, line: str, cell: str) -> None:
 
 def parse(line: str) -> argparse.Namespace:
     """The options of the line, by the grammar of the `kos` command. Raises UsageError."""
-    from kos_cluster.cli.grammar import Shown
     from kos_cluster.cli.grammar import parse as parse_command
+    from kos_cluster.cli.parser import Shown
     from kos_cluster.cli.running import check_gang
 
     try:

@@ -82,7 +82,8 @@ def command(line: str) -> Table | Facts | None:
 
 def _attach(argv: list[str]) -> None:
     """See to it that the first run finds a cluster. What is wrong with the line is left to the command to say."""
-    from kos_cluster.cli.grammar import Shown, parse
+    from kos_cluster.cli.grammar import parse
+    from kos_cluster.cli.parser import Shown
     from kos_kernel import attaching
 
     try:
@@ -98,7 +99,8 @@ def _attach(argv: list[str]) -> None:
 def monitor(line: str) -> Monitor | None:
     """`%kos monitor`: the widget, which as a listing is shown where the line stands alone."""
     import kos_kernel
-    from kos_cluster.cli.grammar import Shown, parse
+    from kos_cluster.cli.grammar import parse
+    from kos_cluster.cli.parser import Shown
 
     try:
         parsed = parse(words(line))

@@ -1,4 +1,4 @@
-"""Tab completion of `%kos`: commands and options from the grammar, nodes and jobs from the cluster, variables.
+"""Tab completion of `%kos`: commands and options from the grammar, nodes, jobs and engines from the cluster, variables.
 
 Rules: completing never blocks longer than `NAMES_WAIT_S` and never shows an error: without an answer in time there are
 no names. Names are asked for in a thread, at most one at a time; those of the last answer serve meanwhile, and for
@@ -24,7 +24,7 @@ NAMES_KEPT_S = 2.0
 JOBS_LIMIT = 200  # of the newest, among the completions
 _PREFIXES = ("%kos", "%%kos")
 
-Sources = Mapping[str, Callable[[], Iterable[str]]]  # NODE, ID, OVER, OUT, CLUSTER -> the names to choose from
+Sources = Mapping[str, Callable[[], Iterable[str]]]  # NODE, ID, ENGINE, OVER, OUT, CLUSTER -> the names to choose from
 
 
 class Names:
@@ -138,6 +138,13 @@ def _jobs() -> list[str]:
     return [job.job for job in kos.connect().jobs()[-JOBS_LIMIT:]]
 
 
+def _engines() -> list[str]:
+    import kos_cluster as kos
+    from kos_cluster.services.engines.registers import records
+
+    return [record.name for record in records(kos.connect().registers())]
+
+
 def _clusters() -> list[str]:
     from kos_cluster.home import Home
 
@@ -156,11 +163,13 @@ class _Matcher:
     def __init__(self, shell: InteractiveShell) -> None:
         self._nodes = Names(_live_nodes)
         self._jobs = Names(_jobs)
+        self._engines = Names(_engines)
         self._hidden = shell.user_ns_hidden
         self._shell = shell
         self._sources: Sources = {
             "NODE": self._nodes.get,
             "ID": self._jobs.get,
+            "ENGINE": self._engines.get,
             "CLUSTER": _clusters,
             "OVER": lambda: self._users(lambda value: hasattr(value, "__iter__") and not isinstance(value, type)),
             "OUT": lambda: self._users(lambda value: not callable(value)),

@@ -4,7 +4,8 @@ import argparse
 
 import pytest
 
-from kos_cluster.cli.grammar import Shown, build_parser, parse
+from kos_cluster.cli.grammar import build_parser, parse
+from kos_cluster.cli.parser import Shown
 from kos_cluster.cli.running import check_gang
 from kos_cluster.errors import UsageError
 

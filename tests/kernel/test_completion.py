@@ -35,6 +35,9 @@ CASES = {
     "%kos run --cpus ": "",
     "%kos run ls -": "",
     "%kos kernel in": "install",
+    "%kos engine st": "start status stop",
+    "%kos engine start d": "dask",
+    "%kos engine stop ": "dask night",
     "  %kos dow": "down",
 }
 
@@ -42,6 +45,7 @@ CASES = {
 SOURCES = {
     "NODE": lambda: ["node1", "node2"],
     "ID": lambda: ["j1", "j2"],
+    "ENGINE": lambda: ["dask", "night"],
     "CLUSTER": lambda: ["local", "lab"],
     "OVER": lambda: ["xs"],
     "OUT": lambda: ["xs", "scores"],

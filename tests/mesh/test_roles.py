@@ -23,6 +23,8 @@ from kos_cluster.net.administration import DrainNode, LeaveCluster, MintToken, R
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import get_result, put_part
 from kos_cluster.net.controlplane import Heartbeat
+from kos_cluster.net.engineauthority import make_request
+from kos_cluster.net.engines import CertifyEngine
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.sizes import BULK_BYTES
 from kos_cluster.services import embedded
@@ -95,7 +97,7 @@ async def try_read(scene: Scene) -> bool:
 
 
 async def try_submit(scene: Scene) -> bool:
-    """Run a task, and give a part over either port: all of it is allowed, or none."""
+    """Run a task, be certified for an engine, give a part over either port: all of it is allowed, or none."""
     mark = scene.folder / "ran"
     async with scene.speaker() as speaker:
         speaker.run(lambda path: Path(path).touch(), str(mark))
@@ -106,11 +108,12 @@ async def try_submit(scene: Scene) -> bool:
             speaker.say(wire.Release([answer.serial]))
         else:
             assert scene.role in answer.reason
+        certified = not refused(await speaker.ask(CertifyEngine("dask", make_request()[1], "10.1.2.3")))
     try:
         given = await asyncio.to_thread(scene.put, uuid4().bytes * (LARGE_BYTES // 16))
     except AuthError:
         given = False
-    assert mark.exists() is ran is given is await _part_is_kept(scene)
+    assert mark.exists() is ran is certified is given is await _part_is_kept(scene)
     return ran
 
 

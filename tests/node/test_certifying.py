@@ -6,11 +6,14 @@ import asyncio
 import time
 
 import pytest
+from cryptography import x509
 
 from kos_cluster.core.replicated import commands
 from kos_cluster.core.roles import Role
-from kos_cluster.errors import AuthError, UnreachableError
+from kos_cluster.errors import AuthError, UnreachableError, UsageError
 from kos_cluster.net.authority import CertificateAuthority
+from kos_cluster.net.engineauthority import make_request
+from kos_cluster.net.engines import CertifyEngine, EngineCertificate
 from kos_cluster.net.identity import Credentials
 from kos_cluster.node.certifying import Certifier, certificate_of, seals
 from tests.net.conftest import Alone, OneMember
@@ -86,3 +89,32 @@ def test_another_key_is_not_certified_in_a_renewal() -> None:
 def test_a_renewed_certificate_lasts_a_year() -> None:
     lab = Lab()
     assert renewed(lab, lab.first).peer.not_after == pytest.approx(time.time() + 365 * 86400, abs=60)
+
+
+def certified(lab: Lab, by: Credentials, engine: str = "dask") -> EngineCertificate:
+    """Of the second node's machine; that it may submit is looked at before (`test_roles`)."""
+    asked = CertifyEngine(engine, make_request()[1], "10.1.2.3")
+    return lab.certifier(by).certify_engine(lab.second.peer, asked)
+
+
+def test_after_a_failover_the_successor_certifies_for_the_same_engine() -> None:
+    lab = Lab()
+    with pytest.raises(UnreachableError, match="does not hold the authority's key"):
+        certified(lab, lab.second)
+    before = certified(lab, lab.first)
+    asyncio.run(lab.certifier(lab.first).seal_to(["n2"]))
+    after = certified(lab, lab.second)
+    roots = [x509.load_pem_x509_certificate(each.authority_pem.encode()) for each in (before, after)]
+    assert roots[0].tbs_certificate_bytes == roots[1].tbs_certificate_bytes
+    for issued in (before, after):
+        for root in roots:
+            x509.load_pem_x509_certificate(issued.certificate_pem.encode()).verify_directly_issued_by(root)
+
+
+def test_who_is_denied_gets_no_certificate_of_an_engine_and_a_bad_name_is_none() -> None:
+    lab = Lab()
+    with pytest.raises(UsageError, match="'a b' cannot be the name of an engine"):
+        certified(lab, lab.first, "a b")
+    lab.propose(commands.RemoveIdentity("n2", "removed by admin"))
+    with pytest.raises(AuthError, match="certificate of rack is denied"):
+        certified(lab, lab.first)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostError, UsageError
-from kos_cluster.services.engines.certificates import certify
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
+from kos_cluster.services.engines.looking import LOOPBACK
 from kos_cluster.services.engines.registers import encoded, forget, records
 from kos_cluster.services.engines.spec import (
     WORKERS_LIMIT,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
 
 START_TIMEOUT_S = 120.0  # for slots and ranks
+PACKAGES_TIMEOUT_S = 3.0  # for nodes to tell what they have; of one that does not, its ranks will say
 STOP_TIMEOUT_S = 30.0
 SCALE_TIMEOUT_S = 60.0
 POLL_S = 0.05  # between two looks at the registers while one waits
@@ -71,7 +72,7 @@ def spec_of(
 
 def start(cluster: Cluster, spec: Spec) -> Record:
     """Start an engine; returns when it serves. Raises EngineError, PlacementError, UsageError."""
-    check_installed(engine_of(spec.kind), cluster.packages())
+    check_installed(engine_of(spec.kind), _packages(cluster))
     taken = next((record for record in _records(cluster) if record.name == spec.name), None)
     if taken is not None:
         raise _taken(taken)
@@ -151,7 +152,7 @@ def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
     record = _serving(find(cluster, name_or_kind))
     engine = engine_of(record.kind)
     check_installed_here(engine)
-    return engine.connect(record.address, certify(cluster, record.id, "127.0.0.1"))
+    return engine.connect(record.address, cluster.engine_keys(record.id, LOOPBACK))
 
 
 # ---- inside
@@ -161,6 +162,14 @@ def _default_workers(cluster: Cluster, cpus: int) -> int:
     nodes = [node for node in cluster.nodes() if node["state"] == "alive"]
     fitting = sum(node["slots"] // cpus for node in nodes if node["slots"]) if cpus > 0 else 0
     return max(1, min(len(nodes), fitting - 1))
+
+
+def _packages(cluster: Cluster) -> dict[str, dict[str, str]]:
+    """What each node has; a node that was linked a moment ago has not told yet, and is waited for."""
+    until_s = time.monotonic() + PACKAGES_TIMEOUT_S
+    while not all((told := cluster.packages()).values()) and time.monotonic() < until_s:
+        time.sleep(POLL_S)
+    return {name: packages for name, packages in told.items() if packages}
 
 
 def _records(cluster: Cluster) -> list[Record]:

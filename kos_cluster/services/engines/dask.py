@@ -100,7 +100,7 @@ class _Head:
     def __init__(self, place: Place) -> None:
         from distributed import Scheduler
 
-        from kos_cluster.services.engines.daskcalls import Losses
+        from kos_cluster.services.engines.daskcalls import AtHead
 
         shows = importlib.util.find_spec("bokeh") is not None
         self._server = _Server(
@@ -112,7 +112,7 @@ class _Head:
                 security=_security(place.credentials),
                 dashboard=shows,
                 dashboard_address=f"{LOOPBACK}:0",
-                plugins=[Losses()],
+                plugins=[AtHead()],
             ),
         )
         self._port = self._server.dask.http_server.port if shows else 0
@@ -180,11 +180,16 @@ class _Connection:
         self._address = address
         self._topic = f"kos-{secrets.token_hex(8)}"
         self._writes: dict[str, Write] = {}  # of calls that have not ended
+        self._cancelled: list[tuple[str, Any]] = []  # calls that are to be stopped
         try:
             self.client = distributed.Client(address.head, security=_security(credentials), timeout=CONNECT_TIMEOUT_S)
         except OSError as error:
             raise _refusal(address, error) from error
         self.client.subscribe_topic(self._topic, self._said)
+
+    @property
+    def usable(self) -> bool:
+        return bool(self.client.status == "running")
 
     def submit(
         self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
@@ -209,12 +214,11 @@ class _Connection:
         return outer
 
     def standing(self) -> Standing:
-        from kos_cluster.services.engines.daskcalls import counted
+        from kos_cluster.services.engines.daskcalls import COUNTED
 
-        workers, waiting, running, held_bytes = self._asked(
-            self.client._run_on_scheduler, counted, timeout_s=STANDING_TIMEOUT_S
-        )
-        return Standing(workers, waiting, running, held_bytes)
+        ask = getattr(self.client.scheduler, COUNTED)
+        workers, waiting, running, held_bytes = self._asked(ask, timeout_s=STANDING_TIMEOUT_S)
+        return Standing(list(workers), waiting, running, held_bytes)
 
     def retire(self, count: int) -> list[str]:
         let_go = self._asked(
@@ -261,10 +265,17 @@ class _Connection:
     def _ended(self, id_: str, inner: Any, cancelled: bool) -> None:
         self._writes.pop(id_, None)
         if cancelled:
-            from kos_cluster.services.engines.daskcalls import stop
+            self._cancelled.append((id_, inner))
+            self.client.loop.add_callback(self._stop_cancelled)
 
-            inner.cancel()
-            self.client.run(stop, id_, wait=False, on_error="ignore")
+    async def _stop_cancelled(self) -> None:
+        """Those that were cancelled together are stopped together. In Dask's loop its client gives coroutines."""
+        from kos_cluster.services.engines.daskcalls import stop
+
+        cancelled, self._cancelled = self._cancelled, []
+        if cancelled:
+            await self.client.cancel([inner for _, inner in cancelled])
+            await self.client.run(stop, [id_ for id_, _ in cancelled], on_error="ignore")
 
 
 def _settle(outer: concurrent.futures.Future[Any], value: Any = None, error: BaseException | None = None) -> None:

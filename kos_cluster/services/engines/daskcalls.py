@@ -9,6 +9,7 @@ tries.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,13 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from kos_cluster.services.engines.engine import Task
 
 RETRIES = "kos_retries"
+COUNTED = "kos_counted"  # a question to the scheduler
 TEXT_LIMIT_CHARACTERS = 1 << 16  # of one event; a longer text becomes several
 
+EARLY_LIMIT = 4096  # calls that are remembered to be stopped should they begin yet
+
 _running: dict[str, threading.Event] = {}  # calls of this process, by their ids
+_early: deque[str] = deque(maxlen=EARLY_LIMIT)
 
 
 class Call:
@@ -32,6 +37,8 @@ class Call:
     def __call__(self) -> Any:
         task = _Task(self._id, self._topic)
         _running[self._id] = task.stopped
+        if self._id in _early:
+            task.stopped.set()
         try:
             return self._call(task)
         finally:
@@ -50,33 +57,42 @@ class _Task:
             self._worker.log_event(self._topic, (self._id, stream, piece))
 
 
-def stop(id_: str) -> None:
-    """In a worker: tell a call that it is to stop."""
-    stopped = _running.get(id_)
-    if stopped is not None:
-        stopped.set()
+def stop(ids: list[str]) -> None:
+    """In a worker: tell those of these calls that run here, or begin yet, that they are to stop.
+
+    Dask cancels those that have not begun, but its word for that may come after this one and after their beginning.
+    """
+    for id_ in ids:
+        stopped = _running.get(id_)
+        if stopped is not None:
+            stopped.set()
+        else:
+            _early.append(id_)
 
 
-class Losses(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
-    """In the scheduler: gives each call its own number of tries."""
+class AtHead(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
+    """In the scheduler: gives each call its own number of tries, and answers `counted`."""
 
-    name = "kos-losses"
+    name = "kos-at-head"
+
+    async def start(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        scheduler.handlers[COUNTED] = self.counted
+
+    def counted(self) -> tuple[list[str], int, int, int]:
+        """The workers, tasks that wait, tasks that run, bytes that are kept."""
+        workers = self._scheduler.workers.values()
+        running = sum(len(worker.executing) for worker in workers)
+        open_ = sum(
+            group.states[state]
+            for group in self._scheduler.task_groups.values()
+            for state in ("waiting", "no-worker", "queued", "processing")
+        )
+        held_bytes = sum(worker.nbytes for worker in workers)
+        return [worker.address for worker in workers], max(0, open_ - running), running, held_bytes
 
     def update_graph(self, scheduler: Any, *, annotations: dict[str, dict[Any, Any]], **_: Any) -> None:
         for key, retries in annotations.get(RETRIES, {}).items():
             task = scheduler.tasks.get(key)
             if task is not None:
                 task.suspicious = scheduler.allowed_failures - retries
-
-
-def counted(dask_scheduler: Any) -> tuple[list[str], int, int, int]:
-    """In the scheduler: its workers, tasks that wait, tasks that run, bytes that are kept."""
-    workers = dask_scheduler.workers.values()
-    running = sum(len(worker.executing) for worker in workers)
-    open_ = sum(
-        group.states[state]
-        for group in dask_scheduler.task_groups.values()
-        for state in ("waiting", "no-worker", "queued", "processing")
-    )
-    held_bytes = sum(worker.nbytes for worker in workers)
-    return [worker.address for worker in workers], max(0, open_ - running), running, held_bytes

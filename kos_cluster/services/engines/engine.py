@@ -20,17 +20,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from kos_cluster.tasks.enginekeys import Credentials as Credentials
+
 T = TypeVar("T")
 Write = Callable[[str, str], None]  # stream ("stdout", or what else the call names so) and text
-
-
-class Credentials(msgspec.Struct, frozen=True):
-    """PEM texts. The authority is this engine's alone, so nobody else's certificate opens its ports."""
-
-    authority: str
-    certificate: str  # for servers and clients, with the host of its place among its names
-    key: str
-    secret: str  # hex, 32 bytes; all who use this engine have the same: for links that ask for a token
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -94,6 +87,10 @@ class Connection(Protocol):
     @property
     def client(self) -> Any:
         """The engine's own: a `distributed.Client`, the module `ray` connected. What `cluster.engine` returns."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it leads to its head still, for all that is known here."""
 
     def submit(
         self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None

@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 from kos_cluster.errors import KosError
-from kos_cluster.services.engines.certificates import certify
 from kos_cluster.services.engines.kinds import engine_of
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.5  # between two questions
+LOOPBACK = "127.0.0.1"  # a client is reached by nobody
 
 
 class Looking:
@@ -61,7 +61,7 @@ class Looking:
     def _look(self) -> None:
         try:
             if self._connection is None:
-                credentials = certify(self._cluster, self._spec.id, "127.0.0.1")
+                credentials = self._cluster.engine_keys(self._spec.id, LOOPBACK)
                 self._connection = engine_of(self._spec.kind).connect(self._address, credentials)
             if self._leaving:
                 self._retire(self._connection)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Protocol
 import kos_cluster as kos
 from kos_cluster.home import private_folder
 from kos_cluster.net.local import HOST_VARIABLE
-from kos_cluster.services.engines.certificates import certify
 from kos_cluster.services.engines.engine import Address, Engine, Place
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.registers import encoded
@@ -80,7 +79,7 @@ def _place(cluster: Cluster, spec: Spec) -> Place:
         cpus=spec.cpus,
         memory_bytes=spec.memory_bytes,
         folder=str(_folder()),
-        credentials=certify(cluster, spec.id, host),
+        credentials=cluster.engine_keys(spec.id, host),
     )
 
 

@@ -1,0 +1,126 @@
+"""`kos engine`: Dask or Ray on the cluster's nodes, from start to stop.
+
+Rules: what it prints of an engine is what the engine's record says; nothing of an engine's own packages is loaded here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import kos_cluster as kos
+from kos_cluster.cli.console import Console
+from kos_cluster.cli.tables import Column, ago, size
+from kos_cluster.services.engines import control
+from kos_cluster.services.engines.spec import Record
+
+COLUMNS = (
+    Column("ENGINE"),
+    Column("KIND"),
+    Column("STATE"),
+    Column("WORKERS", right=True),
+    Column("WAITING", right=True),
+    Column("RUNNING", right=True),
+    Column("HELD", right=True),
+    Column("HEAD"),
+    Column("SINCE", right=True),
+    Column("JOB"),
+    Column("WHY"),
+)
+
+
+def engine_start_(parsed: argparse.Namespace, console: Console) -> int:
+    """Start an engine."""
+    cluster = kos.connect(parsed.cluster)
+    spec = control.spec_of(
+        cluster,
+        parsed.kind,
+        name=parsed.name,
+        workers=parsed.workers,
+        cpus=parsed.cpus,
+        memory_bytes=parsed.memory,
+        restarts=parsed.restarts,
+        plaintext=parsed.allow_plaintext,
+    )
+    record = control.start(cluster, spec)
+    if parsed.json:
+        console.json(record)
+    else:
+        workers = f"{record.workers} worker{'s' * (record.workers != 1)}"
+        console.answer(f"Engine {record.name} serves with {workers}; its head is on {record.node}.")
+    return 0
+
+
+def engine_list_(parsed: argparse.Namespace, console: Console) -> int:
+    """List the engines."""
+    records = control.engines(kos.connect(parsed.cluster))
+    if parsed.json:
+        console.json(records)
+    else:
+        console.listing(records, COLUMNS, [_row(record, time.time()) for record in records])
+    return 0
+
+
+def engine_status_(parsed: argparse.Namespace, console: Console) -> int:
+    """Show how one engine stands."""
+    record = control.find(kos.connect(parsed.cluster), parsed.name)
+    if parsed.json:
+        console.json(record)
+    else:
+        console.facts(_facts(record), _lines(record))
+    return 0
+
+
+def engine_scale_(parsed: argparse.Namespace, console: Console) -> int:
+    """Give an engine another number of workers."""
+    record = control.scale(kos.connect(parsed.cluster), parsed.name, parsed.workers)
+    console.answer(f"Engine {record.name} has {record.workers} worker{'s' * (record.workers != 1)}.")
+    return 0
+
+
+def engine_stop_(parsed: argparse.Namespace, console: Console) -> int:
+    """Stop an engine."""
+    record = control.stop(kos.connect(parsed.cluster), parsed.name)
+    console.answer(f"Engine {record.name} is stopped.")
+    return 0
+
+
+def _row(record: Record, now: float) -> list[str]:
+    return [
+        record.name,
+        record.kind,
+        record.state,
+        f"{record.workers}/{record.wanted}",
+        str(record.waiting),
+        str(record.running),
+        size(record.held_bytes),
+        record.node,
+        ago(max(0.0, now - record.since_s)),
+        record.job,
+        record.why,
+    ]
+
+
+def _facts(record: Record) -> dict[str, object]:
+    import msgspec
+
+    facts: dict[str, object] = msgspec.to_builtins(record)
+    return facts
+
+
+def _lines(record: Record) -> Iterator[str]:
+    since = ago(max(0.0, time.time() - record.since_s))
+    yield f"Engine {record.name} ({record.kind}) is {record.state}, started {since} ago."
+    yield (
+        f"Workers: {record.workers} of {record.wanted}, each with {record.cpus} core{'s' * (record.cpus != 1)} and "
+        f"{size(record.memory_bytes) if record.memory_bytes else 'no limit of memory'}."
+    )
+    if record.address.head:
+        yield f"Head: {record.address.head} on {record.node}."
+    yield f"Tasks: {record.waiting} wait, {record.running} run; {size(record.held_bytes)} of results are held."
+    yield f"Supervised by job {record.job}; life {record.life}, {record.restarts_left} restarts left."
+    if record.plaintext:
+        yield "Links that it cannot encrypt are allowed (--allow-plaintext)."
+    if record.why:
+        yield f"Last trouble: {record.why.rstrip('.')}."

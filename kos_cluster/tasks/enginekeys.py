@@ -30,9 +30,10 @@ class Credentials(msgspec.Struct, frozen=True):
     authority: str
     certificate: str  # for servers and clients, with the host of its place among its names
     key: str
+    secret: str  # hex, 32 bytes; the same for all parts of the engine, where it has links that ask for a token
 
     def __repr__(self) -> str:
-        return "<kos Credentials>"  # without the private key
+        return "<kos Credentials>"  # without the private key and the secret
 
 
 class Asks(Protocol):
@@ -54,7 +55,7 @@ def certified(mesh: Asks, engine: str, host: str) -> Credentials:
     for node in _asked_in_turn(mesh):
         try:
             issued = mesh.request(question, EngineCertificate, node=node)
-            return Credentials(issued.authority_pem, issued.certificate_pem, key_pem.decode())
+            return Credentials(issued.authority_pem, issued.certificate_pem, key_pem.decode(), issued.secret)
         except (UnreachableError, NoSuchNodeError):
             if time.monotonic() >= deadline_s:
                 raise

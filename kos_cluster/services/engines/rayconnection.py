@@ -35,6 +35,7 @@ from kos_cluster.services.engines.raynodes import client_of, store_of
 T = TypeVar("T")
 RETIRE_S = 10.0
 TEXTS_TIMEOUT_S = 5.0
+CLIENT_TRIES = 3
 
 
 class RayConnection:
@@ -275,7 +276,10 @@ def _connect(ray: Any, store: str, client: str, credentials: Credentials) -> Non
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        ray.init(store if _raylet_is_here(store) else client, logging_level=logging.WARNING)
+        if _raylet_is_here(store):
+            ray.init(store, logging_level=logging.WARNING)
+        else:
+            _connect_from_afar(ray, client)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise EngineError(
             f"This program could not be connected to the Ray at {store}: {str(error).rstrip('.')}.",
@@ -284,6 +288,20 @@ def _connect(ray: Any, store: str, client: str, credentials: Credentials) -> Non
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _connect_from_afar(ray: Any, client: str) -> None:
+    """By Ray Client. The process that it starts on the head's node by a fork may end at once, for what gRPC's threads
+    are at in that moment; so more than one is tried.
+    """
+    for left in reversed(range(CLIENT_TRIES)):
+        try:
+            ray.init(client, logging_level=logging.WARNING)
+        except ConnectionAbortedError:
+            if not left:
+                raise
+        else:
+            return
 
 
 def _raylet_is_here(store: str) -> bool:

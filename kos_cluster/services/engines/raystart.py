@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-START_TIMEOUT_S = 80.0
+START_TIMEOUT_S = 150.0
 
 if __name__ == "__main__":
     from ray.scripts.scripts import main

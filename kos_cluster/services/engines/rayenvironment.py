@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Mapping
-from typing import Any
 
 from kos_cluster.services.engines import lazily
 from kos_cluster.services.engines.engine import Credentials
@@ -63,27 +61,6 @@ def keep_loopback() -> None:
 @functools.cache
 def _memory_file(name: str) -> int:
     return os.memfd_create(name, os.MFD_CLOEXEC)
-
-
-def patient(timeout_s: float) -> None:
-    """Have this process wait for as long for its raylet to be known, where `ray start` has 30 s and no setting: on a
-    busy machine, which loads Ray's Python processes meanwhile, that is not enough.
-    """
-    from ray._private import services
-
-    ask = services.get_node
-
-    def get_node(*args: Any) -> Any:
-        until_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                return ask(*args)
-            except RuntimeError:  # it is not known yet
-                if time.monotonic() > until_s:
-                    raise
-                time.sleep(0.1)
-
-    services.get_node = get_node
 
 
 def is_loopback(address: str) -> bool:

@@ -96,6 +96,7 @@ class RayWorker:
             self._node.close()
 
 
+_CHATTER = ("\tINFO ", "\tSUCC ")  # the levels of its log that tell nothing of an end
 _HINT = "See its rank's output with 'kos logs'."
 
 
@@ -138,9 +139,10 @@ class _Started:
 
     @property
     def said(self) -> str:
-        """The end of what Ray said, in a line."""
-        lines = [line.strip() for line in self._said.splitlines() if line.strip()]
-        return "; ".join(lines[-TOLD_LINES:]).rstrip(".") or "it said nothing"
+        """The end of what Ray said, in a line, without what it says of each start."""
+        lines = [line.strip() for line in self._said.splitlines()]
+        telling = [line for line in lines if line and not any(mark in line for mark in _CHATTER)]
+        return "; ".join(telling[-TOLD_LINES:]).rstrip(".") or "it was killed"
 
     def let_go(self) -> bool:
         """Whether it has ended because it was to."""

@@ -6,12 +6,17 @@ Rules: what it prints of an engine is what the engine's record says; nothing of 
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
 import time
 from collections.abc import Iterator
+
+import msgspec
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column, ago, size
+from kos_cluster.errors import EngineError
 from kos_cluster.services.engines import control
 from kos_cluster.services.engines.spec import Record
 
@@ -86,6 +91,23 @@ def engine_stop_(parsed: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def engine_dashboard_(parsed: argparse.Namespace, console: Console) -> int:
+    """Lead a port of this machine to an engine's dashboard, until it is interrupted or terminated."""
+    cluster = kos.connect(parsed.cluster)
+    record = control.find(cluster, parsed.name)
+    if not record.address.dashboard:
+        raise EngineError(f"Engine {record.name!r} has no dashboard now.", f"Type 'kos engine status {record.name}'.")
+    ended = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with cluster.forward_port(record.node, record.address.dashboard, local_port=parsed.port) as forwarded:
+        console.answer(f"http://127.0.0.1:{forwarded.port}")
+        console.note(f"kos: leads to the dashboard of engine {record.name!r} on {record.node}; Ctrl-C ends it.")
+        console.out.flush()
+        ended.wait()
+    return 0
+
+
 def _row(record: Record, now: float) -> list[str]:
     return [
         record.name,
@@ -103,8 +125,6 @@ def _row(record: Record, now: float) -> list[str]:
 
 
 def _facts(record: Record) -> dict[str, object]:
-    import msgspec
-
     facts: dict[str, object] = msgspec.to_builtins(record)
     return facts
 

@@ -18,10 +18,14 @@ from kos_cluster.core.jobrows import JobRow
 from kos_cluster.core.lines import FIRST_GUESS_S, PASSED_S
 from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.placement import Placement
+from kos_cluster.core.records import Needs
 from kos_cluster.core.relations import Relations
 from kos_cluster.core.turns import Turns, weight_of
 
 CAPPED = Placement(None, True, ())
+# Needs, whether a batch may wait at a node, and whether for slots to gather, for which no node has room in this turn of
+# dispatching: nodes only become fuller in it, so jobs like these need not be tried one by one.
+Nowhere = dict[tuple[Needs, bool, bool] | None, Placement]
 
 
 class DispatchOrder:
@@ -49,19 +53,20 @@ class DispatchOrder:
     def placed(self, now: float) -> Iterator[tuple[JobRow, str]]:
         """Job and node of one batch after the other; say `sent` before the next is asked for."""
         passed = 0  # jobs whose turn it is, and that cannot be placed
+        nowhere: Nowhere = {}
         while passed < len(self._turns):
             job = self._jobs[self._turns.at(passed)]
             if not job.pending:
                 self._turns.go(job.spec.job)
                 continue
-            placed = self._place(job, now, ahead=self._sends_ahead(job))
+            placed = self._place(job, now, ahead=self._sends_ahead(job), nowhere=nowhere)
             self._note(job, placed, now)
             if placed.node is None:
                 passed += 1
                 continue
             node = placed.node
             if passed and self._index.waits_at(node, job.spec.needs, now):
-                job, node, passed = self._first_to_wait(job, node, passed, now)
+                job, node, passed = self._first_to_wait(job, node, passed, now, nowhere)
             yield job, node
 
     def sent(self, job: JobRow, tasks: int) -> None:
@@ -73,13 +78,15 @@ class DispatchOrder:
         """Whether it has as many batches at nodes as it may."""
         return 0 < job.spec.max_parallel <= self._caps.out(job)
 
-    def _first_to_wait(self, job: JobRow, node: str, passed: int, now: float) -> tuple[JobRow, str, int]:
+    def _first_to_wait(
+        self, job: JobRow, node: str, passed: int, now: float, nowhere: Nowhere
+    ) -> tuple[JobRow, str, int]:
         """Who of those that were passed could wait at a node where this job's batches would, else this job; with its
         node and position in turn. Or those that need a free slot would wait until all short tasks have been sent.
         """
         for position in range(passed):
             earlier = self._jobs[self._turns.at(position)]
-            placed = self._place(earlier, now, ahead=True)
+            placed = self._place(earlier, now, ahead=True, nowhere=nowhere)
             if placed.node is not None and self._index.waits_at(placed.node, job.spec.needs, now):
                 self._note(earlier, placed, now)
                 return earlier, placed.node, position
@@ -89,17 +96,18 @@ class DispatchOrder:
         """Whether its tasks are so short that each slot is to have a batch that waits."""
         return job.durations.short and not job.spec.single
 
-    def _place(self, job: JobRow, now: float, *, ahead: bool) -> Placement:
+    def _place(self, job: JobRow, now: float, *, ahead: bool, nowhere: Nowhere) -> Placement:
         if self.capped(job):
             return CAPPED
-        return self._index.place(
-            job.spec.needs,
-            now,
-            prefetch=ahead,
-            crowded=self._may_queue(job, now),
-            leaning=self._relations.leaning(job, now),
-            told=False,
-        )
+        crowded = self._may_queue(job, now)
+        leaning = self._relations.leaning(job, now)
+        alike = (job.spec.needs, ahead, crowded) if leaning.plain else None
+        if alike in nowhere:
+            return nowhere[alike]
+        placed = self._index.place(job.spec.needs, now, prefetch=ahead, crowded=crowded, leaning=leaning, told=False)
+        if alike is not None and placed.node is None:
+            nowhere[alike] = placed
+        return placed
 
     def _note(self, job: JobRow, placed: Placement, now: float) -> None:
         """Since when it could not be placed, or waits for a node that has its inputs."""

@@ -133,6 +133,11 @@ class Leaning(msgspec.Struct, frozen=True):
     task_s: float = UNMEASURED_S  # how long a task lasts
     waited_s: float = 0.0  # for a node with inputs, so far
 
+    @property
+    def plain(self) -> bool:
+        """Whether it makes no node impossible, nor one worth waiting for."""
+        return not (self.near or self.apart) and self.inputs is None and self.layout is Layout.ANY
+
 
 PLAIN = Leaning()
 

@@ -11,6 +11,7 @@ takes no lock and does not wait.
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
 import select
@@ -49,6 +50,14 @@ def attached(folder: Path) -> Attached:
                 known.close()
             known = _attached[folder] = Attached(folder)
         return known
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the end of the interpreter; what was inherited by a fork is its parent's."""
+    for connection in _attached.values():
+        if connection.usable:
+            connection.close()
 
 
 class Attached:

@@ -26,6 +26,7 @@ from kos_cluster.net import wire
 from kos_cluster.net.administration import ClusterStatus, DrainNode, MintToken, RemoveNode, RenewNode, Status, StopNode
 from kos_cluster.net.blocks import MemoryAsked
 from kos_cluster.net.detached import CancelDetached
+from kos_cluster.net.engines import EngineCertificate
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LocksAsked
 from kos_cluster.tasks import (
@@ -427,7 +428,7 @@ class Cluster:
     def forward_port(self, node: str, port: int, *, local_port: int = 0) -> ForwardedPort:
         """Have a port of this machine's loopback (0: any) lead to one of a node's, for a browser, until it is closed.
 
-        Raises NoSuchNodeError, PortTakenError, AuthError for who may not submit work, UsageError.
+        Raises NoSuchNodeError, UnreachableError, PortTakenError, AuthError for who may not submit work, UsageError.
         """
         return portforwarding.forward(self._mesh, node, port, local_port)
 
@@ -437,6 +438,10 @@ class Cluster:
         Raises UsageError, AuthError when one may not submit work, UnreachableError.
         """
         return enginekeys.certified(self._mesh, engine, host)
+
+    def engine_certificate(self, engine: str, request_pem: bytes, host: str) -> EngineCertificate:
+        """As `engine_keys`, for a process that has made its key and request itself, and has no connection."""
+        return enginekeys.issued(self._mesh, engine, request_pem, host)
 
     def renew(self) -> float:
         """Renew this machine's client certificate; when the new one ends (Unix seconds)."""

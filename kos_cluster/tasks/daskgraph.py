@@ -3,18 +3,19 @@
     dask.compute(total, scheduler=kos.dask_get)
 
 Theory of operation. Dask's own walk through a graph (`dask.local.get_async`) decides the order, holds what tasks have
-given until nothing needs it any more, and tells Dask's callbacks, such as its progress bar. A task is submitted once
-its inputs are there, which travel with it as values. Before that the graph is cut down to what is wanted, and chains
-of tasks are fused, as Dask does for its own processes.
+given until nothing needs it any more, and tells Dask's callbacks, such as its progress bar. What it holds are futures:
+a task is submitted once its inputs are there, and is passed theirs, so large results go from node to node, and come
+here only if they are wanted. Before that the graph is cut down to what is wanted, and chains of tasks are fused, as
+Dask does for its own processes.
 
-Rules. At most `IN_FLIGHT` tasks a slot are out at once, since each holds its inputs in this process. A failed task
-raises its own exception, with the traceback of the node and a note that names the task; what is out then is
-cancelled, as it is by an interrupt. Dask is imported when this is first called.
+Rules. At most `IN_FLIGHT` tasks a slot are out at once, so that the order is Dask's, which frees results soon. A failed
+task raises its own exception, with the traceback of the node and a note that names the task; what is out then is
+cancelled, as it is by an interrupt. A callback that looks at what a task has given sees its future. Dask is imported
+when this is first called.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import graphlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,13 +23,14 @@ from typing import Any
 from kos_cluster.errors import UsageError
 from kos_cluster.tasks.cluster import Cluster, connect
 from kos_cluster.tasks.executor import Executor
+from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.jobgroup import slots_of
 
 IN_FLIGHT = 4  # tasks out at once, for each slot
 IN_FLIGHT_LEAST = 32  # so that small tasks travel together, in small clusters too
 CYCLE_TOLD_LIMIT = 8  # tasks of a cycle that are named
 
-Call = tuple[Any, tuple[Callable[[Mapping[Any, Any]], Any], Mapping[Any, Any]]]  # key, (task, its inputs)
+Task = Callable[[Mapping[Any, Any]], Any]  # called with its inputs by their keys
 
 
 def dask_get(
@@ -41,38 +43,62 @@ def dask_get(
 ) -> Any:
     """The values of `keys` in a Dask graph. `num_workers` caps how many tasks run at once.
 
-    `options` are those of Dask's own schedulers. Raises what a task raised, what `connect` raises, and UsageError for
-    a graph with a cycle.
+    `options` are those of Dask's own schedulers; tasks are gathered to batches by measurement, not by `chunksize`.
+    Raises what a task raised, what `connect` raises, and UsageError for a graph with a cycle.
     """
     local = _dask()
     cluster = cluster or connect()
     ahead = num_workers or max(IN_FLIGHT_LEAST, IN_FLIGHT * slots_of(cluster))
-    out: set[concurrent.futures.Future[Any]] = set()
+    out: set[Future] = set()
     with Executor(num_workers, cluster) as executor:
 
-        def submit(_: Any, calls: Sequence[Any]) -> concurrent.futures.Future[Any]:
-            future = executor.submit(run_tasks, [call[:2] for call in calls])
+        def submit(_: Any, calls: Sequence[Any]) -> _Ending:
+            ((key, call, *_),) = calls
+            future = executor.submit(run_task, key, *call)
             out.add(future)
             future.add_done_callback(out.discard)
-            return future
+            return _Ending(key, future)
 
         try:
-            return local.get_async(submit, ahead, _prepared(dsk, keys, optimize_graph), keys, **options)
+            graph = _prepared(dsk, keys, optimize_graph)
+            return _values(local.get_async(submit, ahead, graph, keys, **{**options, "chunksize": 1}))
         finally:
             for future in list(out):
                 future.cancel()
 
 
-def run_tasks(calls: Sequence[Call]) -> list[tuple[Any, Any, bool]]:
-    """Run tasks of a graph, in a worker; what Dask wants to know of each: its key, (value, worker), no failure."""
-    ended = []
-    for key, (task, inputs) in calls:
-        try:
-            ended.append((key, (task(inputs), None), False))
-        except Exception as error:
-            error.add_note(f"This was task {key!r} of a Dask graph.")
-            raise
-    return ended
+class _Ending:
+    """What Dask's walk waits for: the end of one task."""
+
+    def __init__(self, key: Any, future: Future) -> None:
+        self._key = key
+        self._future = future
+
+    def add_done_callback(self, tell: Callable[[_Ending], object]) -> None:
+        self._future.add_done_callback(lambda _: tell(self))
+
+    def result(self) -> list[tuple[Any, Any, bool]]:
+        """The key, what Dask is to hold with a worker's name, no failure. Raises what the task raised."""
+        settled = self._future.settled()
+        if not isinstance(settled, Outcome) or settled.failed:
+            self._future.result()
+        return [(self._key, (self._future, None), False)]
+
+
+def run_task(key: Any, task: Task, inputs: Mapping[Any, Any]) -> Any:
+    """One task of a graph, in a worker."""
+    try:
+        return task(inputs)
+    except Exception as error:
+        error.add_note(f"This was task {key!r} of a Dask graph.")
+        raise
+
+
+def _values(found: Any) -> Any:
+    """What was wanted, nested as it was asked for, with values in place of futures."""
+    if isinstance(found, Future):
+        return found.result()
+    return tuple(map(_values, found)) if type(found) is tuple else found
 
 
 def _dask() -> Any:

@@ -24,7 +24,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future as AnyFuture
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from kos_cluster.net.channel import Channel
 from kos_cluster.net.standing import Standing
 from kos_cluster.tasks import bundle, failures, serialise
 from kos_cluster.tasks.cluster import Cluster, connect
-from kos_cluster.tasks.futures import Outcome
+from kos_cluster.tasks.futures import Future, Outcome, Settled
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.script import CommandResult
 
@@ -49,7 +48,6 @@ COLLECTED_LIMIT_BYTES = 32 << 20  # and at most so much
 EXIT_LOST = 3  # the daemon has closed the channel, or there was no cluster to connect to
 
 _encode = msgspec.msgpack.encode
-Settled = Outcome | BaseException | None
 
 
 class Link:
@@ -120,8 +118,9 @@ class Driver:
         self._link.send(driven.Stands(Standing(*standing) if standing is not None else None))
 
     def _follow(self, job: Job, index: int) -> None:
-        def ended(future: AnyFuture[Any]) -> None:
-            self._came.put((index, _raw(future)))
+        def ended(future: concurrent.futures.Future[Any]) -> None:
+            assert isinstance(future, Future)
+            self._came.put((index, future.settled()))
 
         job.future(index).add_done_callback(ended)
 
@@ -187,14 +186,6 @@ class Driver:
         pickled = serialise.dumps_result(msgspec.structs.replace(failure, traceback=""))
         assert isinstance(pickled, bytes)
         return Outcome(pickled, failed=True)
-
-
-def _raw(future: AnyFuture[Any]) -> Settled:
-    """What a future of ours ended with, without unpickling it."""
-    if future.cancelled():
-        return None
-    error = AnyFuture.exception(future)
-    return error if error is not None else AnyFuture.result(future)
 
 
 def _intact(path: Path, sha256: str) -> bytes:

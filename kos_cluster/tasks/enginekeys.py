@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
 from kos_cluster.core.names import checked
 from kos_cluster.errors import NoSuchNodeError, UnreachableError
-from kos_cluster.net import wire
 from kos_cluster.net.engineauthority import make_request
 from kos_cluster.net.engines import CertifyEngine, EngineCertificate
+
+if TYPE_CHECKING:
+    from kos_cluster.net import wire  # else ranks that ask for nothing themselves would load it
 
 FAILOVER_S = 20.0  # for which a node is looked for that certifies
 PAUSE_S = 0.1  # between two rounds
@@ -50,12 +52,21 @@ def certified(mesh: Asks, engine: str, host: str) -> Credentials:
     Raises UsageError for a bad name or host, AuthError for a role that may not submit work, UnreachableError.
     """
     key_pem, request_pem = make_request()
+    return credentials(issued(mesh, engine, request_pem, host), key_pem)
+
+
+def credentials(issued: EngineCertificate, key_pem: bytes) -> Credentials:
+    """The keys of the process that made this private key and the request for it."""
+    return Credentials(issued.authority_pem, issued.certificate_pem, key_pem.decode(), issued.secret)
+
+
+def issued(mesh: Asks, engine: str, request_pem: bytes, host: str) -> EngineCertificate:
+    """The certificate for a request, of this process or of one that has no connection. Raises as `certified`."""
     question = CertifyEngine(checked(engine, "engine"), request_pem, host)
     deadline_s = time.monotonic() + FAILOVER_S
     for node in _asked_in_turn(mesh):
         try:
-            issued = mesh.request(question, EngineCertificate, node=node)
-            return Credentials(issued.authority_pem, issued.certificate_pem, key_pem.decode(), issued.secret)
+            return mesh.request(question, EngineCertificate, node=node)
         except (UnreachableError, NoSuchNodeError):
             if time.monotonic() >= deadline_s:
                 raise

@@ -19,6 +19,7 @@ import concurrent.futures
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.joblist import everybodys
 from kos_cluster.tasks.options import Options, split_options
 from kos_cluster.tasks.relating import find_related
+from kos_cluster.tasks.submission import new_job_id
 
 if TYPE_CHECKING:
     from kos_cluster.tasks.mesh import Mesh
@@ -104,7 +106,7 @@ class Gang(Future):
     def __init__(
         self,
         mesh: Mesh,
-        launch: Callable[[JobSpec], Job],
+        launch: Callable[..., Job],
         spec: JobSpec,
         payload: bytes,
         ranks: int,
@@ -313,8 +315,9 @@ class Gang(Future):
         """The job of an epoch; its ranks wait until their slots are reserved."""
         self._nodes, self._outcomes, self._table = [], {}, b""
         self._checkpoints.begin()
-        name = self._spec.name if epoch == 1 else f"{self._spec.name} (epoch {epoch})"
-        job = self._launch(replace(self._spec, name=name, in_place=self._hears(epoch)))
+        spec = replace(self._spec, in_place=self._hears(epoch))
+        # It goes on, as a job with an id of its own does, when a job that it is to be near to has ended meanwhile.
+        job = self._launch(spec) if epoch == 1 else self._launch(spec, new_job_id())
         for rank in range(self._ranks):
             job.add(self._payload).add_done_callback(self._ended(epoch, rank))
         job.close()
@@ -322,15 +325,19 @@ class Gang(Future):
         return job
 
     def _hears(self, epoch: int) -> Callable[[int, int, bytes], None]:
-        """Called in the mesh thread, which waits for nothing."""
+        """Called in the mesh thread, which waits for nothing. A job is remembered when nobody needs its gang any more,
+        which has results and checkpoints: it must not keep that.
+        """
         newest: dict[int, int] = {}  # serials, by rank
+        told = weakref.ref(self)
 
         def hears(rank: int, serial: int, said: bytes) -> None:
-            if rank in self._heard or len(self._heard) >= HEARD_LIMIT or serial < newest.get(rank, 0):
+            gang = told()
+            if gang is None or rank in gang._heard or len(gang._heard) >= HEARD_LIMIT or serial < newest.get(rank, 0):
                 return
             newest[rank] = serial
-            self._heard.add(rank)
-            self._events.put(_RankSaid(epoch, rank, serial, said))
+            gang._heard.add(rank)
+            gang._events.put(_RankSaid(epoch, rank, serial, said))
 
         return hears
 

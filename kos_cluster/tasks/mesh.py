@@ -176,7 +176,7 @@ class Mesh:
     ) -> T:
         """Ask one node (any, unless `node` names one). Raises what the node answers, or UnreachableError."""
         self._check_open()
-        return msgspec.msgpack.decode(self._run_there(self._asking.one(question, node, timeout_s)), type=kind)
+        return msgspec.msgpack.decode(self.run_there(self._asking.one(question, node, timeout_s)), type=kind)
 
     def wake(self, call: Callable[[], None]) -> None:
         """Have the mesh thread do something short. May be called anywhere, by the garbage collector too."""
@@ -186,15 +186,15 @@ class Mesh:
     def renew(self) -> float:
         """Have this machine's client certificate renewed; when it ends then (Unix seconds). Raises KosError."""
         self._check_open()
-        return self._run_there(self._renewal.renew())
+        return self.run_there(self._renewal.renew())
 
     def request_all(self, question: wire.Asked, kind: type[T], enough_s: float = REQUEST_TIMEOUT_S) -> dict[str, T]:
         """Ask every node that is up; those that do not answer in time are left out. By node name."""
         self._check_open()
-        answers = self._run_there(self._asking.all(question, enough_s))
+        answers = self.run_there(self._asking.all(question, enough_s))
         return {name: msgspec.msgpack.decode(raw, type=kind) for name, raw in answers.items()}
 
-    def _run_there(self, work: Coroutine[Any, Any, T]) -> T:
+    def run_there(self, work: Coroutine[Any, Any, T]) -> T:
         """Run this in the mesh thread and wait for it. Raises StateError when the connection is closed meanwhile."""
         answer: Answer[T] = Answer()
 

@@ -89,7 +89,12 @@ class OwnBlocks:
         size_bytes = sum(map(len, pieces))
         block = secrets.token_hex(16)
         arena = attached(folder)
-        arena.write(block, pieces)
+        try:
+            arena.write(block, pieces)
+        except ArenaFullError:
+            if not self._mesh.run_there(self._tell_now()):
+                raise
+            arena.write(block, pieces)
         try:
             self._mesh.request(KeepBlock(self._mesh.instance, block, pin), bool, node=member.id)
         finally:
@@ -212,6 +217,15 @@ class OwnBlocks:
         owed = self._owed[node]
         for block in list(islice(owed, max(0, len(owed) - OWED_LIMIT))):
             del owed[block]
+
+    async def _tell_now(self) -> bool:
+        """Have what nobody here needs any more dropped at once, and wait for that; whether there was anything."""
+        self._count()
+        there_was = bool(self._telling)
+        for _ in range(2):  # what is being told already, then what has come since
+            await asyncio.gather(*self._telling.values())
+            self.tell()
+        return there_was
 
     async def _tell(self, node: str) -> None:
         blocks = list(islice(self._owed[node], DROPPED_LIMIT))

@@ -22,7 +22,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kos_cluster.core.records import MemberState
+from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import (
     AuthError,
@@ -32,7 +32,7 @@ from kos_cluster.errors import (
     UnreachableError,
     UsageError,
 )
-from kos_cluster.net import tunnel
+from kos_cluster.net import tunnel, wire
 from kos_cluster.net.tcpusers import user_of_peer
 from kos_cluster.net.tunnel import End, Left
 
@@ -146,7 +146,7 @@ class ForwardedPort:
 def forward(mesh: Mesh, node: str, port: int, local_port: int = 0) -> ForwardedPort:
     """To a port of the loopback of the node of this name or id.
 
-    Raises NoSuchNodeError, PortTakenError, AuthError for who may not submit work, UsageError.
+    Raises NoSuchNodeError, UnreachableError, PortTakenError, AuthError for who may not submit work, UsageError.
     """
     peer = mesh.credentials.peer
     if not may(peer.role, Command.SUBMIT):
@@ -157,17 +157,29 @@ def forward(mesh: Mesh, node: str, port: int, local_port: int = 0) -> ForwardedP
     for number, least in ((port, 1), (local_port, 0)):
         if not least <= number <= PORT_LIMIT:
             raise UsageError(f"{number} is not a port.", f"Give a number from {least} to {PORT_LIMIT}.")
-    found = next((member for member in mesh.members if node in (member.name, member.id)), None)
-    if found is None:
-        known = ", ".join(member.name for member in mesh.members)
-        raise NoSuchNodeError(f"No node is named {node!r}.", f"The cluster has {known}.")
-    id_, name = found.id, found.name
+    found = _member(mesh, node)
 
     def dial(id: str) -> ssl.SSLSocket:
-        member = mesh.member(id_)
-        if member is None or member.state in (MemberState.DEAD, MemberState.LEFT):
-            raise UnreachableError(f"Node {name} cannot be reached.", "Type 'kos cluster nodes'.")
+        member = mesh.member(found.id) or found
+        if member.state in (MemberState.DEAD, MemberState.LEFT):
+            raise UnreachableError(f"Node {found.name} cannot be reached.", "Type 'kos cluster nodes'.")
         wanted = tunnel.Open("", "", id, new=True, port=port)
         return tunnel.dial(member.host, member.port, mesh.credentials, wanted)[0]
 
-    return ForwardedPort(dial, f"port {port} of {name}", local_port)
+    return ForwardedPort(dial, f"port {port} of {found.name}", local_port)
+
+
+def _member(mesh: Mesh, node: str) -> Member:
+    """The node of this name or id, whether this process was told of it by now or not.
+
+    Raises NoSuchNodeError, UnreachableError.
+    """
+    members = mesh.members
+    if not any(node in (member.name, member.id) for member in members):
+        members = mesh.request(wire.Nodes(), wire.SyncData).members or []
+    standing = [member for member in members if member.state is not MemberState.LEFT]
+    for member in standing:
+        if node in (member.name, member.id):
+            return member
+    known = ", ".join(sorted(member.name for member in standing))
+    raise NoSuchNodeError(f"No node is named {node!r}.", f"The cluster has {known}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kos_cluster.core import ownership as own
+from kos_cluster.core.nodeindex import NodeIndex
+from kos_cluster.core.placement import Placement
 from kos_cluster.core.records import Load, Needs, count_of
 from tests.core.owner import dispatches, done, machine, opened
 
@@ -120,3 +122,24 @@ def test_a_task_that_travels_alone_waits_for_no_other():
     for _ in range(49):  # quick as they are, none is sent before the one that is out has ended
         assert [count_of(d.runs) for d in waiting] == [1]
         waiting = dispatches(done(core, waiting.pop()))
+
+
+def test_jobs_that_need_the_same_are_not_tried_at_the_nodes_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """But one that needs another thing is, wherever in the line it stands."""
+    core = machine(nodes=2, slots=1)
+    opened(core, 10, single=True, needs=Needs(on="id0"))
+    for number in range(100):
+        core.handle(own.Opened(own.JobSpec(f"like{number}", "f", needs=Needs(on="id0"))), 1.0)
+        core.handle(own.Added(f"like{number}", 1), 1.0)
+    tried: list[Needs] = []
+    place = NodeIndex.place
+
+    def counted(index: NodeIndex, needs: Needs, *args: object, **keywords: object) -> Placement:
+        tried.append(needs)
+        return place(index, needs, *args, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(NodeIndex, "place", counted)
+    core.handle(own.Opened(own.JobSpec("other", "f", needs=Needs(on="id1"))), 1.0)
+    (sent,) = dispatches(core.handle(own.Added("other", 1), 1.0))
+    assert (sent.job, sent.node) == ("other", "id1")
+    assert len(tried) < 5

@@ -1,16 +1,18 @@
 """What every engine must do, as a class of tests over the interface alone: `services.engines.engine`.
 
-How a third engine is added. Write `services/engines/KIND.py` with an ENGINE, name the kind in `kinds.KINDS` and in
-`cli.enginegrammar`, give it an extra of its name in pyproject.toml, and run this suite by a module of its own:
+How a third engine is added. Write `services/engines/KIND.py` with an ENGINE, name the kind in `kinds.KINDS`, give it an
+extra of its name in pyproject.toml, and run this suite by a module of its own:
 
     from tests.engines.conformance import EngineConformance
 
-    class TestKind(EngineConformance):
-        kind = "kind"
+    KIND = "kind"
+    WORDS = ("--memory", "1G")  # of `kos engine start`; --allow-plaintext belongs here, if it is needed
 
-All tests of a class share one cluster of three nodes and one engine of three workers, in the order in which they stand:
-what stops the engine comes last. An engine with links that it cannot encrypt sets `plaintext`. What only one engine has
-(its dataframes, its actors) is tested in the module of that engine.
+    class TestKind(EngineConformance): ...
+
+All tests of a module share one cluster of three nodes and one engine of three workers; those here change their number,
+and the last one stops the engine. So what only one engine has (its dataframes, its actors) is tested before them, with
+the fixtures `engine` and `connection`.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from typing import Any, ClassVar
+import urllib.request
+from typing import Any
 
 import psutil
 import pytest
@@ -29,43 +31,23 @@ from kos_cluster.services.engines import control
 from kos_cluster.services.engines.engine import Connection, Task
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import Record
-from tests.engines.conftest import EngineMesh, listens_everywhere
+from tests.engines.conftest import WORKERS, EngineMesh, listens_everywhere
 from tests.mesh.conftest import until
 
-WORKERS = 3
 RESULT_S = 20.0  # for one call
 
 
 class EngineConformance:
-    """Subclass it, and say which `kind`."""
-
-    kind: ClassVar[str]
-    plaintext: ClassVar[bool] = False
-    memory: ClassVar[str] = "450M"
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def engine(cls, mesh: EngineMesh) -> Record:
-        words = ["engine", "start", cls.kind, "--workers", str(WORKERS), "--memory", cls.memory]
-        said = mesh.ok(*words, *(["--allow-plaintext"] if cls.plaintext else []))
-        assert said.startswith(f"Engine {cls.kind} serves with {WORKERS} workers; its head is on node")
-        return control.find(mesh.cluster, cls.kind)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def connection(cls, mesh: EngineMesh, engine: Record) -> Iterator[Connection]:
-        opened = control.open_engine(mesh.cluster, engine.name)
-        yield opened
-        opened.close()
+    """Subclass it in a module that says which KIND."""
 
     def test_it_is_listed(self, mesh: EngineMesh, engine: Record) -> None:
         listed = mesh.ok("engine", "list")
         assert engine.name in listed
         assert f"{WORKERS}/{WORKERS}" in listed
         jobs = {job.name: job for job in mesh.cluster.jobs()}
-        assert jobs[f"engine {engine.name} ({self.kind})"].job == engine.job
+        assert jobs[f"engine {engine.name} ({engine.kind})"].job == engine.job
         assert jobs[f"engine {engine.name}"].total == 1 + WORKERS
-        assert f"Engine {engine.name} ({self.kind}) is serving" in mesh.ok("engine", "status", engine.name)
+        assert f"Engine {engine.name} ({engine.kind}) is serving" in mesh.ok("engine", "status", engine.name)
 
     def test_a_call_gives_its_result(self, connection: Connection) -> None:
         assert connection.submit(lambda task: 6 * 7).result(RESULT_S) == 42
@@ -98,18 +80,21 @@ class EngineConformance:
         busy = [connection.submit(_holds(str(hold))) for _ in range(2 * WORKERS)]
         waiting = connection.submit(lambda task: ran.touch())
         assert waiting.cancel()
+        until(lambda: _open(connection) == len(busy), "it is cancelled")
         hold.touch()
         for future in busy:
             future.result(RESULT_S)
         assert connection.submit(lambda task: 1).result(RESULT_S) == 1
         assert not ran.exists()
 
-    def test_its_standing_is_told(self, mesh: EngineMesh, connection: Connection, tmp_path: Any) -> None:
+    def test_its_standing_is_told(
+        self, mesh: EngineMesh, engine: Record, connection: Connection, tmp_path: Any
+    ) -> None:
         hold = tmp_path / "hold"
         futures = [connection.submit(_holds(str(hold))) for _ in range(4 * WORKERS)]
         until(lambda: _open(connection) == len(futures), "all calls are counted")
         assert len(connection.standing().workers) == WORKERS
-        until(lambda: _row(mesh, self.kind).running + _row(mesh, self.kind).waiting == len(futures), "and listed")
+        until(lambda: _row(mesh, engine.kind).running + _row(mesh, engine.kind).waiting == len(futures), "and listed")
         hold.touch()
         for future in futures:
             future.result(RESULT_S)
@@ -139,44 +124,49 @@ class EngineConformance:
         mixed = type(own)(own.authority, other.certificate, other.key, own.secret)
         for credentials in (other, mixed):
             with pytest.raises((AuthError, UnreachableError)):
-                engine_of(self.kind).connect(engine.address, credentials)
+                engine_of(engine.kind).connect(engine.address, credentials)
 
-    def test_nothing_listens_on_all_addresses(self, mesh: EngineMesh, connection: Connection) -> None:
+    def test_nothing_listens_on_all_addresses(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
         processes = mesh.engine_processes()
         assert len(processes) >= WORKERS
         assert not [told for process in processes for told in listens_everywhere(process)]
 
-    def test_it_grows_and_shrinks_and_keeps_what_it_holds(self, mesh: EngineMesh, connection: Connection) -> None:
-        assert mesh.ok("engine", "scale", self.kind, str(WORKERS + 1)) == f"Engine {self.kind} has 4 workers.\n"
+    def test_its_dashboard_is_reached_through_the_nodes_port(self, mesh: EngineMesh, engine: Record) -> None:
+        assert engine.address.dashboard
+        with mesh.cluster.forward_port(engine.node, engine.address.dashboard) as forwarded:
+            answer = urllib.request.urlopen(f"http://127.0.0.1:{forwarded.port}/", timeout=10)
+            assert answer.status == 200
+
+    def test_it_grows_and_shrinks(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
+        assert mesh.ok("engine", "scale", engine.kind, str(WORKERS + 1)) == f"Engine {engine.kind} has 4 workers.\n"
         assert len(connection.standing().workers) == WORKERS + 1
-        assert mesh.ok("engine", "scale", self.kind, "2") == f"Engine {self.kind} has 2 workers.\n"
+        assert mesh.ok("engine", "scale", engine.kind, "2") == f"Engine {engine.kind} has 2 workers.\n"
         assert len(connection.standing().workers) == 2
         assert connection.submit(lambda task: 1).result(RESULT_S) == 1
 
-    def test_more_workers_than_ever_fit_are_refused_with_numbers(self, mesh: EngineMesh) -> None:
-        code, _, err = mesh.kos("engine", "scale", self.kind, "99")
+    def test_more_workers_than_ever_fit_are_refused_with_numbers(self, mesh: EngineMesh, engine: Record) -> None:
+        code, _, err = mesh.kos("engine", "scale", engine.kind, "99")
         assert code == EngineError.exit_code
         assert "97 ranks of 1 slot each do not fit: the cluster holds 12 of them at most" in err
-        assert _row(mesh, self.kind).wanted == 2
+        assert _row(mesh, engine.kind).wanted == 2
 
-    def test_a_lost_rank_is_replaced(self, mesh: EngineMesh, connection: Connection) -> None:
+    def test_a_lost_rank_is_replaced(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
         """The process of a rank itself, with all that it has started: the engine has nothing left to bring back."""
-        pid = connection.submit(lambda task: _rank_of(os.getpid())).result(RESULT_S)
+        pid = mesh.rank_of(connection.submit(lambda task: os.getpid()).result(RESULT_S))
         os.kill(pid, signal.SIGKILL)
-        until(lambda: "SIGKILL" in _row(mesh, self.kind).why, "the loss is told")
-        until(lambda: pid not in [p.pid for p in mesh.processes()], "it is gone")
+        until(lambda: "SIGKILL" in _row(mesh, engine.kind).why, "the loss is told")
         until(lambda: len(connection.standing().workers) == 2, "another has come")
 
     def test_nothing_is_left_when_it_is_stopped(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
         before = mesh.engine_processes()
         assert before
         assert mesh.engine_files()
-        assert mesh.ok("engine", "stop", self.kind) == f"Engine {self.kind} is stopped.\n"
+        assert mesh.ok("engine", "stop", engine.kind) == f"Engine {engine.kind} is stopped.\n"
         until(lambda: not any(map(psutil.Process.is_running, before)), "its processes have ended", 5)
         assert not mesh.engine_files()
         assert not [name for name in mesh.cluster.registers() if name.startswith("engine.")]
         with pytest.raises(EngineError, match="none is started"):
-            control.find(mesh.cluster, self.kind)
+            control.find(mesh.cluster, engine.kind)
 
 
 def _fails(task: Task) -> None:
@@ -210,14 +200,3 @@ def _open(connection: Connection) -> int:
 
 def _row(mesh: EngineMesh, name: str) -> Record:
     return control.find(mesh.cluster, name)
-
-
-def _rank_of(pid: int) -> int:
-    """The rank's process that a process of an engine descends from: the child of a fork server."""
-    process = psutil.Process(pid)
-    while True:
-        parent = process.parent()
-        assert parent is not None
-        if "kos_cluster.tasks.forkserver" in " ".join(parent.cmdline()):
-            return process.pid
-        process = parent

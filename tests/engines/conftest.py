@@ -13,9 +13,13 @@ import pytest
 
 from kos_cluster.cli import main as command
 from kos_cluster.services import embedded
+from kos_cluster.services.engines import control
+from kos_cluster.services.engines.engine import Connection
+from kos_cluster.services.engines.spec import Record
 from tests.mesh.conftest import Mesh
 
 NODES = 3
+WORKERS = 3
 SLOTS = 4  # of each node: more than this machine has cores
 
 
@@ -39,18 +43,28 @@ class EngineMesh(Mesh):
         assert code == 0, f"kos {' '.join(words)}: {out}{err}"
         return out
 
-    def processes(self) -> list[psutil.Process]:
-        """All that the nodes have started, but their fork servers and what stands ready for tasks."""
-        found = []
-        for node in self.cluster.nodes():
-            with suppress(psutil.NoSuchProcess):
-                found += psutil.Process(node["pid"]).children(recursive=True)
-        return found
-
     def engine_processes(self) -> list[psutil.Process]:
         """Those of ranks, each with what it has started: their folders bear their numbers."""
         ranks = [psutil.Process(int(folder.name.rpartition("-")[2])) for folder in self.engine_files()]
         return [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]
+
+    def rank_of(self, pid: int) -> int:
+        """The process of the rank that has started this one."""
+        ranks = {int(folder.name.rpartition("-")[2]) for folder in self.engine_files()}
+        while pid not in ranks:
+            pid = psutil.Process(pid).ppid()
+        return pid
+
+    def supervisor_of(self, record: Record) -> int:
+        """The process that looks at an engine's head, and is neither a part of it nor this one."""
+        port = int(record.address.head.rpartition(":")[2])
+        ranks = {process.pid for process in self.engine_processes()}
+        for node in self.cluster.nodes():
+            for process in psutil.Process(node["pid"]).children(recursive=True):
+                links = process.net_connections("inet") if process.pid not in ranks else []
+                if any(link.raddr and link.raddr.port == port for link in links):
+                    return process.pid
+        raise AssertionError("nobody supervises it")
 
     def engine_files(self) -> list[Path]:
         """The folders of ranks that are there."""
@@ -71,3 +85,20 @@ def mesh() -> Iterator[EngineMesh]:
     made = EngineMesh(NODES)
     yield made
     made.down()
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest, mesh: EngineMesh) -> Record:
+    """The engine of a module's KIND, started with its WORDS."""
+    kind, words = request.module.KIND, request.module.WORDS
+    said = mesh.ok("engine", "start", kind, "--workers", str(WORKERS), *words)
+    assert said.startswith(f"Engine {kind} serves with {WORKERS} workers; its head is on node")
+    return control.find(mesh.cluster, kind)
+
+
+@pytest.fixture(scope="module")
+def connection(mesh: EngineMesh, engine: Record) -> Iterator[Connection]:
+    """A connection to it."""
+    opened = control.open_engine(mesh.cluster, engine.name)
+    yield opened
+    opened.close()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -331,6 +334,20 @@ def test_a_killed_rank_starts_the_whole_gang_anew_in_another_epoch(mesh: Mesh, t
     assert len(gang.jobs) == 2
 
 
+def test_a_gang_that_starts_anew_keeps_its_name_and_needs_no_neighbour_that_has_ended(mesh: Mesh, tmp_path: Path):
+    with held(mesh, tmp_path, "node1", 1):
+        gang = mesh.cluster.gang(hold, 2, str(tmp_path), name="model", near="on node1", pack=True, restarts=1)
+        first = running(tmp_path, 2)
+        assert set(gang.nodes) == {"node1"}
+    until(lambda: all(job.done for job in mesh.cluster.own_jobs() if job.name == "on node1"), "its neighbour has ended")
+    os.kill(first[1], signal.SIGKILL)
+    running(tmp_path, 2, epoch=2)
+    (here,) = set(gang.nodes)
+    assert set(nodes_of(mesh.cluster.gang(where, 2, apart="model"))) == {"node1", "node2"} - {here}
+    (tmp_path / "go").touch()
+    assert gang.result(WAIT_S) == [2] * 2
+
+
 def test_a_killed_node_starts_the_gang_anew_on_the_others_from_its_last_checkpoint(mesh: Mesh, tmp_path: Path):
     size = 120
     gang = mesh.cluster.gang(solver.solve, 4, size, pause=str(tmp_path), spread=True, restarts=1)
@@ -393,3 +410,29 @@ def test_ranks_leave_nothing_in_shared_memory(mesh: Mesh, tmp_path: Path):
 
 def shared() -> list[str]:
     return sorted(path.name for path in Path("/dev/shm").iterdir())
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_nothing_of_a_gang_is_kept_when_nobody_needs_it(mesh: Mesh, read: bool):
+    """Neither large results in the arenas nor checkpoints in this process, though its job is listed."""
+    gang = mesh.cluster.gang(large, 2, spread=True)
+    wait([gang], WAIT_S)
+    id_, kept = gang.id, weakref.ref(gang)
+    assert sum(usage.blocks for usage in mesh.cluster.memory().values()) >= 2
+    if read:
+        assert [len(result) for result in gang.result()] == [2 << 20] * 2
+    del gang
+
+    def is_gone() -> bool:
+        gc.collect()
+        return kept() is None and not any(usage.blocks for usage in mesh.cluster.memory().values())
+
+    until(is_gone, "it is gone", WAIT_S)
+    assert id_ in {job.job for job in mesh.cluster.own_jobs()}
+
+
+def large() -> bytes:
+    import kos_cluster as kos
+
+    kos.checkpoint(bytes(1 << 20))
+    return bytes(2 << 20)

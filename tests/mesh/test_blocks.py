@@ -287,3 +287,9 @@ def test_a_worker_that_is_killed_holds_nothing(mesh: Mesh, tmp_path: os.PathLike
     held: Callable[[], int] = lambda: mesh.cluster.memory()[ref.node_name].held_bytes  # noqa: E731
     until(lambda: held() == 0, "the worker has released it", WAIT_S)
     assert len(ref.get()) == MIB
+
+
+def test_a_program_that_ends_leaves_no_connection_open(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDEVMODE", "1")  # which tells of what was not closed
+    program = mesh.program("import kos_cluster as kos; ref = kos.connect().put(bytes(1000)); print(len(ref.get()))")
+    assert program.communicate(timeout=60) == ("1000\n", "")

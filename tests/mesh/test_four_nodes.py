@@ -272,6 +272,16 @@ def test_pinned_blocks_stay_in_memory_and_what_has_no_room_beside_them_is_refuse
     assert four.cluster.submit(last, coming, on=home).result(WAIT_S) == 7, "there is room again"
 
 
+def test_a_put_finds_the_room_of_what_was_dropped_just_before(four: FourNodes) -> None:
+    array = np.ones((ARENA_MIB * 6 // 10) << 20, dtype=np.uint8)
+    for _ in range(5):
+        ref = four.cluster.put(array, pin=True)  # so that it cannot make room by going to the disk
+        with pytest.raises(errors.ArenaFullError):
+            four.cluster.put(array, pin=True)
+        del ref
+    four.quiet()
+
+
 def test_a_block_goes_straight_from_node_to_node(four: FourNodes) -> None:
     """Neither through the node that coordinates, where this process is attached, too, nor through this process."""
     four.quiet()

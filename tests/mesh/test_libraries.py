@@ -13,6 +13,7 @@ import pytest
 import kos_cluster as kos
 import kos_cluster.joblib  # registers the backend
 from kos_cluster.errors import UsageError
+from kos_cluster.tasks import futures
 from tests.mesh.conftest import until
 
 dask = pytest.importorskip("dask")
@@ -89,6 +90,24 @@ def test_dask_arrays_and_bags_run_on_the_cluster():
     assert numpy.array_equal((lazy @ lazy.T).compute(scheduler=kos.dask_get), x @ x.T)
     words = dask.bag.from_sequence(["a b", "b c", "c c"], npartitions=3).map(str.split).flatten()
     assert dict(words.frequencies().compute(scheduler=kos.dask_get)) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_what_dask_tasks_pass_on_does_not_come_through_this_process(monkeypatch: pytest.MonkeyPatch):
+    @dask.delayed
+    def make():
+        return numpy.ones(1 << 20)
+
+    @dask.delayed
+    def total(array, more):
+        return float(array.sum()) + more
+
+    read = []
+    loads = futures.serialise.loads
+    monkeypatch.setattr(futures.serialise, "loads", lambda data: read.append(len(data)) or loads(data))
+    array = make()
+    found = dask.compute(total(array, 1), [total(array, 2)], scheduler=kos.dask_get)
+    assert found == ((1 << 20) + 1.0, [(1 << 20) + 2.0])
+    assert max(read) < 1000, "the array came here"
 
 
 def test_a_failed_dask_task_says_which_and_where_and_stops_the_rest(tmp_path: Path):

@@ -135,4 +135,5 @@ def _told(error: BaseException) -> str:
     """What has happened to a gang or rank, without what it is called there."""
     cause = error.__cause__ if isinstance(error, GangError) and error.__cause__ is not None else error
     text = cause.message if isinstance(cause, KosError) else f"{type(cause).__name__}: {cause}"
-    return text.rstrip(".")
+    told, _, output = text.partition("; its last output was:")
+    return f"{told})" if output else text.rstrip(".")

@@ -72,6 +72,9 @@ class _Loop:
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
+    def soon(self, act: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(act)
+
 
 class _Server:
     """A scheduler or nanny, and the loop that it runs on."""
@@ -85,6 +88,10 @@ class _Server:
             self.dask = self._loop.run(started(), START_TIMEOUT_S)
         except Exception as error:
             raise EngineError(f"The {what} of Dask did not start: {error or type(error).__name__}.") from error
+
+    def later(self, act: Callable[[Any], None]) -> None:
+        """Do something with it on its loop, soon."""
+        self._loop.soon(lambda: act(self.dask))
 
     def serve(self, stop: threading.Event) -> None:
         """Until it has ended, or is to."""
@@ -102,7 +109,7 @@ class _Head:
 
         from kos_cluster.services.engines.daskcalls import AtHead
 
-        shows = importlib.util.find_spec("bokeh") is not None
+        self._shows = importlib.util.find_spec("bokeh") is not None
         self._server = _Server(
             "scheduler",
             lambda: Scheduler(
@@ -110,21 +117,29 @@ class _Head:
                 port=0,
                 protocol="tls",
                 security=_security(place.credentials),
-                dashboard=shows,
+                dashboard=False if self._shows else None,  # None: one page, which says that bokeh is missing
                 dashboard_address=f"{LOOPBACK}:0",
                 plugins=[AtHead()],
             ),
         )
-        self._port = self._server.dask.http_server.port if shows else 0
 
     @property
     def address(self) -> Address:
-        return Address(self._server.dask.address, self._port)
+        return Address(self._server.dask.address, self._server.dask.http_server.port)
 
     def serve(self, stop: threading.Event) -> None:
+        if self._shows:
+            self._server.later(_show_dashboard)
         self._server.serve(stop)
         if not stop.is_set():
             raise EngineError("Dask's scheduler has ended by itself.", "See its rank's output with 'kos logs'.")
+
+
+def _show_dashboard(scheduler: Any) -> None:
+    """Only now, as to load it takes a second, for which workers and clients would have to wait."""
+    import distributed.dashboard.scheduler as shown
+
+    shown.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
 
 
 class _Worker:

@@ -21,8 +21,7 @@ from kos_cluster.services.engines.engine import Task
 RETRIES = "kos_retries"
 COUNTED = "kos_counted"  # a question to the scheduler
 TEXT_LIMIT_CHARACTERS = 1 << 16  # of one event; a longer text becomes several
-
-EARLY_LIMIT = 4096  # calls that are remembered to be stopped should they begin yet
+EARLY_LIMIT = 4096  # cancelled calls that are remembered, should their tasks begin yet
 
 _running: dict[str, threading.Event] = {}  # calls of this process, by their ids
 _early: deque[str] = deque(maxlen=EARLY_LIMIT)
@@ -36,9 +35,10 @@ class Call:
 
     def __call__(self) -> Any:
         task = _Task(self._id, self._topic)
-        _running[self._id] = task.stopped
+        _running[self._id] = task.stopped  # first, or the word to stop could fall between the two
         if self._id in _early:
-            task.stopped.set()
+            del _running[self._id]
+            return None
         try:
             return self._call(task)
         finally:

@@ -4,7 +4,10 @@ Theory of operation. Rank 0 of an engine's first gang starts the head and tells 
 a worker each and say when the head knows it. When all have, the head writes its address into a register, where the
 supervisor finds it. Gangs that come later, for more workers or in place of lost ones, are told the address.
 
-Rules. Each rank asks for its own certificate, and its key never leaves it. Files that an engine keeps lie in a folder
+To connect to the cluster costs a process half a second of a core, so only rank 0 of a gang does, and asks for the
+others' certificates too.
+
+Rules. Each rank makes its own key, which never leaves it. Files that an engine keeps lie in a folder
 that the fork server removes when the rank's process has ended, however it has ended. A rank is ended by an interrupt;
 it has KOS's usual grace to let go, then it and all that it has started are killed.
 """
@@ -19,15 +22,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import kos_cluster as kos
 from kos_cluster.home import private_folder
+from kos_cluster.net.engineauthority import make_request
 from kos_cluster.net.local import HOST_VARIABLE
-from kos_cluster.services.engines.engine import Address, Engine, Place
+from kos_cluster.services.engines.engine import Address, Credentials, Engine, Place
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.registers import encoded
 from kos_cluster.services.engines.spec import Began, Spec, head_of
 from kos_cluster.tasks.context import here
+from kos_cluster.tasks.enginekeys import credentials
 
 if TYPE_CHECKING:
-    from kos_cluster.tasks.cluster import Cluster
+    from kos_cluster.tasks.comm.communicator import Communicator
 
 CLOSE_S = 0.3  # for a rank to let go after its interrupt; its node kills it after 0.4 s
 LOOK_S = 0.5  # between two looks for an interrupt, at most
@@ -41,8 +46,8 @@ class Serves(Protocol):
 
 def serve_first(spec: Spec, life: int) -> None:
     """A rank of an engine's first gang: the head, or a worker that waits for it."""
-    cluster, engine, comm = kos.connect(), _loaded(spec.kind), kos.comm()
-    place = _place(cluster, spec)
+    engine, comm = _loaded(spec.kind), kos.comm()
+    place = _place(comm, spec)
     if comm.rank:
         worker = engine.worker(place, comm.recv(0))
         comm.send(True, 0)
@@ -53,14 +58,14 @@ def serve_first(spec: Spec, life: int) -> None:
         comm.send(head.address, rank)
     for rank in range(1, comm.size):
         comm.recv(rank)
-    cluster.register(head_of(spec.name)).set(encoded(Began(spec.id, life, head.address)))
+    kos.connect().register(head_of(spec.name)).set(encoded(Began(spec.id, life, head.address)))
     _serve(head)
 
 
 def serve_further(spec: Spec, address: Address) -> None:
     """A worker that comes later."""
     engine = _loaded(spec.kind)
-    _serve(engine.worker(_place(kos.connect(), spec), address))
+    _serve(engine.worker(_place(kos.comm(), spec), address))
 
 
 def _loaded(kind: str) -> Engine:
@@ -71,7 +76,7 @@ def _loaded(kind: str) -> Engine:
     return engine
 
 
-def _place(cluster: Cluster, spec: Spec) -> Place:
+def _place(comm: Communicator, spec: Spec) -> Place:
     host = os.environ.get(HOST_VARIABLE) or "127.0.0.1"
     return Place(
         engine=spec.name,
@@ -79,8 +84,21 @@ def _place(cluster: Cluster, spec: Spec) -> Place:
         cpus=spec.cpus,
         memory_bytes=spec.memory_bytes,
         folder=str(_folder()),
-        credentials=cluster.engine_keys(spec.id, host),
+        credentials=_credentials(comm, spec, host),
     )
+
+
+def _credentials(comm: Communicator, spec: Spec, host: str) -> Credentials:
+    """This rank's keys."""
+    key_pem, request_pem = make_request()
+    if comm.rank:
+        comm.send((request_pem, host), 0)
+        return credentials(comm.recv(0), key_pem)
+    cluster = kos.connect()
+    own = cluster.engine_certificate(spec.id, request_pem, host)
+    for rank in range(1, comm.size):
+        comm.send(cluster.engine_certificate(spec.id, *comm.recv(rank)), rank)
+    return credentials(own, key_pem)
 
 
 def _folder() -> Path:

@@ -18,6 +18,7 @@ from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column, ago, size
 from kos_cluster.errors import EngineError
 from kos_cluster.services.engines import control
+from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import Record
 
 COLUMNS = (
@@ -141,6 +142,7 @@ def _lines(record: Record) -> Iterator[str]:
     yield f"Tasks: {record.waiting} wait, {record.running} run; {size(record.held_bytes)} of results are held."
     yield f"Supervised by job {record.job}; life {record.life}, {record.restarts_left} restarts left."
     if record.plaintext:
-        yield "Links that it cannot encrypt are allowed (--allow-plaintext)."
+        links = "; ".join(engine_of(record.kind).plaintext) or "nothing"
+        yield f"Not encrypted, as --allow-plaintext lets it: {links}."
     if record.why:
         yield f"Last trouble: {record.why.rstrip('.')}."

@@ -1,16 +1,27 @@
-"""The real Ray on three nodes: what every engine must do, and what people use Ray for."""
+"""The real Ray on three nodes: what people use Ray for, what every engine must do, and what is left of a lost one."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import time
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
 import pytest
 
+from kos_cluster.errors import AuthError, EngineError
+from kos_cluster.services.engines import control
+from kos_cluster.services.engines.kinds import engine_of
+from kos_cluster.services.engines.spec import State
 from tests.engines.conformance import RESULT_S, EngineConformance
-from tests.engines.conftest import EngineMesh, mesh
+from tests.engines.conftest import WORKERS, EngineMesh, connection, engine, mesh
+from tests.mesh.conftest import until
 
-__all__ = ["mesh"]
+__all__ = ["connection", "engine", "mesh"]
 
 pytestmark = [
     pytest.mark.whole,
@@ -19,49 +30,98 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
 ]
 
+KIND = "ray"
+WORDS = ("--memory", "2500M", "--allow-plaintext")
+REPORT_S = 5.0  # in which the loss of a head is to be told
+
+
+def test_it_is_refused_without_leave_for_what_it_cannot_encrypt(mesh: EngineMesh) -> None:
+    code, _, err = mesh.kos("engine", "start", "ray")
+    assert code == EngineError.exit_code
+    assert "ray cannot encrypt the HTTP of its runtime-environment agents" in err
+    assert "--allow-plaintext" in err
+
+
+def test_its_status_names_what_is_not_encrypted(mesh: EngineMesh, engine: Any) -> None:
+    assert "runtime-environment agents" in mesh.ok("engine", "status", "ray")
+
+
+def test_tasks(mesh: EngineMesh, engine: Any) -> None:
+    ray = mesh.cluster.engine("ray")
+    squares = [ray.remote(lambda x: x * x).remote(x) for x in range(20)]
+    assert ray.get(squares, timeout=RESULT_S) == [x * x for x in range(20)]
+
+
+def test_an_actor_keeps_its_state(mesh: EngineMesh, engine: Any) -> None:
+    ray = mesh.cluster.engine("ray")
+
+    class Counter:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def add(self, more: int) -> int:
+            self.count += more
+            return self.count
+
+    counter = ray.remote(Counter).remote()
+    assert ray.get([counter.add.remote(each) for each in (1, 2, 3)], timeout=RESULT_S) == [1, 3, 6]
+    ray.kill(counter)
+
+
+def test_a_placement_group_is_spread_over_the_workers(mesh: EngineMesh, engine: Any) -> None:
+    ray = mesh.cluster.engine("ray")
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"CPU": 1}] * WORKERS, strategy="STRICT_SPREAD")
+    ray.get(group.ready(), timeout=RESULT_S)
+
+    def where() -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    places = [PlacementGroupSchedulingStrategy(group, bundle) for bundle in range(WORKERS)]
+    tasks = [ray.remote(where).options(scheduling_strategy=place).remote() for place in places]
+    assert len(set(ray.get(tasks, timeout=RESULT_S))) == WORKERS
+    remove_placement_group(group)
+
+
+def test_who_has_a_certificate_and_not_the_token_is_refused(mesh: EngineMesh, engine: Any) -> None:
+    own = mesh.cluster.engine_keys(engine.id, "127.0.0.1")
+    other = mesh.cluster.engine_keys("0" * 16, "127.0.0.1")
+    with pytest.raises(AuthError, match="does not take this engine token"):
+        engine_of("ray").connect(engine.address, msgspec.structs.replace(own, secret=other.secret))
+
 
 class TestRay(EngineConformance):
-    """One engine for all."""
+    """What every engine must do."""
 
-    kind = "ray"
-    plaintext = True
-    memory = "2500M"
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def ray(cls, mesh: EngineMesh, engine: Any) -> Any:
-        ray = mesh.cluster.engine("ray")
-        assert ray.is_initialized()
-        return ray
+def test_the_loss_of_its_head_is_told_and_nothing_is_left(mesh: EngineMesh) -> None:
+    shared = set(os.listdir("/dev/shm"))
+    mesh.ok("engine", "start", "ray", "--name", "night", "--workers", "1", "--allow-plaintext")
+    processes = mesh.engine_processes()
+    store = next(process for process in processes if process.name() == "gcs_server")
+    begun_s = time.monotonic()
+    os.kill(store.pid, signal.SIGKILL)
+    until(lambda: control.find(mesh.cluster, "night").state is State.FAILED, "the loss is told")
+    assert time.monotonic() - begun_s < REPORT_S
+    assert "lost: 0 tasks that waited or ran" in control.find(mesh.cluster, "night").why
+    assert "gcs_server" in control.find(mesh.cluster, "night").why
+    until(lambda: not any(map(psutil.Process.is_running, processes)), "all of it has ended")
+    assert mesh.ok("engine", "stop", "night") == "Engine night is stopped.\n"
+    until(lambda: not mesh.engine_files(), "its files are removed")
+    assert set(os.listdir("/dev/shm")) <= shared
 
-    def test_tasks(self, ray: Any) -> None:
-        assert ray.get([ray.remote(lambda x: x * x).remote(x) for x in range(20)], timeout=RESULT_S) == [
-            x * x for x in range(20)
-        ]
 
-    def test_an_actor_keeps_its_state(self, ray: Any) -> None:
-        class Counter:
-            def __init__(self) -> None:
-                self.count = 0
-
-            def add(self, more: int) -> int:
-                self.count += more
-                return self.count
-
-        counter = ray.remote(Counter).remote()
-        assert ray.get([counter.add.remote(each) for each in (1, 2, 3)], timeout=RESULT_S) == [1, 3, 6]
-
-    def test_a_placement_group_is_spread_over_the_workers(self, ray: Any) -> None:
-        from ray.util.placement_group import placement_group, remove_placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        group = placement_group([{"CPU": 1}] * 3, strategy="STRICT_SPREAD")
-        ray.get(group.ready(), timeout=RESULT_S)
-
-        def where() -> str:
-            return str(ray.get_runtime_context().get_node_id())
-
-        places = [PlacementGroupSchedulingStrategy(group, bundle) for bundle in range(3)]
-        tasks = [ray.remote(where).options(scheduling_strategy=place).remote() for place in places]
-        assert len(set(ray.get(tasks, timeout=RESULT_S))) == 3
-        remove_placement_group(group)
+def test_what_a_killed_rank_has_started_ends_with_it(mesh: EngineMesh) -> None:
+    mesh.ok("engine", "start", "ray", "--name", "day", "--workers", "1", "--allow-plaintext")
+    ranks = [int(folder.name.rpartition("-")[2]) for folder in mesh.engine_files()]
+    beneath = [child for rank in ranks for child in psutil.Process(rank).children(recursive=True)]
+    assert {"gcs_server", "raylet"} <= {child.name() for child in beneath}
+    for rank in ranks:
+        os.kill(rank, signal.SIGKILL)
+    until(lambda: not any(map(psutil.Process.is_running, beneath)), "all of it has ended")
+    until(lambda: not any(map(Path.exists, mesh.engine_files())), "its files are removed")
+    mesh.ok("engine", "stop", "day")

@@ -36,6 +36,8 @@ T = TypeVar("T")
 RETIRE_S = 10.0
 TEXTS_TIMEOUT_S = 5.0
 CLIENT_TRIES = 3
+WATCH_S = 1.0  # between two questions whether the head is there
+LOST_S = 5.0  # without an answer, after which calls are lost
 
 
 class RayConnection:
@@ -50,6 +52,8 @@ class RayConnection:
         self._driving = False
         self._texts: _Texts | None = None
         self._run: Any = None
+        self._open: dict[str, concurrent.futures.Future[Any]] = {}  # calls that have not ended
+        self._closed = threading.Event()
 
     @property
     def client(self) -> Any:
@@ -59,6 +63,7 @@ class RayConnection:
             if not self._driving:
                 _drive(self._address, self._credentials)
                 self._driving = True
+                threading.Thread(target=self._watch, name="kos-ray-watch", daemon=True).start()
         return ray
 
     def submit(
@@ -73,6 +78,8 @@ class RayConnection:
                 self._texts = _Texts(ray)
             texts = self._texts
         outer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._open[id_] = outer
+        outer.add_done_callback(lambda _: self._open.pop(id_, None))
         relay = None
         if write is not None and texts is not None:
             relay = texts.expect(id_, write)
@@ -93,6 +100,7 @@ class RayConnection:
         return [node.id for node in going]
 
     def close(self) -> None:
+        self._closed.set()
         with self._lock:
             driving, self._driving = self._driving, False
             texts, self._texts = self._texts, None
@@ -117,6 +125,19 @@ class RayConnection:
             texts.when_heard(id_, returned.texts, lambda: _settle(outer, returned))
         else:
             _settle(outer, returned)
+
+    def _watch(self) -> None:
+        """Fail what is open when the head is gone: Ray itself would wait for it."""
+        heard_s = time.monotonic()
+        while not self._closed.wait(WATCH_S):
+            try:
+                self._gcs.check()
+                heard_s = time.monotonic()
+            except (KosError, ValueError) as error:  # ValueError: it was closed meanwhile
+                if time.monotonic() - heard_s > LOST_S:
+                    lost = TaskLostError(f"A call was lost with the head of its engine: {error}")
+                    for outer in list(self._open.values()):
+                        _settle(outer, raycalls.Returned(0, error=lost))
 
     def _see_off(self, going: list[Node]) -> None:
         """End those who have not ended by themselves: they hold results, or still run something."""

@@ -18,6 +18,7 @@ from kos_cluster.services.engines import lazily
 from kos_cluster.services.engines.engine import Credentials
 
 NO_PORT = "-1"
+OUTLIVED_S = 10**8  # that a driver lives on without a head; Ray has 60 s, and then ends its process
 _FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
 
 
@@ -70,7 +71,7 @@ def is_loopback(address: str) -> bool:
 
 def enter(credentials: Credentials) -> None:
     """Make this process a member, also one that was connected to another Ray before."""
-    os.environ.update(of_member(credentials))
+    os.environ.update(of_member(credentials), RAY_gcs_rpc_server_reconnect_timeout_s=str(OUTLIVED_S))
     from ray import _raylet
 
     _raylet.Config.initialize("")  # reads the environment again

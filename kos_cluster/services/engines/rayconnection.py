@@ -18,6 +18,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ T = TypeVar("T")
 RETIRE_S = 10.0
 TEXTS_TIMEOUT_S = 5.0
 CLIENT_TRIES = 3
+LOOK_TIMEOUT_S = 2.0  # whether a head is there
 WATCH_S = 1.0  # between two questions whether the head is there
 LOST_S = 5.0  # without an answer, after which calls are lost
 
@@ -65,6 +67,14 @@ class RayConnection:
                 self._driving = True
                 threading.Thread(target=self._watch, name="kos-ray-watch", daemon=True).start()
         return ray
+
+    @property
+    def usable(self) -> bool:
+        try:
+            self._gcs.check()
+        except (KosError, ValueError):  # ValueError: it is closed
+            return False
+        return True
 
     def submit(
         self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
@@ -107,7 +117,7 @@ class RayConnection:
         if texts is not None:
             texts.close()
         if driving:
-            _drive_no_more()
+            _drive_no_more(store_of(self._address))
         self._gcs.close()
 
     # ---- inside
@@ -271,7 +281,9 @@ def _drive(address: Address, credentials: Credentials) -> None:
     with _process_lock:
         store = store_of(address)
         if ray.is_initialized() and _store != store:
-            raise EngineError("This program is connected to another Ray.", "Type ray.shutdown() first.")
+            if not _store or _listens(_store):
+                raise EngineError("This program is connected to another Ray.", "Type ray.shutdown() first.")
+            ray.shutdown()  # of an engine that is gone
         if not ray.is_initialized():
             _connect(ray, store, client_of(address), credentials)
             _users = 0
@@ -279,15 +291,26 @@ def _drive(address: Address, credentials: Credentials) -> None:
         _users += 1
 
 
-def _drive_no_more() -> None:
+def _drive_no_more(store: str) -> None:
     global _store, _users
     import ray
 
     with _process_lock:
+        if _store != store:
+            return
         _users -= 1
         if _users <= 0:
             ray.shutdown()
             _store = ""
+
+
+def _listens(store: str) -> bool:
+    host, _, port = store.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), LOOK_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _connect(ray: Any, store: str, client: str, credentials: Credentials) -> None:

@@ -29,7 +29,7 @@ from kos_cluster.tasks import processes
 GRACE_S = 2.0  # for a command to end by itself
 CLOSE_TIMEOUT_S = 10.0  # for the warden to have killed all
 LOG = "output"  # in the folder: what the command and all beneath it wrote
-TAIL_BYTES = 4000
+TAIL_BYTES = 32_000  # Ray adds the ends of logs to what it says of an end
 
 
 class Enclosure:

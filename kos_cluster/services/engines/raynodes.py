@@ -40,7 +40,7 @@ OBJECTS_LEAST_BYTES = 80_000_000  # Ray takes no less than 75 MiB
 HEAD_OWN_BYTES = 1400 << 20  # measured, see ADR 035
 WORKER_OWN_BYTES = 500 << 20
 TASKS_LEAST_BYTES = 100 << 20
-TOLD_LINES = 8  # of what Ray said, in an error
+TOLD_LINES = 4  # of what Ray said, in an error
 LOOPBACK = "127.0.0.1"
 
 
@@ -96,6 +96,7 @@ class RayWorker:
             self._node.close()
 
 
+_ENDED = "[exit code="
 _CHATTER = ("\tINFO ", "\tSUCC ")  # the levels of its log that tell nothing of an end
 _HINT = "See its rank's output with 'kos logs'."
 
@@ -139,9 +140,10 @@ class _Started:
 
     @property
     def said(self) -> str:
-        """The end of what Ray said, in a line, without what it says of each start."""
-        lines = [line.strip() for line in self._said.splitlines()]
-        telling = [line for line in lines if line and not any(mark in line for mark in _CHATTER)]
+        """What Ray said of its end, in a line: which of its processes ended, else its last words but for the usual."""
+        lines = [line.strip() for line in self._said.splitlines() if line.strip()]
+        ended = [line for line in lines if _ENDED in line]
+        telling = ended or [line for line in lines if not any(mark in line for mark in _CHATTER)]
         return "; ".join(telling[-TOLD_LINES:]).rstrip(".") or "it was killed"
 
     def let_go(self) -> bool:

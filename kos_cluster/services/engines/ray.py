@@ -23,8 +23,9 @@ class Ray:
     kind = "ray"
     packages = ("ray", "grpc", "aiohttp")
     plaintext = (
-        "the HTTP of its runtime-environment agents, which listen on the address of each node (its token is required; "
-        "only processes of the same machine use it)",
+        "the HTTP of its runtime-environment agents on each node (its token is asked for, and only processes of the "
+        "same machine use it)",
+        "and cannot keep its other servers, which are encrypted, to one address of a node that is not 127.0.0.1",
     )
 
     def head(self, place: Place) -> Head:

@@ -11,8 +11,10 @@ port that cannot be: Ray says so in its log and goes on without them, as they wo
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from kos_cluster.services.engines import lazily
 from kos_cluster.services.engines.engine import Credentials
@@ -72,7 +74,6 @@ def is_loopback(address: str) -> bool:
 def enter(credentials: Credentials) -> None:
     """Make this process a member, also one that was connected to another Ray before."""
     os.environ.update(of_member(credentials), RAY_gcs_rpc_server_reconnect_timeout_s=str(OUTLIVED_S))
-    from ray import _raylet
-
+    _raylet: Any = importlib.import_module("ray._raylet")
     _raylet.Config.initialize("")  # reads the environment again
     _raylet.AuthenticationTokenLoader.instance().reset_cache()

@@ -7,6 +7,7 @@ agent serves no HTTP, as the agent does later: the raylet waits 15 s for that an
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import sys
@@ -24,10 +25,9 @@ def _be_patient() -> None:
     raylets = []
 
     def start_raylet(*args: Any, **keywords: Any) -> Any:
-        from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port
-
         told = inspect.signature(start).bind(*args, **keywords).arguments
-        persist_port(told["session_dir"], told["node_id"], DASHBOARD_AGENT_LISTEN_PORT_NAME, -1)
+        raylet: Any = importlib.import_module("ray._raylet")
+        raylet.persist_port(told["session_dir"], told["node_id"], raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME, -1)
         raylets.append(start(*args, **keywords))
         return raylets[-1]
 

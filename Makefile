@@ -44,6 +44,7 @@ bench: $(BENCH)  ## measure KOS and its peers on this machine, and write the fig
 	$(BIN)/kos bench --json docs/figures.json --picture docs/figures.svg
 	$(BIN)/kos bench memory --json docs/figures-memory.json
 	$(BIN)/kos bench queued --json docs/figures-queued.json
+	$(BIN)/kos bench engines --json docs/figures-engines.json
 	$(BIN)/python -m docs.tables
 
 sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores; 5,000 of gangs

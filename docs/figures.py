@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from docs.markdown import table
+from kos_cluster.services.bench import engines as engines_bench
 from kos_cluster.services.bench import memory as memory_bench
 from kos_cluster.services.bench import queued as queued_bench
 from kos_cluster.services.bench.figures import (
@@ -31,6 +32,7 @@ from kos_cluster.services.bench.systems import ENTRIES
 
 KEPT = Path(__file__).with_name("figures.json")
 KEPT_MEMORY = Path(__file__).with_name("figures-memory.json")
+KEPT_ENGINES = Path(__file__).with_name("figures-engines.json")
 KEPT_QUEUED = Path(__file__).with_name("figures-queued.json")
 TITLES = {"kos": "KOS", "dask": "Dask", "dask-tls": "Dask, TLS", "ray": "Ray", "parsl": "Parsl", "mpi": "MPI"}
 
@@ -74,6 +76,14 @@ def queued() -> str:
         way = f"{figure.tasks:,} by {queued_bench.WAYS[figure.way]}"
         grown = f"{figure.grown_bytes / 1e6:,.0f} MB"
         rows.append([way, grown, f"{figure.each_bytes:.0f}", f"{queued_bench.AIM_BYTES}: {reached}"])
+    return "\n\n".join([table(rows), _circumstances(report.machine, report.versions)])
+
+
+def engines() -> str:
+    """What `kos bench engines` measured."""
+    report = msgspec.json.decode(KEPT_ENGINES.read_bytes(), type=engines_bench.Report)
+    rows = [["", "median", "beside", "aim"]]
+    rows += [[engines_bench.MEANINGS[figure.name], *engines_bench.told(figure)] for figure in report.figures]
     return "\n\n".join([table(rows), _circumstances(report.machine, report.versions)])
 
 

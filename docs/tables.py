@@ -129,6 +129,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "figures": ("benchmarks.md", figures.figures),
     "memory": ("benchmarks.md", figures.memory),
     "queued": ("benchmarks.md", figures.queued),
+    "engines": ("benchmarks.md", figures.engines),
     "summary": ("../README.md", figures.summary),
 }
 

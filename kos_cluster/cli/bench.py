@@ -1,5 +1,6 @@
 """`kos bench`: measure KOS and its peers on the same work; `kos bench control` the control plane, `kos bench
-notebook` the notebook's side, `kos bench memory` the moving of large values, `kos bench queued` tasks that wait."""
+notebook` the notebook's side, `kos bench memory` the moving of large values, `kos bench queued` tasks that wait, `kos
+bench engines` Dask on KOS's nodes."""
 
 from __future__ import annotations
 
@@ -39,5 +40,12 @@ def bench_memory_(parsed: argparse.Namespace, console: Console) -> int:
 def bench_queued_(parsed: argparse.Namespace, console: Console) -> int:
     """Measure the memory that queued tasks take; it prints its own figures."""
     from kos_cluster.services.bench.queued import run
+
+    return run(parsed)
+
+
+def bench_engines_(parsed: argparse.Namespace, console: Console) -> int:
+    """Measure Dask on KOS's nodes; it prints its own figures."""
+    from kos_cluster.services.bench.engines import run
 
     return run(parsed)

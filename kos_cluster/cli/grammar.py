@@ -348,6 +348,9 @@ def _add_bench(commands: Commands) -> None:
     queued = kinds.add("queued", "measure the memory that queued tasks take of their program", "bench_queued")
     queued.add_argument("--tasks", type=count, default=1_000_000, metavar="N", help="how many (default: 1000000)")
     queued.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    engines = kinds.add("engines", "measure Dask on KOS's nodes, beside plain Dask", "bench_engines")
+    engines.add_argument("--repeats", type=count, default=5, metavar="N", help="of each measure (default: 5)")
+    engines.add_argument("--json", metavar="FILE", help="write the figures to FILE")
 
 
 def _add_bench_control(commands: Commands) -> None:

@@ -50,7 +50,7 @@ MODULES = {
     "metrics": ("metrics",),
     "reporting": ("profile", "report"),
     "kernels": ("kernel_install", "kernel_list", "kernel_remove"),
-    "bench": ("bench", "bench_control", "bench_notebook", "bench_memory", "bench_queued"),
+    "bench": ("bench", "bench_control", "bench_notebook", "bench_memory", "bench_queued", "bench_engines"),
     "sim": ("sim",),
 }
 

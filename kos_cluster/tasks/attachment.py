@@ -87,7 +87,7 @@ class Attachment:
         if not self.members:
             failures = [link.failure for link in self._links.values() if isinstance(link.failure, AuthError)]
             raise failures[0] if len(failures) == len(self._links) else self.unreachable()
-        await self._until(self._all_linked, ALL_NODES_TIMEOUT_S)
+        await self._until(lambda: bool(self._views) and self._all_linked(), ALL_NODES_TIMEOUT_S)
 
     def links(self) -> list[NodeLink]:
         return list(self._links.values())

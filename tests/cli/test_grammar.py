@@ -4,10 +4,12 @@ import argparse
 
 import pytest
 
+from kos_cluster.cli import enginegrammar
 from kos_cluster.cli.grammar import build_parser, parse
 from kos_cluster.cli.parser import Shown
 from kos_cluster.cli.running import check_gang
 from kos_cluster.errors import UsageError
+from kos_cluster.services.engines import kinds
 
 
 def words(line: str) -> list[str]:
@@ -162,3 +164,7 @@ def test_a_priority_is_a_whole_number_within_its_limits() -> None:
     for text in ("11", "-11", "high", "1.5", "9" * 40):
         with pytest.raises(UsageError, match="is not a priority; write a whole number from -10 to 10"):
             parse(["run", "--priority", text, "hostname"])
+
+
+def test_the_engines_that_can_be_typed_are_those_that_there_are() -> None:
+    assert enginegrammar.KINDS == kinds.KINDS

@@ -162,8 +162,8 @@ class EngineConformance:
         assert before
         assert mesh.engine_files()
         assert mesh.ok("engine", "stop", engine.kind) == f"Engine {engine.kind} is stopped.\n"
-        until(lambda: not any(map(psutil.Process.is_running, before)), "its processes have ended", 5)
-        assert not mesh.engine_files()
+        until(lambda: not any(map(psutil.Process.is_running, before)), "its processes have ended")
+        until(lambda: not mesh.engine_files(), "its files are gone")
         assert not [name for name in mesh.cluster.registers() if name.startswith("engine.")]
         with pytest.raises(EngineError, match="none is started"):
             control.find(mesh.cluster, engine.kind)

@@ -45,8 +45,12 @@ class EngineMesh(Mesh):
 
     def engine_processes(self) -> list[psutil.Process]:
         """Those of ranks, each with what it has started: their folders bear their numbers."""
-        ranks = [psutil.Process(int(folder.name.rpartition("-")[2])) for folder in self.engine_files()]
-        return [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]
+        found: list[psutil.Process] = []
+        for folder in self.engine_files():
+            with suppress(psutil.NoSuchProcess):  # one that ends now
+                rank = psutil.Process(int(folder.name.rpartition("-")[2]))
+                found += [rank, *rank.children(recursive=True)]
+        return found
 
     def rank_of(self, pid: int) -> int:
         """The process of the rank that has started this one."""

@@ -54,11 +54,11 @@ def test_it_outlives_its_starter_its_head_and_ends_with_its_supervisor(mesh: Eng
     until(lambda: night(mesh).workers == 1, "the supervisor has looked")
 
     processes = mesh.engine_processes()
-    os.kill(mesh.supervisor_of(record), signal.SIGKILL)
+    os.kill(mesh.supervisor_of(night(mesh)), signal.SIGKILL)
     until(lambda: night(mesh).state is State.FAILED, "the loss of the supervisor is told")
     assert "its supervisor was lost" in night(mesh).why
     until(lambda: not any(process.is_running() for process in processes), "its ranks have ended with it")
-    assert not mesh.engine_files()
+    until(lambda: not mesh.engine_files(), "and their files")
     with pytest.raises(EngineError, match=r"is failed: .*its supervisor was lost"):
         control.open_engine(mesh.cluster, "night")
     code, _, err = mesh.kos("engine", "start", "dask", "--name", "night")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
+import msgspec
 import psutil
 import pytest
 
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome
+from kos_cluster.net import wire
+from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.tasks.attachment import Attachment
+from kos_cluster.tasks.cluster import Cluster
+from kos_cluster.tasks.mesh import Mesh as Connection
 from tests.mesh.conftest import Mesh
 
 WAIT_S = 60.0
@@ -55,3 +62,24 @@ def test_a_client_that_finds_no_sockets_works_over_the_network(mesh: Mesh, hidde
     total, connected = eval(out)
     assert total == 210
     assert addresses(mesh) <= set(connected)
+
+
+def test_who_has_connected_knows_all_nodes_however_late_they_are_told(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Attachment._sync
+
+    def late(self: Attachment, link: NodeLink, message: wire.SyncData) -> None:
+        asyncio.get_running_loop().call_later(0.3, told, self, link, message)
+
+    monkeypatch.setattr(Attachment, "_sync", late)
+    home = ClusterHome(mesh.home, EMBEDDED_NAME)
+    file = home.read()
+    home.write(msgspec.structs.replace(file, nodes=["node1"], bootstrap=[]))
+    try:
+        connection = Connection(home)
+        connection.start()
+    finally:
+        home.write(file)
+    with Cluster(connection) as cluster:
+        assert len(cluster.heard().members or ()) == mesh.count

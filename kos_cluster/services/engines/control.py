@@ -44,7 +44,7 @@ START_TIMEOUT_S = 240.0  # for slots and ranks
 PACKAGES_TIMEOUT_S = 3.0  # for nodes to tell what they have; of one that does not, its ranks will say
 STOP_TIMEOUT_S = 30.0
 SCALE_TIMEOUT_S = 60.0
-POLL_S = 0.05  # between two looks at the registers while one waits
+POLL_S = 0.1  # between two looks at the registers while one waits
 JOB_POLL_S = 0.5  # between two looks at the supervisor's job
 _ID_BYTES = 8
 
@@ -128,15 +128,17 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
 def stop(cluster: Cluster, name: str) -> Record:
     """Stop an engine; returns when its ranks have been stopped and nothing is written of it. Its last record."""
     record = find(cluster, name)
-    if _job_ended(cluster, record):
-        forget(cluster, record.name)
-        return record
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, stop=True)
     cluster.register(wanted_of(record.name)).set(encoded(wish))
+    ended = _Seldom(lambda: _job_ended(cluster, record))
 
     def gone() -> Record | None:
-        there = cluster.register(record_of(record.name)).get()
-        return record if there is None else None
+        if cluster.register(record_of(record.name)).get() is None:
+            return record
+        if ended.look():  # nobody carries the wish out any more
+            forget(cluster, record.name)
+            return record
+        return None
 
     try:
         return _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
@@ -156,6 +158,20 @@ def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
 
 
 # ---- inside
+
+
+class _Seldom:
+    """A look that costs more than those around it: taken each `JOB_POLL_S`, and False in between."""
+
+    def __init__(self, look: Callable[[], bool]) -> None:
+        self._look = look
+        self._next_s = float("-inf")
+
+    def look(self) -> bool:
+        if time.monotonic() < self._next_s:
+            return False
+        self._next_s = time.monotonic() + JOB_POLL_S
+        return self._look()
 
 
 def _default_workers(cluster: Cluster, cpus: int) -> int:
@@ -209,17 +225,14 @@ def _taken(record: Record) -> UsageError:
 
 
 def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:
-    looked_s = time.monotonic()
+    over = _Seldom(lambda: job.state().state in ENDED)
 
     def serving() -> Record | None:
-        nonlocal looked_s
         record = next((record for record in _records(cluster) if record.id == spec.id), None)
         if record is not None and record.state is State.SERVING:
             return record
-        if time.monotonic() - looked_s > JOB_POLL_S:
-            looked_s = time.monotonic()
-            if job.state().state in ENDED:
-                raise _ended(job)
+        if over.look():
+            raise _ended(job)
         return None
 
     return _awaited(serving, START_TIMEOUT_S, f"Engine {spec.name!r} did not start")

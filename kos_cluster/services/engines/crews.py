@@ -121,7 +121,7 @@ class Crews:
 
     def _gang(self, fn: Callable[..., None], count: int, *args: Any, vital: int) -> Gang:
         spec = self._spec
-        name = f"engine {spec.name}"
+        name = f"engine {spec.name}" if vital else f"engine {spec.name}, further workers"
         return self._cluster.gang(
             fn, count, spec, *args, vital=vital, cpus=spec.cpus, memory=spec.memory_bytes, name=name
         )

@@ -24,7 +24,7 @@ NAME_LIMIT_CHARACTERS = 32
 WORKERS_LIMIT = RANKS_LIMIT - 1  # of one engine: its first gang has a rank for the head too
 CPUS_LIMIT = 1024  # of one worker
 MEMORY_LEAST_BYTES = 256 << 20  # of a head or worker: less does not hold the engine's own libraries
-WHY_LIMIT_CHARACTERS = 1000  # of a reason in a record; a register holds 4,096 bytes
+WHY_LIMIT_CHARACTERS = 400  # of a reason in a record, which has two; a register holds 4,096 bytes
 PREFIX = "engine."
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{NAME_LIMIT_CHARACTERS - 1}}}")
 

@@ -34,7 +34,7 @@ from kos_cluster.services.engines.spec import Record, Spec, State, Wanted
 from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.25
-START_LOOK_S = 0.05  # while it starts
+START_LOOK_S = 0.1  # while it starts
 START_TIMEOUT_S = 180.0  # from having slots until all of a gang serves: a Ray loads 20 processes of Python
 SILENT_S = 3.0  # without an answer of the head, after which the record says so
 
@@ -59,6 +59,7 @@ class _Supervisor:
         self._ledger = Ledger(cluster, _first_record(spec))
         self._served = False  # some life has
         self._wish = ""  # the one that is being carried out
+        self._silent = False  # the record says that the head does not answer
 
     def run(self) -> None:
         try:
@@ -87,9 +88,11 @@ class _Supervisor:
                 f"There is an engine {self._spec.name!r} already ({former.kind}, {former.state}).",
                 f"Give this one another --name, or type 'kos engine stop {self._spec.name}' first.",
             )
-        self._served = former.state is not State.STARTING or former.life > 1
+        self._served = bool(former.address.head)
         if self._served:
             self._next_life("its supervisor was lost, and head and workers with it")
+        else:
+            self._ledger.write(life=former.life + 1)  # what a head has said of the life before is not for this one
 
     def _live(self) -> None:
         """One life. Raises _Stopped, or what ends the engine."""
@@ -126,6 +129,7 @@ class _Supervisor:
     def _serve(self, crews: Crews) -> None:
         """Until the head is lost, or the user wants no more."""
         looking = Looking(self._cluster, self._spec, self._ledger.record.address)
+        self._silent = False
         try:
             while True:
                 failure = crews.failure()
@@ -218,10 +222,10 @@ class _Supervisor:
         why = crews.lost()
         if why:
             print(f"Engine {self._spec.name} has lost workers: {why}.", flush=True)
-        elif looking.silent_s > SILENT_S:
-            why = f"its head has not answered for more than {SILENT_S:g} s"
-        if why and why != self._ledger.record.why:
             self._ledger.write(why=why)
+        if (looking.silent_s > SILENT_S) != self._silent:
+            self._silent = not self._silent
+            self._ledger.write(why=f"its head has not answered for more than {SILENT_S:g} s" if self._silent else "")
         if looking.standing is not None:
             self._ledger.count(looking.standing)
 

@@ -104,6 +104,8 @@ def engine_dashboard_(parsed: argparse.Namespace, console: Console) -> int:
     with cluster.forward_port(record.node, record.address.dashboard, local_port=parsed.port) as forwarded:
         console.answer(f"http://127.0.0.1:{forwarded.port}")
         console.note(f"kos: leads to the dashboard of engine {record.name!r} on {record.node}; Ctrl-C ends it.")
+        if engine_of(record.kind).dashboard_asks:
+            console.note(f"kos: it asks for this token: {cluster.engine_keys(record.id, '127.0.0.1').secret}")
         console.out.flush()
         ended.wait()
     return 0

@@ -217,6 +217,9 @@ def _add_run(commands: Commands) -> None:
         help="take this environment variable along (NAME=VALUE sets it); may be repeated",
     )
     run.add_argument("--no-redirect", action="store_true", help="leave its pools and joblib's calls on its node")
+    run.add_argument(
+        "--engine", metavar="NAME", help="in %%%%kos run: run the cell on an engine ('kos engine') instead of the mesh"
+    )
     run.add_argument("--over", metavar="NAME", help="in %%%%kos run: run the cell once for each element of NAME")
     run.add_argument("--out", metavar="NAME", help="in %%%%kos run: the list of the cell's last expressions")
     run.add_argument("--seed", type=count_or_zero, metavar="N", help="in %%%%kos run: make random numbers repeatable")

@@ -132,7 +132,7 @@ def environment(variables: Sequence[tuple[str, str | None]]) -> dict[str, str]:
 
 
 def _check(parsed: argparse.Namespace) -> None:
-    for option in ("over", "out", "seed"):
+    for option in ("engine", "over", "out", "seed"):
         if getattr(parsed, option) is not None:
             raise UsageError(
                 f"--{option} belongs to a notebook's cell, '%%kos run --distribute --{option} ...'.",

@@ -14,6 +14,7 @@ Rules: workers import this, so it stays small. Nothing here counts; references t
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import secrets
@@ -45,8 +46,9 @@ class BlockRef:
 
     def get(self) -> Any:
         """The value. Its arrays are views of the block, and read-only. Raises BlockLostError, ArenaFullError."""
-        if here.arena is not None:
-            return serialise.loads_block(mapped(here.arena, self))
+        folder = arena_beneath()
+        if folder is not None:
+            return serialise.loads_block(mapped(folder, self))
         from kos_cluster.tasks.cluster import connect  # here, for it imports this module
 
         return serialise.loads_block(connect()._mesh.blocks.content(self))
@@ -94,6 +96,19 @@ departed: dict[str, None] = {}  # the blocks whose references a task of this wor
 _staying: list[str] = []  # blocks that this worker has written, and holds until it is given more work
 
 
+def arena_beneath() -> Path | None:
+    """The arena of the node that this process works on: a worker, or what one has started. None elsewhere."""
+    if here.arena is not None:
+        return here.arena
+    node = os.environ.get("KOS_NODE")
+    if not node:
+        return None
+    from kos_cluster.home import Home  # no worker needs it
+
+    folder = Home().cluster().arena(node)
+    return folder if folder.is_dir() else None
+
+
 def stay(value: Any) -> BlockRef:
     """In a task: lay a value into the shared memory of the node that the task runs on. Return the reference.
 
@@ -112,7 +127,7 @@ def result_stays(pieces: serialise.Segments, block: str = "") -> bytes:
     """
     ref = _laid(block or secrets.token_hex(16), pieces)
     departed[ref.id] = None
-    return pickle.dumps(_Stayed(ref), serialise.PROTOCOL)
+    return stand_in(ref)
 
 
 def _laid(block: str, pieces: serialise.Segments) -> BlockRef:
@@ -120,6 +135,11 @@ def _laid(block: str, pieces: serialise.Segments) -> BlockRef:
     node = attached(here.arena).write(block, pieces)
     _staying.append(block)
     return BlockRef(block, sum(map(len, pieces)), node, here.node)
+
+
+def stand_in(ref: BlockRef) -> bytes:
+    """A pickle of a few bytes that unpickles to what the pickle in that block does."""
+    return pickle.dumps(_Stayed(ref), serialise.PROTOCOL)
 
 
 class _Stayed:

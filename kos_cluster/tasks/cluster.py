@@ -66,6 +66,7 @@ from kos_cluster.tasks.why import Why, WouldGo, explain
 
 if TYPE_CHECKING:
     from kos_cluster.services.engines.engine import Connection
+    from kos_cluster.services.engines.launching import Launcher
 
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
 
@@ -217,6 +218,15 @@ class Cluster:
         """A kernel that was started on the node of this id."""
         return RemoteKernel(self._mesh, id, node, node_name)
 
+    def on_engine(self, name: str) -> Launcher:
+        """An engine in the place of the mesh: its `map` is as this one's, and runs there. `name`: or its kind.
+
+        Raises EngineError when none of them serves.
+        """
+        from kos_cluster.services.engines import launching
+
+        return launching.launcher(self, self._mesh, self._submission, name)
+
     def launch(self, spec: JobSpec, id: str = "") -> Job:
         """A job of one's own; add tasks to it and close it. The level below `submit` and `map`."""
         return self._submission.launch(spec, id)
@@ -260,6 +270,13 @@ class Cluster:
             if known is None or not known.usable:
                 known = self._engines[name] = control.open_engine(self, name)
             return known.client
+
+    def leave_engine(self, *names: str) -> None:
+        """Close what `engine` has connected to by these names: it is about to be stopped."""
+        with self._opening:
+            left = [self._engines.pop(name) for name in names if name in self._engines]
+        for connection in left:
+            connection.close()
 
     def put(self, value: Any, *, pin: bool = False) -> BlockRef:
         """Lay a value into the shared memory of this machine's node; tasks that are given the reference read it there.

@@ -23,6 +23,8 @@ from kos_cluster.tasks.jobgroup import JobGroup
 class Executor(concurrent.futures.Executor):
     """Runs calls on a cluster. `max_workers` caps how many run at once; without it the whole cluster is used.
 
+    `engine`: the name or kind of an engine of the cluster's ("dask"), to run them there instead of on the mesh.
+
     `initializer(*initargs)` runs once in each worker that serves this executor, before its first call. Raises
     what `connect` raises, when no cluster is given.
     """
@@ -33,13 +35,15 @@ class Executor(concurrent.futures.Executor):
         cluster: Cluster | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        engine: str = "",
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        cluster = cluster or connect()
         self._group = JobGroup(
-            cluster or connect(),
+            cluster.on_engine(engine) if engine else cluster,
             lambda: RuntimeError("cannot schedule new futures after shutdown"),
             cap=max_workers or 0,
             initializer=(initializer, initargs) if initializer is not None else None,

@@ -30,7 +30,7 @@ from kos_cluster.tasks.streaming import Inflow
 if TYPE_CHECKING:
     from kos_cluster.net.transport import Payload
     from kos_cluster.tasks import remaking
-    from kos_cluster.tasks.mesh import Mesh
+    from kos_cluster.tasks.owning import Owner
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class JobSpec:
 class Job:
     """A growing row of tasks with one function. Made by `Cluster.launch`."""
 
-    def __init__(self, id_: str, spec: JobSpec, sink: Sink, mesh: Mesh, parent: str) -> None:
+    def __init__(self, id_: str, spec: JobSpec, sink: Sink, owner: Owner, parent: str) -> None:
         self.id = id_
         self.spec = spec
         self.sink = sink
@@ -82,7 +82,7 @@ class Job:
         environment = msgspec.msgpack.encode(spec.environment)
         self.env_hash = part_hash(environment)
         self.parts = {self.fn_hash: spec.fn, self.env_hash: environment, **spec.parts}
-        self._mesh = mesh
+        self._owner = owner
         self._changed = Condition()
         self._count = 0
         self._payloads: dict[int, bytes] = {}
@@ -110,40 +110,40 @@ class Job:
         """
         for payload in payloads:
             _check_size(payload)
-        self._mesh.holding.admit(inputs.values())
+        self._owner.holding.admit(inputs.values())
         for payload in payloads:
-            self._mesh.blocks.used(payload)
+            self._owner.blocks.used(payload)
         with self._changed:
             start, self._count = self._count, self._count + len(payloads)
             self._payloads.update(enumerate(payloads, start))
             self._inputs.update((start + place, named(taken)) for place, taken in inputs.items())
             while len(self._inputs) > TAKERS_LIMIT:
                 self._inputs.popitem(last=False)
-            self._mesh.holding.add(self, start, payloads, inputs)  # with the lock: the order of such calls counts
+            self._owner.holding.add(self, start, payloads, inputs)  # with the lock: the order of such calls counts
         return start
 
     def add(self, payload: bytes) -> Future:
         """One more task. `payload` is a pickled `(args, kwargs)`; see `serialise.dumps_args`."""
         _check_size(payload)
-        self._mesh.blocks.used(payload)
+        self._owner.blocks.used(payload)
         with self._changed:
             index = self._count
             self._count += 1
             self._payloads[index] = payload
             future = self._futures[index] = self._new_future(index)
         # Without the lock, which the mesh thread wants at once. The order of such calls is free: they only count.
-        self._mesh.added(self, 1, len(payload))
+        self._owner.added(self, 1, len(payload))
         return future
 
     def add_many(self, payloads: Sequence[bytes]) -> None:
         """More tasks, without futures; take their outcomes with `take`, in any order."""
         for payload in payloads:
             _check_size(payload)
-            self._mesh.blocks.used(payload)
+            self._owner.blocks.used(payload)
         with self._changed:
             start, self._count = self._count, self._count + len(payloads)
             self._payloads.update(zip(range(start, self._count), payloads, strict=True))
-        self._mesh.added(self, len(payloads), sum(map(len, payloads)))
+        self._owner.added(self, len(payloads), sum(map(len, payloads)))
 
     def resume(self, payloads: Sequence[bytes], settled: Runs) -> None:
         """All tasks of a job that an earlier owner has driven so far; those in `settled` have their results."""
@@ -151,7 +151,7 @@ class Job:
         with self._changed:
             self._count = len(payloads)
             self._payloads = {index: data for index, data in enumerate(payloads) if index not in done}
-        self._mesh.resumed(self, len(payloads), sum(map(len, payloads)), settled)
+        self._owner.resumed(self, len(payloads), sum(map(len, payloads)), settled)
 
     def __len__(self) -> int:
         return self._count
@@ -174,8 +174,8 @@ class Job:
     def leave(self, index: int) -> None:
         """Nobody takes the items of a task any more. May be called at any moment, by the garbage collector."""
         self._inflows.pop(index, None)
-        if not self._mesh.closed and self._mesh.pid == os.getpid():
-            self._mesh.cancel(self, index)
+        if not self._owner.closed and self._owner.pid == os.getpid():
+            self._owner.cancel(self, index)
 
     def take(self, index: int, timeout_s: float | None = None) -> Settled:
         """Wait for a task's outcome and take it away. Raises TimeoutError."""
@@ -199,23 +199,23 @@ class Job:
     @property
     def owner(self) -> object:
         """The connection that it belongs to."""
-        return self._mesh
+        return self._owner
 
     def cancel_task(self, index: int) -> None:
         """Cancel one task, unless it is final."""
-        self._mesh.cancel(self, index)
+        self._owner.cancel(self, index)
 
     def cancel(self) -> None:
         """Cancel every task that is not final, also those that run."""
-        self._mesh.cancel(self, None)
+        self._owner.cancel(self, None)
 
     def cancel_waiting(self) -> None:
         """Cancel the tasks that no node has yet."""
-        self._mesh.cancel(self, None, waiting=True)
+        self._owner.cancel(self, None, waiting=True)
 
     def close(self) -> None:
         """No more tasks will be added."""
-        self._mesh.close_job(self)
+        self._owner.close_job(self)
 
     def when_over(self, call: Callable[[], None]) -> None:
         """Call this once all tasks have outcomes: now, or in the mesh thread. No task may be added after it."""
@@ -234,21 +234,21 @@ class Job:
 
     def summary(self) -> JobSummary:
         """Counts by state. Raises UsageError once the job has been forgotten."""
-        summary = self._mesh.jobs.summary(self)
+        summary = self._owner.jobs.summary(self)
         if summary is None:
             raise UsageError(f"Job {self.id} is over and no longer known here.")
         return summary
 
     def counts(self) -> JobSummary | None:
         """As `summary`; None when the job, or the connection, is over."""
-        return None if self._mesh.closed else self._mesh.jobs.summary(self)
+        return None if self._owner.closed else self._owner.jobs.summary(self)
 
     def story(self, index: int) -> Story | None:
-        return None if self._mesh.closed else next(iter(self._mesh.jobs.stories(self.id, [index])), None)
+        return None if self._owner.closed else next(iter(self._owner.jobs.stories(self.id, [index])), None)
 
     def standing(self) -> tuple[Needs, tuple[str, ...]] | None:
         """What its tasks need and why the waiting ones wait, or where the next would go; None when it is over."""
-        return None if self._mesh.closed else self._mesh.placing.standing(self.id)
+        return None if self._owner.closed else self._owner.placing.standing(self.id)
 
     # ---- for the mesh thread
 
@@ -312,8 +312,8 @@ class Job:
         with self._changed:
             if index in self._payloads:
                 for data in (payload, *parts.values()):
-                    self._mesh.blocks.used(data)
-                self._mesh.blocks.unused(call)
+                    self._owner.blocks.used(data)
+                self._owner.blocks.unused(call)
                 self._payloads[index] = payload
                 if parts:
                     self._input_parts[index] = parts
@@ -331,7 +331,7 @@ class Job:
     def again(self, origin: remaking.Origin) -> None:
         """A task that is over runs again, for what it has made to be made again. In the mesh thread."""
         for data in (origin.payload, *origin.parts.values()):
-            self._mesh.blocks.used(data)
+            self._owner.blocks.used(data)
         with self._changed:
             self._payloads[origin.index] = origin.payload
             if origin.parts:
@@ -365,9 +365,9 @@ class Job:
                 if payload is None:
                     continue  # it has its outcome already
                 self._note_cause(index, outcome)
-                self._mesh.blocks.unused(payload)
+                self._owner.blocks.unused(payload)
                 for part in self._input_parts.pop(index, {}).values():
-                    self._mesh.blocks.unused(part)
+                    self._owner.blocks.unused(part)
                 self._made_of.pop(index, None)
                 self._blocks.pop(index, None)
                 # The job forgets a future here, so that its result goes when the user drops it.

@@ -17,7 +17,7 @@ import functools
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -40,6 +40,14 @@ Call = tuple[bytes, inputs.Inputs]
 Then = Callable[[concurrent.futures.Future[Any]], object] | None
 
 
+class Launcher(Protocol):
+    """Where the calls run: a cluster, or an engine of it."""
+
+    @property
+    def usable(self) -> bool: ...
+    def launch(self, spec: JobSpec, /) -> Job: ...
+
+
 class JobGroup:
     """`cap`: how many calls run at once (0: no cap); `serves`: how many a worker serves before another takes its place
     (0: no limit). With `alone` no call waits for another that it travels with. With `waits_at_exit` the end of the
@@ -48,7 +56,7 @@ class JobGroup:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Launcher,
         refusal: Callable[[], Exception],
         *,
         cap: int = 0,

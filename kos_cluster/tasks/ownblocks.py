@@ -78,15 +78,12 @@ class OwnBlocks:
 
     def put(self, value: Any, *, pin: bool) -> BlockRef:
         """Make a block of a value. Raises NotPicklableError, ArenaFullError, UnreachableError."""
-        place = self._here()
-        if place is None:
-            raise UsageError(
-                "There is no node on this machine to put a block on.",
-                "Type 'kos up', or pass the value itself to the task.",
-            )
-        member, folder = place
-        pieces = serialise.dumps_block(value)
-        size_bytes = sum(map(len, pieces))
+        self._place()  # before much work is done
+        return self.lay(serialise.dumps_block(value), pin=pin)
+
+    def lay(self, pieces: serialise.Segments, *, pin: bool = False) -> BlockRef:
+        """Make a block of what is pickled already. Raises as `put` does."""
+        member, folder = self._place()
         block = secrets.token_hex(16)
         arena = attached(folder)
         try:
@@ -95,14 +92,27 @@ class OwnBlocks:
             if not self._mesh.run_there(self._tell_now()):
                 raise
             arena.write(block, pieces)
+        ref = BlockRef(block, sum(map(len, pieces)), member.id, member.name)
         try:
-            self._mesh.request(KeepBlock(self._mesh.instance, block, pin), bool, node=member.id)
+            self.take_over(ref, pin=pin)
         finally:
             arena.passed_on(block)
-        ref = BlockRef(block, size_bytes, member.id, member.name)
-        self._places[block] = {member.id}
-        self._follow(ref)
         return ref
+
+    def take_over(self, ref: BlockRef, *, pin: bool = False) -> None:
+        """Own a block that its node has, and that whoever wrote it still holds. Raises BlockLostError."""
+        self._mesh.request(KeepBlock(self._mesh.instance, ref.id, pin), bool, node=ref.node)
+        self._places[ref.id] = {ref.node}
+        self._follow(ref)
+
+    def _place(self) -> tuple[Member, Path]:
+        place = self._here()
+        if place is None:
+            raise UsageError(
+                "There is no node on this machine to put a block on.",
+                "Type 'kos up', or pass the value itself to the task.",
+            )
+        return place
 
     def read_by(self, payloads: Sequence[bytes]) -> Read:
         """The blocks that all of these payloads name."""

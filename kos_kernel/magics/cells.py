@@ -39,8 +39,10 @@ def run(shell: InteractiveShell, line: str, cell: str) -> None:
         names = free_names(source, shell.compile.cache(source, shell.displayhook.prompt_count))
     except SyntaxError as error:
         refuse_syntax(shell, error)
-    travel = _Travel(shell.user_ns, cell, names, imported_modules(source))
+    travel = _Travel(shell.user_ns, cell, names, imported_modules(source), parsed.engine)
     options = submit_options(parsed, f"cell {shell.displayhook.prompt_count}")
+    if parsed.engine:
+        _check_for_engine(options, parsed.engine)
     if parsed.gang:
         travel.gang(options, parsed.gang, parsed.restarts)
     elif parsed.over is None:
@@ -70,6 +72,8 @@ def parse(line: str) -> argparse.Namespace:
     check_gang(parsed)
     if parsed.gang and parsed.over is not None:
         raise UsageError("--over does not go with --gang.", "Share the elements out by kos.comm().rank.")
+    if parsed.gang and parsed.engine:
+        raise UsageError("--engine does not go with --gang.", "A gang runs on the mesh: leave out one of the two.")
     if parsed.over is not None and not parsed.over.isidentifier():
         raise UsageError(
             f"--over takes the name of a variable, not {parsed.over!r}.",
@@ -103,6 +107,14 @@ def submit_options(parsed: argparse.Namespace, name: str) -> dict[str, Any]:
     }
 
 
+def _check_for_engine(options: dict[str, Any], engine: str) -> None:
+    """Raises UsageError for what an engine cannot honour."""
+    from kos_cluster.services.engines.launching import check
+    from kos_cluster.tasks.options import split_options
+
+    check(split_options(options)[0], engine)
+
+
 def elements(namespace: dict[str, Any], name: str) -> list[Any]:
     """The elements of the variable that --over names. Raises UsageError."""
     if name not in namespace:
@@ -117,7 +129,15 @@ def elements(namespace: dict[str, Any], name: str) -> list[Any]:
 class _Travel:
     """One cell's way there and back."""
 
-    def __init__(self, namespace: dict[str, Any], cell: str, names: Sequence[str], modules: Iterable[str]) -> None:
+    def __init__(
+        self,
+        namespace: dict[str, Any],
+        cell: str,
+        names: Sequence[str],
+        modules: Iterable[str],
+        engine: str | None = None,
+    ) -> None:
+        self._engine = engine  # None: the mesh
         self._namespace = namespace
         self._cell = cell
         self._names = names
@@ -202,7 +222,8 @@ class _Travel:
         """The answers for all items, in order. Raises what the cell raised, shown as it was raised there."""
         cluster = self._cluster(options.pop("cluster"))
         # A job of its own, which is forgotten with its variables when it is done.
-        results = cluster.map(remote, indices, items, **options)
+        on = cluster.on_engine(self._engine) if self._engine else cluster
+        results = on.map(remote, indices, items, **options)
         try:
             return list(results)
         except BaseException as error:

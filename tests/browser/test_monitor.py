@@ -307,6 +307,44 @@ def test_nothing_is_sampled_while_nobody_looks(
     samples.go_on()
 
 
+def test_an_engine_is_listed_and_its_dashboard_opened_through_the_nodes_port(notebook: Notebook) -> None:
+    expect(notebook.monitor.locator(".kos-pane-engines")).to_be_hidden()
+    notebook.write(SLOW, ENGINE)
+    notebook.run(SLOW)
+    notebook.look()
+    engine = notebook.monitor.locator(".kos-engine[data-engine=dask][data-state=serving]")
+    expect(engine).to_contain_text("2 workers · 1 running, 3 waiting · 5.0 MiB held · head on node1")
+    with notebook.page.context.expect_page() as opened:
+        engine.get_by_role("button", name="Dashboard of dask").click()
+    expect(opened.value.get_by_text("the engine itself, at /status")).to_be_visible()
+    opened.value.close()
+    expect(engine.get_by_role("link")).to_have_attribute("href", re.compile("^http://127.0.0.1:"))
+    assert_accessible(notebook)
+    notebook.picture("engines", notebook.monitor)
+    notebook.write(SLOW, ENDED)
+    notebook.run(SLOW)
+    notebook.look()
+    expect(notebook.monitor.locator(".kos-pane-engines")).to_be_hidden()
+
+
+ENGINE = """import http.server, threading, msgspec
+from kos_cluster.services.engines.engine import Address
+from kos_cluster.services.engines.spec import Record, State
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f'<h1>the engine itself, at {self.path}</h1>'.encode())
+server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Page)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+supervisor = cluster.detach(time.sleep, [600])
+record = Record(name='dask', kind='dask', id='0' * 16, job=supervisor.id, state=State.SERVING, wanted=2, cpus=1,
+    memory_bytes=0, restarts_left=0, plaintext=False, since_s=time.time(), node='node1', workers=2, waiting=3,
+    running=1, held_bytes=5 << 20, address=Address('tls://127.0.0.1:1', server.server_port))
+cluster.register('engine.dask').set(msgspec.json.encode(record).decode())"""
+ENDED = "cluster.register('engine.dask').set(None)\nsupervisor.cancel()\nserver.shutdown()"
+
+
 def test_a_listing_is_a_table_and_a_profile_a_flame_graph(notebook: Notebook) -> None:
     notebook.write(CELL, "%kos nodes")
     expect(notebook.run(CELL).locator("td", has_text="node3")).to_be_visible()

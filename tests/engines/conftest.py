@@ -59,20 +59,23 @@ class EngineMesh(Mesh):
             pid = psutil.Process(pid).ppid()
         return pid
 
-    def supervisor_of(self, record: Record) -> int:
-        """The process that looks at an engine's head, and is neither a part of it nor this one."""
+    def supervisors(self, record: Record) -> list[int]:
+        """The processes that look at an engine's head and are no part of it: one, as soon as it does."""
         port = int(record.address.head.rpartition(":")[2])
         ranks = {process.pid for process in self.engine_processes()}
-        for node in self.cluster.nodes():
-            for process in psutil.Process(node["pid"]).children(recursive=True):
-                links = process.net_connections("inet") if process.pid not in ranks else []
-                if any(link.raddr and link.raddr.port == port for link in links):
-                    return process.pid
-        raise AssertionError("nobody supervises it")
+        nodes = [psutil.Process(node["pid"]) for node in self.cluster.nodes()]
+        others = {child.pid for node in nodes for child in node.children(recursive=True)} - ranks
+        return [pid for pid in others if _linked(pid, port)]
 
     def engine_files(self) -> list[Path]:
         """The folders of ranks that are there."""
         return list(Path(os.environ["KOS_HOME"]).rglob("workspaces/engine-*"))
+
+
+def _linked(pid: int, port: int) -> bool:
+    with suppress(psutil.Error):
+        return any(link.raddr and link.raddr.port == port for link in psutil.Process(pid).net_connections("inet"))
+    return False
 
 
 def listens_everywhere(process: psutil.Process) -> list[str]:

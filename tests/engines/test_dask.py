@@ -21,6 +21,7 @@ from kos_kernel.listings import Facts, Table
 from kos_kernel.magics.command import command
 from tests.engines.conformance import RESULT_S, EngineConformance
 from tests.engines.conftest import WORKERS, EngineMesh
+from tests.engines.crossing import References
 from tests.mesh.conftest import until
 
 KIND = "dask"
@@ -118,6 +119,10 @@ def _noted(item: int, path: str) -> int:
 def _slow(item: int) -> int:
     time.sleep(0.1)
     return item
+
+
+class TestReferences(References):
+    """Between blocks and Dask."""
 
 
 class TestDask(EngineConformance):

@@ -29,48 +29,6 @@ STARTER = """
 """
 
 
-def test_it_outlives_its_starter_its_head_and_ends_with_its_supervisor(mesh: EngineMesh) -> None:
-    starter = mesh.program(STARTER)
-    said, problem = starter.communicate(timeout=60)
-    assert said.startswith("Engine night serves with 1 worker"), problem
-    assert starter.returncode == -signal.SIGKILL
-    release = mesh.folder / "release"
-    others = mesh.cluster.submit(_held, str(release))  # KOS's own work, which all of this is nothing to
-
-    client = mesh.cluster.engine("night")
-    held = client.submit(bytes, 3 << 20)
-    assert len(held.result(RESULT_S)) == 3 << 20
-    until(lambda: night(mesh).held_bytes >= 3 << 20, "the supervisor has seen what is held")
-    head = client.run_on_scheduler(os.getpid)
-    told_s = timed(lambda: os.kill(head, signal.SIGKILL), lambda: "lost:" in night(mesh).why)
-    assert told_s < REPORT_S
-    record = night(mesh)
-    assert "SIGKILL" in record.why
-    assert "lost: 0 tasks that waited or ran, and 3.0 MiB of results" in record.why
-    assert "3.0 MiB of results" in mesh.ok("engine", "status", "night")
-    until(lambda: night(mesh).state is State.SERVING, "it has started anew")
-    assert (night(mesh).life, night(mesh).restarts_left) == (2, 0)
-    assert mesh.cluster.engine("night").submit(pow, 2, 5).result(RESULT_S) == 32
-    until(lambda: night(mesh).workers == 1, "the supervisor has looked")
-
-    processes = mesh.engine_processes()
-    os.kill(mesh.supervisor_of(night(mesh)), signal.SIGKILL)
-    until(lambda: night(mesh).state is State.FAILED, "the loss of the supervisor is told")
-    assert "its supervisor was lost" in night(mesh).why
-    until(lambda: not any(process.is_running() for process in processes), "its ranks have ended with it")
-    until(lambda: not mesh.engine_files(), "and their files")
-    with pytest.raises(EngineError, match=r"is failed: .*its supervisor was lost"):
-        control.open_engine(mesh.cluster, "night")
-    code, _, err = mesh.kos("engine", "start", "dask", "--name", "night")
-    assert code == UsageError.exit_code
-    assert "There is an engine 'night' already (dask, failed)" in err
-    assert mesh.ok("engine", "stop", "night") == "Engine night is stopped.\n"
-    assert mesh.ok("engine", "list").count("\n") == 1
-    release.touch()
-    assert others.result(RESULT_S) == "held"
-    assert len(mesh.cluster.stories(others.task)[0].attempts) == 1
-
-
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
@@ -107,6 +65,48 @@ def test_a_package_that_nodes_lack_is_named_with_the_nodes(mesh: EngineMesh, mon
     assert "distributed and no_such_package are not installed on node1, node2, node3." in err
     assert "pip install 'kos-cluster[dask]'" in err
     assert len(mesh.cluster.jobs()) == jobs
+
+
+def test_it_outlives_its_starter_its_head_and_ends_with_its_supervisor(mesh: EngineMesh) -> None:
+    starter = mesh.program(STARTER)
+    said, problem = starter.communicate(timeout=60)
+    assert said.startswith("Engine night serves with 1 worker"), problem
+    assert starter.returncode == -signal.SIGKILL
+    release = mesh.folder / "release"
+    others = mesh.cluster.submit(_held, str(release))  # KOS's own work, which all of this is nothing to
+
+    client = mesh.cluster.engine("night")
+    held = client.submit(bytes, 3 << 20)
+    assert len(held.result(RESULT_S)) == 3 << 20
+    until(lambda: night(mesh).held_bytes >= 3 << 20, "the supervisor has seen what is held")
+    head = client.run_on_scheduler(os.getpid)
+    told_s = timed(lambda: os.kill(head, signal.SIGKILL), lambda: "lost:" in night(mesh).why)
+    assert told_s < REPORT_S
+    record = night(mesh)
+    assert "SIGKILL" in record.why
+    assert "lost: 0 tasks that waited or ran, and 3.0 MiB of results" in record.why
+    assert "3.0 MiB of results" in mesh.ok("engine", "status", "night")
+    until(lambda: night(mesh).state is State.SERVING, "it has started anew")
+    assert (night(mesh).life, night(mesh).restarts_left) == (2, 0)
+    assert mesh.cluster.engine("night").submit(pow, 2, 5).result(RESULT_S) == 32
+    until(lambda: len(mesh.supervisors(night(mesh))) == 1, "the supervisor looks at the new head")
+
+    processes = mesh.engine_processes()
+    os.kill(mesh.supervisors(night(mesh))[0], signal.SIGKILL)
+    until(lambda: night(mesh).state is State.FAILED, "the loss of the supervisor is told")
+    assert "its supervisor was lost" in night(mesh).why
+    until(lambda: not any(process.is_running() for process in processes), "its ranks have ended with it")
+    until(lambda: not mesh.engine_files(), "and their files")
+    with pytest.raises(EngineError, match=r"is failed: .*its supervisor was lost"):
+        control.open_engine(mesh.cluster, "night")
+    code, _, err = mesh.kos("engine", "start", "dask", "--name", "night")
+    assert code == UsageError.exit_code
+    assert "There is an engine 'night' already (dask, failed)" in err
+    assert mesh.ok("engine", "stop", "night") == "Engine night is stopped.\n"
+    assert mesh.ok("engine", "list").count("\n") == 1
+    release.touch()
+    assert others.result(RESULT_S) == "held"
+    assert len(mesh.cluster.stories(others.task)[0].attempts) == 1
 
 
 def night(mesh: EngineMesh) -> Record:

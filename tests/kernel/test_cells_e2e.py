@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,33 @@ COMPLETED_WITHIN_S = 0.05
 STOPPED_WITHIN_S = 3.0  # the promise is 1 s; a loaded machine gets more before a test fails
 
 
-def test_a_cell_runs_in_another_process_and_its_assignments_return(connected: Kernel) -> None:
+def test_an_engine_that_is_not_started_is_told_with_what_to_type(connected: Kernel) -> None:
+    cell = connected.run("%%kos run --distribute --engine dask\nnever = 1")
+    assert "There is no engine 'dask'" in cell.error["evalue"] and "'kos engine start dask'" in cell.error["evalue"]
+    assert len(cell.error["traceback"]) == 1
+
+
+@pytest.fixture(scope="module")
+def engine(connected: Kernel) -> str:
+    """How a cell is sent to an engine, whose part threads of the kernel play."""
+    root = str(Path(__file__).parents[2])
+    ok(
+        connected.run(
+            f"import sys\nsys.path.insert(0, {root!r})\nimport kos_cluster\n"
+            "from tests.engines.stand_in import on_stand_in\n"
+            "stand_in = on_stand_in(kos_cluster.connect())\nstand_in.__enter__()\ndel sys.path[0]"
+        )
+    )
+    return " --engine stand-in"
+
+
+@pytest.fixture(params=["mesh", "engine"])
+def on(request: pytest.FixtureRequest) -> str:
+    """Cells mean the same on both."""
+    return "" if request.param == "mesh" else request.getfixturevalue("engine")
+
+
+def test_a_cell_runs_in_another_process_and_its_assignments_return(connected: Kernel, on: str) -> None:
     ok(
         connected.run(
             "import os\nfactor = 3\ndef times(x): return x * factor\nclass Box:\n  def get(self): return factor"
@@ -25,7 +52,7 @@ def test_a_cell_runs_in_another_process_and_its_assignments_return(connected: Ke
     )
     ok(
         connected.run(
-            "%%kos run --distribute\nfactor = 5\nfifteen = times(3)\npid = os.getpid()\nbox = Box()\n"
+            f"%%kos run --distribute{on}\nfactor = 5\nfifteen = times(3)\npid = os.getpid()\nbox = Box()\n"
             "def late(): return factor + 1\nfor i in range(4): pass"
         )
     )
@@ -36,18 +63,18 @@ def test_a_cell_runs_in_another_process_and_its_assignments_return(connected: Ke
     assert connected.value("late(), times(1), box.get()") == "8 7 7"
 
 
-def test_a_variable_changed_in_place_returns_and_others_stay_themselves(connected: Kernel) -> None:
+def test_a_variable_changed_in_place_returns_and_others_stay_themselves(connected: Kernel, on: str) -> None:
     ok(connected.run("import numpy as np\ngrown, kept, array = [1], [2], np.zeros(1000)\nbefore = kept, array"))
-    ok(connected.run("%%kos run --distribute\ngrown.append(kept)\narray[7] = 1\nsame = kept"))
+    ok(connected.run(f"%%kos run --distribute{on}\ngrown.append(kept)\narray[7] = 1\nsame = kept"))
     assert (
         connected.value("grown, array[7], kept is before[0], same is kept, grown[1] is kept")
         == "[1, [2]] 1.0 True True True"
     )
 
 
-def test_a_cell_that_fails_assigns_nothing_and_shows_its_own_traceback(connected: Kernel) -> None:
+def test_a_cell_that_fails_assigns_nothing_and_shows_its_own_traceback(connected: Kernel, on: str) -> None:
     ok(connected.run("kept = 1\nlisted = []"))
-    cell = connected.run("%%kos run --distribute\nkept = 2\nlisted.append(1)\nnew = 3\nprint('so far')\n1 / 0")
+    cell = connected.run(f"%%kos run --distribute{on}\nkept = 2\nlisted.append(1)\nnew = 3\nprint('so far')\n1 / 0")
     assert cell.error["ename"] == "ZeroDivisionError"
     shown = "\n".join(cell.error["traceback"])
     assert 'File "<kos cell>"' in shown
@@ -59,10 +86,10 @@ def test_a_cell_that_fails_assigns_nothing_and_shows_its_own_traceback(connected
     assert connected.value("kept, listed, 'new' in globals()") == "1 [] False"
 
 
-def test_prints_displays_figures_and_the_last_expression_come_in_order(connected: Kernel) -> None:
+def test_prints_displays_figures_and_the_last_expression_come_in_order(connected: Kernel, on: str) -> None:
     cell = ok(
         connected.run(
-            "%%kos run --distribute\nimport matplotlib.pyplot as plt\nfrom IPython.display import display, HTML\n"
+            f"%%kos run --distribute{on}\nimport matplotlib.pyplot as plt\nfrom IPython.display import display, HTML\n"
             "print('one')\ndisplay(HTML('<b>two</b>'))\nprint('three')\nplt.plot([1, 2])\nplt.show()\n!echo four\n"
             "plt.plot([3, 4])\n'five'"
         )
@@ -73,27 +100,29 @@ def test_prints_displays_figures_and_the_last_expression_come_in_order(connected
     assert {"text/html", "image/png"} <= cell.mimes()
 
 
-def test_magics_and_shell_commands_run_there(connected: Kernel) -> None:
+def test_magics_and_shell_commands_run_there(connected: Kernel, on: str) -> None:
     ok(connected.run("word = 'hello'"))
-    cell = ok(connected.run("%%kos run --distribute\n!echo {word} $word\nlines = !echo a; echo $KOS_NODE\n%time z = 1"))
+    cell = ok(
+        connected.run(f"%%kos run --distribute{on}\n!echo {{word}} $word\nlines = !echo a; echo $KOS_NODE\n%time z = 1")
+    )
     assert cell.text().startswith("hello hello\n")
     assert "Wall time" in cell.text()
     assert connected.value("lines[0], lines[1] != '', z") == "a True 1"
 
 
-def test_asking_for_input_raises_a_sentence(connected: Kernel) -> None:
-    cell = connected.run("%%kos run --distribute\nname = input('Who? ')")
+def test_asking_for_input_raises_a_sentence(connected: Kernel, on: str) -> None:
+    cell = connected.run(f"%%kos run --distribute{on}\nname = input('Who? ')")
     assert "cannot ask for input" in cell.error["evalue"]
 
 
-def test_a_syntax_error_submits_nothing(connected: Kernel) -> None:
-    cell = connected.run("%%kos run --distribute\nprint('never')\nx = = 1")
+def test_a_syntax_error_submits_nothing(connected: Kernel, on: str) -> None:
+    cell = connected.run(f"%%kos run --distribute{on}\nprint('never')\nx = = 1")
     assert cell.error["ename"] == "SyntaxError"
     assert cell.text() == ""
 
 
-def test_what_cannot_come_back_is_named_and_the_rest_comes(connected: Kernel) -> None:
-    cell = ok(connected.run("%%kos run --distribute\nimport threading\nlock = threading.Lock()\nrest = 4"))
+def test_what_cannot_come_back_is_named_and_the_rest_comes(connected: Kernel, on: str) -> None:
+    cell = ok(connected.run(f"%%kos run --distribute{on}\nimport threading\nlock = threading.Lock()\nrest = 4"))
     assert "'lock' (_thread.lock, " in cell.text("stderr")
     assert connected.value("rest, 'lock' in globals()") == "4 False"
 
@@ -105,11 +134,11 @@ def test_too_large_variables_are_refused_by_name(connected: Kernel) -> None:
     ok(connected.run("del huge"))
 
 
-def test_over_runs_once_for_each_element(connected: Kernel) -> None:
+def test_over_runs_once_for_each_element(connected: Kernel, on: str) -> None:
     ok(connected.run("numbers = list(range(20))\nbase = 100\nseen = []\ndef shift(x): return x + base"))
     cell = ok(
         connected.run(
-            "%%kos run --distribute --over numbers --out shifted\nassigned = 1\n"
+            f"%%kos run --distribute{on} --over numbers --out shifted\nassigned = 1\n"
             "if item == 3: seen.append(item)\nif item == 4: print('four')\n(index, shift(item))"
         )
     )
@@ -120,9 +149,9 @@ def test_over_runs_once_for_each_element(connected: Kernel) -> None:
     )
 
 
-def test_over_nothing_gives_an_empty_list(connected: Kernel) -> None:
+def test_over_nothing_gives_an_empty_list(connected: Kernel, on: str) -> None:
     ok(connected.run("nothing = ()"))
-    ok(connected.run("%%kos run --distribute --over nothing --out results\nitem"))
+    ok(connected.run(f"%%kos run --distribute{on} --over nothing --out results\nitem"))
     assert connected.value("results") == "[]"
 
 
@@ -132,9 +161,9 @@ def test_a_value_that_cannot_come_back_is_told_by_its_element(connected: Kernel)
     assert "generator" in cell.error["evalue"]
 
 
-def test_an_element_that_fails_assigns_nothing(connected: Kernel) -> None:
+def test_an_element_that_fails_assigns_nothing(connected: Kernel, on: str) -> None:
     ok(connected.run("out, numbers = 'before', list(range(20))"))
-    cell = connected.run("%%kos run --distribute --over numbers --out out\n1 / (item - 5)")
+    cell = connected.run(f"%%kos run --distribute{on} --over numbers --out out\n1 / (item - 5)")
     assert cell.error["ename"] == "ZeroDivisionError"
     assert connected.value("out") == "before"
 
@@ -162,30 +191,30 @@ def test_a_cell_that_needs_more_than_any_node_has_is_refused(connected: Kernel) 
     assert connected.value("fits") == "True"
 
 
-def test_a_cell_with_retries_is_run_again_when_its_worker_dies(connected: Kernel, tmp_path: Any) -> None:
+def test_a_cell_with_retries_is_run_again_when_its_worker_dies(connected: Kernel, on: str, tmp_path: Any) -> None:
     path = tmp_path / "runs"
     ok(connected.run(f"path = {str(path)!r}"))
     ok(
         connected.run(
-            "%%kos run --distribute --retries 1\nimport os\nattempt = os.environ['KOS_ATTEMPT']\n"
+            f"%%kos run --distribute{on} --retries 1\nimport os\nattempt = os.environ['KOS_ATTEMPT']\n"
             "open(path, 'a').write('x')\nif attempt == '1': os.kill(os.getpid(), 9)"
         )
     )
     assert (path.read_text(), connected.value("attempt")) == ("xx", "2")
 
 
-def test_a_cell_over_its_timeout_is_stopped(connected: Kernel) -> None:
-    cell = connected.run("%%kos run --distribute --timeout 1s\nimport time\ntime.sleep(60)")
+def test_a_cell_over_its_timeout_is_stopped(connected: Kernel, on: str) -> None:
+    cell = connected.run(f"%%kos run --distribute{on} --timeout 1s\nimport time\ntime.sleep(60)")
     assert cell.error["ename"] == "TaskTimeoutError"
     assert len(cell.error["traceback"]) == 1
 
 
-def test_an_interrupt_stops_the_remote_work_at_once(connected: Kernel, tmp_path: Any) -> None:
+def test_an_interrupt_stops_the_remote_work_at_once(connected: Kernel, on: str, tmp_path: Any) -> None:
     path = tmp_path / "pid"
     ok(connected.run(f"path = {str(path)!r}"))
     cell = connected.start(
-        "%%kos run --distribute\nimport os, time\nopen(path, 'w').write(str(os.getpid()))\nprint('begun', flush=True)\n"
-        "while True: time.sleep(0.01)"
+        f"%%kos run --distribute{on}\nimport os, time\nopen(path, 'w').write(str(os.getpid()))\n"
+        "print('begun', flush=True)\nwhile True: time.sleep(0.01)"
     )
     connected.wait(lambda: "begun" in cell.text())
     began = time.monotonic()
@@ -200,24 +229,24 @@ def test_an_interrupt_stops_the_remote_work_at_once(connected: Kernel, tmp_path:
     assert connected.value("1 + 1") == "2"
 
 
-def test_a_cell_whose_worker_dies_is_not_run_again(connected: Kernel, tmp_path: Any) -> None:
+def test_a_cell_whose_worker_dies_is_not_run_again(connected: Kernel, on: str, tmp_path: Any) -> None:
     path = tmp_path / "runs"
     ok(connected.run(f"path = {str(path)!r}"))
-    cell = connected.run("%%kos run --distribute\nimport os\nopen(path, 'a').write('x')\nos.kill(os.getpid(), 9)")
+    cell = connected.run(f"%%kos run --distribute{on}\nimport os\nopen(path, 'a').write('x')\nos.kill(os.getpid(), 9)")
     assert cell.error["ename"] == "TaskLostError"
     assert len(cell.error["traceback"]) == 1
     assert path.read_text() == "x"
 
 
-def test_modules_beside_the_notebook_travel(connected: Kernel, tmp_path: Any) -> None:
+def test_modules_beside_the_notebook_travel(connected: Kernel, on: str, tmp_path: Any) -> None:
     (tmp_path / "beside.py").write_text("def seven():\n    return 7\nclass Thing:\n    pass\n")
     ok(connected.run(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport beside\nthing = beside.Thing()"))
-    ok(connected.run("%%kos run --distribute\nimport beside\nthing.value = beside.seven()"))
+    ok(connected.run(f"%%kos run --distribute{on}\nimport beside\nthing.value = beside.seven()"))
     assert connected.value("thing.value, type(thing) is beside.Thing") == "7 True"
 
 
-def test_a_package_that_the_node_lacks_is_named(connected: Kernel) -> None:
-    cell = connected.run("%%kos run --distribute\nimport no_such_package_here")
+def test_a_package_that_the_node_lacks_is_named(connected: Kernel, on: str) -> None:
+    cell = connected.run(f"%%kos run --distribute{on}\nimport no_such_package_here")
     assert cell.error["ename"] == "ModuleNotFoundError"
     assert "on node" in cell.error["evalue"]
     assert "pip install no_such_package_here" in cell.error["evalue"]
@@ -458,6 +487,16 @@ def test_a_gang_of_a_cell_takes_the_commands_options_and_refuses_what_does_not_f
         cell = connected.run(f"%%kos run {line}\nepoch = 'never'")
         assert cell.error["ename"] == error and sentence in "\n".join(cell.error["traceback"]), cell.shown()
     assert connected.value("epoch") == "2"
+
+
+def test_an_engine_refuses_what_it_cannot_honour_before_anything_is_sent(connected: Kernel) -> None:
+    for line, sentence in (
+        ("--distribute --engine dask --label zone=a", "Engine dask places its tasks itself, so it does not take"),
+        ("--distribute --engine dask --memory 1G", "the option 'memory'. Leave it out, or run on the mesh"),
+        ("--gang 2 --engine dask", "--engine does not go with --gang. A gang runs on the mesh"),
+    ):
+        cell = connected.run(f"%%kos run {line}\nnever = 1")
+        assert cell.error["ename"] == "UsageError" and sentence in "\n".join(cell.error["traceback"]), cell.shown()
 
 
 def test_a_cell_runs_as_the_ranks_of_a_gang_and_rank_0_assigns(connected: Kernel) -> None:

@@ -18,6 +18,7 @@ import kos_cluster as kos
 from kos_cluster.core.capacity import Declared
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import embedded
+from tests.engines.stand_in import StandIn, on_stand_in
 
 WAIT_S = 30.0
 DECLARED = Declared({"site": "here"}, {"licence": 1})  # of each node
@@ -89,3 +90,10 @@ def mesh() -> Iterator[Mesh]:
     mesh = Mesh(2)
     yield mesh
     mesh.down()
+
+
+@pytest.fixture(scope="package")
+def engine(mesh: Mesh) -> Iterator[StandIn]:
+    """Threads of this process, in the place of any engine that is asked for."""
+    with on_stand_in(mesh.cluster) as connection:
+        yield connection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import gc
 import inspect
 import itertools
@@ -14,6 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -41,8 +43,19 @@ def square(x: int) -> int:
 
 # ---- the executor
 
+Make = Callable[..., kos.Executor]
 
-def test_a_cap_holds_for_all_functions_together(tmp_path: Path):
+
+@pytest.fixture(params=["mesh", "engine"])
+def Executor(request: pytest.FixtureRequest) -> Make:
+    """What makes executors: on the mesh, and on an engine whose part threads of this process play."""
+    if request.param == "mesh":
+        return kos.Executor
+    request.getfixturevalue("engine")
+    return functools.partial(kos.Executor, engine="stand-in")
+
+
+def test_a_cap_holds_for_all_functions_together(tmp_path: Path, Executor: Make):
     def overlap(folder: str, number: int) -> int:
         mark = Path(folder) / str(number)
         mark.touch()
@@ -51,14 +64,14 @@ def test_a_cap_holds_for_all_functions_together(tmp_path: Path):
         mark.unlink()
         return count
 
-    with kos.Executor(max_workers=1) as executor:
+    with Executor(max_workers=1) as executor:
         mapped = executor.map(overlap, [str(tmp_path)] * 4, range(4))
         others = [executor.submit(lambda n: overlap(str(tmp_path), n), n) for n in (10, 11)]
         assert {*mapped, *(other.result() for other in others)} == {1}
 
 
-def test_shutdown_cancels_what_waits_and_spares_what_runs(tmp_path: Path):
-    executor = kos.Executor(max_workers=1)
+def test_shutdown_cancels_what_waits_and_spares_what_runs(tmp_path: Path, Executor: Make):
+    executor = Executor(max_workers=1)
     gate = tmp_path / "gate"
     first = executor.submit(waits_for, str(gate))
     until(lambda: (tmp_path / "gate.begun").exists(), "the first call runs")
@@ -71,8 +84,8 @@ def test_shutdown_cancels_what_waits_and_spares_what_runs(tmp_path: Path):
     assert first.result(timeout=30) == str(gate)
 
 
-def test_what_a_dropped_executor_has_begun_goes_on(tmp_path: Path):
-    executor = kos.Executor()
+def test_what_a_dropped_executor_has_begun_goes_on(tmp_path: Path, Executor: Make):
+    executor = Executor()
     future = executor.submit(waits_for, str(tmp_path / "gate"))
     mapped = executor.map(square, range(5))
     dropped = weakref.ref(executor)
@@ -84,10 +97,10 @@ def test_what_a_dropped_executor_has_begun_goes_on(tmp_path: Path):
     assert list(mapped) == [0, 1, 4, 9, 16]
 
 
-def test_calls_from_callbacks_do_not_block_new_functions():
+def test_calls_from_callbacks_do_not_block_new_functions(Executor: Make):
     """Callbacks run in the thread that answers whoever begins a job."""
     again: list[concurrent.futures.Future[int]] = []
-    with kos.Executor() as executor:
+    with Executor() as executor:
         for n in range(20):
             future = executor.submit(lambda k: k, n)
             future.add_done_callback(lambda done: again.append(executor.submit(square, 3)))
@@ -117,10 +130,10 @@ def test_modules_that_only_arguments_name_travel_too(mesh: Mesh):
     assert (out, err) == ("2 [3]\n", "")
 
 
-def test_functions_that_are_large_or_hold_a_block_of_memory_are_not_kept(mesh: Mesh):
+def test_functions_that_are_large_or_hold_a_block_of_memory_are_not_kept(mesh: Mesh, Executor: Make):
     numbers = mesh.cluster.put(numpy.arange(1000))
     table = bytes(1 << 19)
-    with kos.Executor() as executor:
+    with Executor() as executor:
         assert executor.submit(lambda: int(numbers.get().sum())).result(timeout=60) == 499_500
         assert executor.submit(lambda: len(table)).result(timeout=60) == 1 << 19
         assert executor.submit(numpy.sum, numbers).result(timeout=60) == 499_500

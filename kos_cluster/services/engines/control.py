@@ -21,6 +21,7 @@ import msgspec
 from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostError, UsageError
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
+from kos_cluster.services.engines.launching import leave
 from kos_cluster.services.engines.looking import LOOPBACK
 from kos_cluster.services.engines.registers import encoded, forget, records
 from kos_cluster.services.engines.spec import (
@@ -109,12 +110,12 @@ def find(cluster: Cluster, name_or_kind: str) -> Record:
 def scale(cluster: Cluster, name: str, workers: int) -> Record:
     """Bring the number of workers to this; returns when the head knows them. Raises EngineError, UsageError."""
     check_count("workers", workers, 1, WORKERS_LIMIT)
-    record = _serving(find(cluster, name))
+    record = serving(find(cluster, name))
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, workers)
     cluster.register(wanted_of(record.name)).set(encoded(wish))
 
     def reached() -> Record | None:
-        now = _serving(find(cluster, record.name))
+        now = serving(find(cluster, record.name))
         if now.answered == wish.id and now.refusal:
             raise EngineError(
                 f"Engine {now.name!r} was not scaled to {workers} workers: {now.refusal.rstrip('.')}.",
@@ -128,6 +129,8 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
 def stop(cluster: Cluster, name: str) -> Record:
     """Stop an engine; returns when its ranks have been stopped and nothing is written of it. Its last record."""
     record = find(cluster, name)
+    leave(record.id)  # before its head is gone: a client that is left behind tells of that on stderr
+    cluster.leave_engine(name, record.name, record.kind)
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, stop=True)
     cluster.register(wanted_of(record.name)).set(encoded(wish))
     ended = _Seldom(lambda: _job_ended(cluster, record))
@@ -151,7 +154,7 @@ def stop(cluster: Cluster, name: str) -> Record:
 
 def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
     """A connection to an engine; the caller closes it. Raises EngineError, UnreachableError, AuthError, UsageError."""
-    record = _serving(find(cluster, name_or_kind))
+    record = serving(find(cluster, name_or_kind))
     engine = engine_of(record.kind)
     check_installed_here(engine)
     return engine.connect(record.address, cluster.engine_keys(record.id, LOOPBACK))
@@ -207,7 +210,8 @@ def _job_ended(cluster: Cluster, record: Record) -> bool:
         return True
 
 
-def _serving(record: Record) -> Record:
+def serving(record: Record) -> Record:
+    """The record of an engine that can be used. Raises EngineError for any other."""
     if record.state is State.SERVING:
         return record
     told = f": {record.why.rstrip('.')}" if record.why else ""

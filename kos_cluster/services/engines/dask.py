@@ -196,7 +196,7 @@ class _Connection:
         self._address = address
         self._topic = f"kos-{secrets.token_hex(8)}"
         self._writes: dict[str, Write] = {}  # of calls that have not ended
-        self._cancelled: list[tuple[str, Any]] = []  # calls that are to be stopped
+        self._cancelled: list[str] = []  # calls that are to be stopped
         try:
             self.client = distributed.Client(address.head, security=_security(credentials), timeout=CONNECT_TIMEOUT_S)
         except OSError as error:
@@ -271,8 +271,8 @@ class _Connection:
             value = await inner._result()
         except KilledWorker as error:
             _settle(outer, error=TaskLostError(f"A call was lost with its worker: {error}", "Give it more retries."))
-        except (concurrent.futures.CancelledError, asyncio.CancelledError) as error:  # not ours: `_ended` is for those
-            _settle(outer, error=TaskLostError(f"A call was lost with the head of its engine: {error}."))
+        except (concurrent.futures.CancelledError, asyncio.CancelledError):  # not ours: `_ended` is for those
+            _settle(outer, error=TaskLostError("A call was lost with the head of its engine, or the way to it."))
         except BaseException as error:
             _settle(outer, error=error)
         else:
@@ -280,18 +280,22 @@ class _Connection:
 
     def _ended(self, id_: str, inner: Any, cancelled: bool) -> None:
         self._writes.pop(id_, None)
-        if cancelled:
-            self._cancelled.append((id_, inner))
-            self.client.loop.add_callback(self._stop_cancelled)
+        if not cancelled:
+            return
+        if self.client.asynchronous:  # this is Dask's own thread, which cannot wait for itself
+            self.client.loop.add_callback(inner.cancel)
+        else:
+            inner.cancel()  # the scheduler has heard of it then
+        self._cancelled.append(id_)
+        self.client.loop.add_callback(self._stop_cancelled)
 
     async def _stop_cancelled(self) -> None:
-        """Those that were cancelled together are stopped together. In Dask's loop its client gives coroutines."""
+        """Those that were cancelled together are stopped together."""
         from kos_cluster.services.engines.daskcalls import stop
 
         cancelled, self._cancelled = self._cancelled, []
         if cancelled:
-            await self.client.cancel([inner for _, inner in cancelled])
-            await self.client.run(stop, [id_ for id_, _ in cancelled], on_error="ignore")
+            await self.client.run(stop, cancelled, on_error="ignore")
 
 
 def _settle(outer: concurrent.futures.Future[Any], value: Any = None, error: BaseException | None = None) -> None:

@@ -78,7 +78,10 @@ class Task(Protocol):
         """Set when the call's future was cancelled: the call is to return soon, whatever it returns."""
 
     def write(self, stream: str, text: str) -> None:
-        """Send a text to whoever submitted the call. Texts come in their order, all before the future is done."""
+        """Send a text to whoever submitted the call: at once, or in pieces.
+
+        Texts come in their order, all before the future is done.
+        """
 
 
 class Connection(Protocol):

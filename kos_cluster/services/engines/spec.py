@@ -67,7 +67,6 @@ class Record(msgspec.Struct, frozen=True):
     life: int = 1  # 1 more with each start anew
     address: Address = Address("")
     node: str = ""  # where the head is, by name
-    node_id: str = ""
     workers: int = 0  # that the head knows
     waiting: int = 0  # tasks, as of the last look
     running: int = 0

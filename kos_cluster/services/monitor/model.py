@@ -16,7 +16,7 @@ import msgspec
 
 from kos_cluster.services.monitor.changes import Event, Kind, happenings
 from kos_cluster.services.monitor.series import History
-from kos_cluster.services.monitor.snapshot import GONE, RUNNING, JobSight, Missed, NodeSight, Snapshot
+from kos_cluster.services.monitor.snapshot import GONE, RUNNING, EngineSight, JobSight, Missed, NodeSight, Snapshot
 
 JOBS_LIMIT = 512  # jobs shown; of more, those that ended first are left out
 EVENTS_LIMIT = 1000  # events remembered
@@ -55,6 +55,7 @@ class Model:
         self.trouble = ""  # why there is no news, as a sentence; empty while there is
         self.nodes: tuple[NodeSight, ...] = ()
         self.jobs: dict[str, JobSight] = {}  # in the order of their beginning
+        self.engines: tuple[EngineSight, ...] = ()
         self.totals = Totals()
         self.history = History()
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
@@ -92,7 +93,7 @@ class Model:
         if self._before is not None and self._before.cluster != seen.cluster:
             self._before, self._known, self._ended_before = None, {}, {}
         self.cluster, self.identity, self.role = seen.cluster, seen.identity, seen.role
-        self.at_s, self.nodes = seen.at_s, seen.nodes
+        self.at_s, self.nodes, self.engines = seen.at_s, seen.nodes, seen.engines
         self._count_ended(seen.jobs)
         kept = msgspec.structs.replace(seen, jobs=self._kept(seen))
         for kind, subject, text in happenings(self._before, kept):

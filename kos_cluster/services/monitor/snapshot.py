@@ -12,6 +12,7 @@ import msgspec
 
 from kos_cluster.core.records import JobSummary, Load, Member, MemberState
 from kos_cluster.core.replicated.jobs import JobState
+from kos_cluster.services.engines.spec import Record
 
 UP = (MemberState.ALIVE, MemberState.SUSPECT)
 RUNNING, DONE, FAILED, CANCELLED, GONE = "running", "done", "failed", "cancelled", "gone"
@@ -85,6 +86,22 @@ class JobSight(msgspec.Struct, frozen=True):
         return max(0, self.total - self.done - self.failed - self.running)
 
 
+class EngineSight(msgspec.Struct, frozen=True):
+    """An engine, as its supervisor wrote last."""
+
+    name: str
+    kind: str
+    state: str
+    workers: int
+    wanted: int  # workers
+    waiting: int  # tasks
+    running: int
+    held_bytes: int
+    node: str  # where its head is
+    why: str  # what went wrong last
+    dashboard: bool  # whether it has one
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """The cluster at `at_s`. Nodes are in the order of their names; those that have left are left out."""
 
@@ -94,6 +111,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     role: str
     nodes: tuple[NodeSight, ...]
     jobs: tuple[JobSight, ...]
+    engines: tuple[EngineSight, ...] = ()
 
 
 class Missed(msgspec.Struct, frozen=True):
@@ -137,6 +155,26 @@ def job_sight(job: JobSummary, own: bool = False) -> JobSight:
         reruns=job.reruns,
         driver=job.driver,
         own=own,
+    )
+
+
+def engine_sights(engines: Iterable[Record]) -> tuple[EngineSight, ...]:
+    """The engines, from their records."""
+    return tuple(
+        EngineSight(
+            name=record.name,
+            kind=record.kind,
+            state=record.state,
+            workers=record.workers,
+            wanted=record.wanted,
+            waiting=record.waiting,
+            running=record.running,
+            held_bytes=record.held_bytes,
+            node=record.node,
+            why=record.why,
+            dashboard=record.address.dashboard > 0,
+        )
+        for record in engines
     )
 
 

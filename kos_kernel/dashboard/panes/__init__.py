@@ -5,6 +5,6 @@ has changed since it was last asked; and `ASKED`: what its front can ask for, by
 question. A pane is added by its two files and its place in `PANES`, which is also the order in which they are shown.
 """
 
-from kos_kernel.dashboard.panes import events, nodes, summary, work
+from kos_kernel.dashboard.panes import engines, events, nodes, summary, work
 
-PANES = (summary, nodes, work, events)
+PANES = (summary, nodes, work, events, engines)

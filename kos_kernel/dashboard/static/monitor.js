@@ -77,7 +77,7 @@ function render({ model, el: host }) {
       sizes.observe(box);
       cleanups.push(() => sizes.disconnect());
     }
-    return { ...pane, ...made, made };
+    return { ...pane, ...made, made, box };
   });
 
   function take(news) {
@@ -89,6 +89,7 @@ function render({ model, el: host }) {
     kit.mark(root, "data-trouble", news.trouble ? "true" : null);
     for (const pane of mounted) {
       if (news.panes[pane.name]) pane.made.update(news.panes[pane.name]);
+      pane.box.hidden = Boolean(pane.made.empty?.());
       if (pane.made.count && pane.made.note) kit.say(pane.made.count, pane.made.note());
     }
     kit.mark(root, "data-at", news.at_s);

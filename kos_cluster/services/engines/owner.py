@@ -1,0 +1,408 @@
+"""This process's tasks on one engine: the table that the mesh thread keeps for those on the mesh (`tasks.owning`).
+
+Theory of operation. A job adds tasks; here they wait for their turn, go to the engine as `HostedCall`s, and settle the
+job when they come back. What a call says meanwhile goes to the job's sink. A call whose worker died is sent again, as
+often as the job's retries allow; what an engine's own worker takes with it when it dies, the engine runs again, as it
+does for all its tasks.
+
+Rules. One thread decides everything; others leave it notes. At most `OUT_LIMIT` calls of a job, or as many as its group
+has for a cap, are with the engine. Pickles of `INLINE_BYTES` and more do not go through the engine: they are laid into
+the memory of this machine's node, where there is one, and each node that needs them reads them there once. Tasks of an
+engine take no futures of the mesh.
+
+Limits: the stories of `JOBS_KEPT` jobs that are over.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import functools
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Runs, Story, TaskState
+from kos_cluster.errors import ArenaFullError, EngineError, StateError, TaskLostError, UnreachableError, UsageError
+from kos_cluster.services.engines.calls import BEGUN, DISPLAY, DISPLAY_END, Ended, HostedCall
+from kos_cluster.services.engines.engine import Connection
+from kos_cluster.tasks import blocks
+from kos_cluster.tasks.futures import Outcome, Settled
+from kos_cluster.tasks.inputs import Inputs
+from kos_cluster.tasks.job import Job
+from kos_cluster.tasks.losses import loss_error
+from kos_cluster.tasks.mesh import Mesh
+from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S, tell
+
+OUT_LIMIT = 512  # calls of one job that are with the engine at once
+INLINE_BYTES = 256 << 10
+JOBS_KEPT = 64
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    """One task."""
+
+    index: int
+    state: TaskState = TaskState.WAITING
+    attempts: list[Attempt] = field(default_factory=list)
+    losses: int = 0  # attempts whose worker died beneath the engine's
+    sent_s: float = 0.0
+    sent: concurrent.futures.Future[Ended] | None = None
+    kept: list[blocks.BlockRef] = field(default_factory=list)  # that its call names
+    display: str = ""  # what has come of one
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class _Group:
+    """Jobs that share a cap."""
+
+    limit: int
+    capped: bool  # by whoever made it: what is with the engine is meant to run at once
+    out: int = 0
+    waiting: deque[tuple[_Table, _Row]] = field(default_factory=deque)
+
+
+@dataclass(eq=False, slots=True)
+class _Table:
+    """One job."""
+
+    id: str
+    name: str
+    user: str
+    job: Job | None  # None: it is over
+    group: _Group
+    rows: list[_Row] = field(default_factory=list)
+    left: int = 0  # that are not final
+    fn: bytes = b""  # as it travels
+    kept: list[blocks.BlockRef] = field(default_factory=list)
+
+
+class EngineOwner:
+    """See `tasks.owning.Owner`. `mesh` is the process's connection to the cluster, which has the blocks."""
+
+    def __init__(self, engine: str, connection: Connection, mesh: Mesh) -> None:
+        self.engine = engine
+        self.pid = os.getpid()
+        self.closed = False
+        self.blocks = mesh.blocks
+        self.holding = self.jobs = self.placing = self
+        self._connection = connection
+        self._user = mesh.credentials.peer.name
+        self._tables: OrderedDict[str, _Table] = OrderedDict()
+        self._groups: weakref.WeakValueDictionary[str, _Group] = weakref.WeakValueDictionary()  # by name
+        self._active: set[_Table] = set()
+        self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="kos-engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def usable(self) -> bool:
+        """Whether this is open, of this process, and the engine has not gone."""
+        return self._open and self._connection.usable
+
+    @property
+    def _open(self) -> bool:
+        return not self.closed and self.pid == os.getpid()
+
+    def open(self, job: Job) -> None:
+        """Make a job known, before its first task."""
+        self.blocks.used(job.spec.fn)
+        options = job.spec.options
+        group = _Group(options.max_parallel or OUT_LIMIT, options.max_parallel > 0)
+        if job.spec.group:
+            group = self._groups.setdefault(job.spec.group, group)
+        table = _Table(job.id, job.spec.name, self._user, job, group)
+        self._tables[job.id] = table
+
+    def close(self) -> None:
+        """Cancel what is not done, and leave the engine."""
+        if not self._open:
+            return
+        self._note(self._stop)
+        self._thread.join()
+        self._connection.close()
+        atexit.unregister(self.close)
+
+    # ---- tasks.owning.Owner; any thread
+
+    def added(self, job: Job, count: int, size_bytes: int) -> None:
+        self._note(self._add, job, count)
+
+    def resumed(self, job: Job, count: int, size_bytes: int, settled: Runs) -> None:
+        raise AssertionError("an engine drives no detached jobs")
+
+    def cancel(self, job: Job, index: int | None, *, waiting: bool = False) -> None:
+        self._note(self._cancel, job, index, waiting)
+
+    def close_job(self, job: Job) -> None:
+        self._note(self._close_job, job)
+
+    def admit(self, taken: Collection[Inputs]) -> None:
+        if any(taken):
+            raise UsageError("A task on an engine takes no futures of the cluster.", "Pass their result() instead.")
+
+    def add(self, job: Job, start: int, payloads: Sequence[bytes], inputs: Mapping[int, Inputs]) -> None:
+        raise AssertionError("none was admitted")
+
+    def summary(self, job: Job) -> JobSummary | None:
+        table = self._tables.get(job.id)
+        return self._summary(table) if table is not None else None
+
+    def stories(self, job: str, indices: Collection[int]) -> list[Story]:
+        table = self._tables.get(job)
+        rows = [table.rows[index] for index in indices if index < len(table.rows)] if table is not None else []
+        return [Story(f"{job}.{row.index}", table.name, row.state, tuple(row.attempts)) for row in rows if table]
+
+    def standing(self, job: str) -> tuple[Needs, tuple[str, ...]] | None:
+        return None
+
+    # ---- the thread
+
+    def _note(self, call: Callable[..., None], *args: object) -> None:
+        if self.closed:
+            raise StateError(f"The connection to engine {self.engine} is closed.", "Ask for the engine again.")
+        self._notes.put(functools.partial(call, *args))
+
+    def _serve(self) -> None:
+        while not self.closed:
+            try:
+                self._notes.get(timeout=PROGRESS_EVERY_S if self._active else None)()
+            except queue.Empty:
+                self._show_progress()
+
+    def _stop(self) -> None:
+        failure = StateError(f"The connection to engine {self.engine} was closed.", "Ask for the engine again.")
+        for table in list(self._active):
+            job = table.job
+            self._cancel(job, None, False) if job is not None else None
+            if job is not None:
+                job.abandon(failure)
+        self.closed = True
+
+    def _add(self, job: Job, count: int) -> None:
+        table = self._tables[job.id]
+        first = len(table.rows)
+        table.rows += [_Row(index) for index in range(first, first + count)]
+        table.left += count
+        if table not in self._active:
+            job.since_s = time.monotonic()
+            self._active.add(table)
+        table.group.waiting.extend((table, row) for row in table.rows[first:])
+        self._dispatch(table.group)
+
+    def _dispatch(self, group: _Group) -> None:
+        """Send what may go."""
+        while group.waiting and group.out < group.limit:
+            table, row = group.waiting.popleft()
+            if row.state is TaskState.WAITING and table.job is not None:
+                self._send(table, table.job, row)
+
+    def _send(self, table: _Table, job: Job, row: _Row) -> None:
+        spec, options = job.spec, job.spec.options
+        try:
+            self._check_usable()
+            table.fn = table.fn or self._carried(spec.fn, table.kept)
+            (args,) = job.payloads([(row.index, 1)])
+            call = HostedCall(
+                job.id,
+                row.index,
+                1 + len(row.attempts),
+                self._user,
+                table.fn,
+                self._carried(args, row.kept),
+                job.parts[job.env_hash],
+                {hash_: bytes(data) for hash_, data in spec.parts.items()},
+                options.seed,
+                options.timeout,
+            )
+            retries = max(0, options.retries - row.losses)
+            sent = self._connection.submit(
+                call, cpus=options.cpus, retries=retries, write=functools.partial(self._said, job, table, row)
+            )
+        except Exception as error:  # what it cannot take fails this task, and not this thread
+            self._settle(table, row, error)
+            return
+        row.state, row.sent, row.sent_s = TaskState.SENT, sent, time.time()
+        table.group.out += 1
+        sent.add_done_callback(lambda sent: self._notes.put(functools.partial(self._came, table, row, sent)))
+
+    def _check_usable(self) -> None:
+        if not self._connection.usable:
+            raise EngineError(
+                f"Engine {self.engine} does not answer any more.", f"Type 'kos engine status {self.engine}'."
+            )
+
+    def _carried(self, data: bytes, kept: list[blocks.BlockRef]) -> bytes:
+        """A pickle as it goes to the engine: itself, or one that reads it from a block."""
+        if len(data) < INLINE_BYTES:
+            return data
+        try:
+            kept.append(self.blocks.lay([data]))
+        except (UsageError, ArenaFullError, UnreachableError):  # there is no node here, or it has no room
+            return data
+        return blocks.stand_in(kept[-1])
+
+    def _said(self, job: Job, table: _Table, row: _Row, stream: str, text: str) -> None:
+        """What a call says; in the connection's thread."""
+        task = f"{table.id}.{row.index}"
+        if stream == BEGUN:
+            self._notes.put(functools.partial(self._begun, row, text))
+        elif row.state in (TaskState.SENT, TaskState.RUNNING):  # else it was cancelled
+            if stream == DISPLAY:
+                row.display += text
+                if text.endswith(DISPLAY_END):
+                    content, row.display = msgspec.json.decode(row.display), ""
+                    tell(job.sink.display, task, content)
+            else:
+                tell(job.sink.write, task, stream, text.encode())
+
+    def _begun(self, row: _Row, node: str) -> None:
+        if row.attempts and row.attempts[-1].end is AttemptEnd.OPEN:  # its engine's worker was lost, and it runs again
+            _close(row, AttemptEnd.NODE_LOST)
+        now = time.time()
+        row.attempts.append(Attempt(1 + len(row.attempts), node, row.sent_s, now))
+        if row.state is TaskState.SENT:
+            row.state = TaskState.RUNNING
+
+    def _came(self, table: _Table, row: _Row, sent: concurrent.futures.Future[Ended]) -> None:
+        """A call is done, or was cancelled."""
+        table.group.out -= 1
+        row.kept.clear()
+        if row.state in (TaskState.SENT, TaskState.RUNNING):
+            if sent.cancelled():
+                self._settle(table, row, None)
+            elif (error := sent.exception()) is not None:
+                self._failed(table, row, error)
+            else:
+                self._ended(table, row, sent.result())
+        self._dispatch(table.group)
+
+    def _failed(self, table: _Table, row: _Row, error: BaseException) -> None:
+        if isinstance(error, TaskLostError):
+            _close(row, AttemptEnd.NODE_LOST, error.message)
+            error = TaskLostError(f"Task {table.id}.{row.index} was lost: {error.message}", error.hint)
+        self._settle(table, row, error)
+
+    def _ended(self, table: _Table, row: _Row, ended: Ended) -> None:
+        _close(row, ended.end, ended.detail)
+        job = table.job
+        if ended.end in (AttemptEnd.DONE, AttemptEnd.FAILED):
+            self._settle(table, row, Outcome(ended.payload, ended.end is AttemptEnd.FAILED))
+            return
+        if ended.end is AttemptEnd.CANCELLED:
+            self._settle(table, row, None)
+            return
+        lost = ended.end is not AttemptEnd.TIMEOUT
+        if lost and job is not None and row.losses < job.spec.options.retries:
+            row.losses += 1
+            row.state = TaskState.WAITING
+            table.group.waiting.appendleft((table, row))
+            return
+        told = loss_error(f"{table.id}.{row.index}", ended.end, ended.node, len(row.attempts), ended.detail)
+        self._settle(table, row, type(told)(told.message))  # the hint is of the mesh's tasks alone
+
+    def _settle(self, table: _Table, row: _Row, settled: Settled) -> None:
+        if isinstance(settled, Outcome) and not settled.failed:
+            row.state = TaskState.DONE
+        else:
+            row.state = TaskState.CANCELLED if settled is None else TaskState.FAILED
+        row.sent = None
+        table.left -= 1
+        if table.job is not None:
+            table.job.settle_all([(row.index, 1)], settled)
+        if not table.left:
+            self._idle(table)
+
+    def _cancel(self, job: Job, index: int | None, waiting: bool) -> None:
+        table = self._tables.get(job.id)
+        if table is None:
+            return
+        for row in table.rows if index is None else table.rows[index : index + 1]:
+            self._cancel_row(table, row, waiting)
+
+    def _cancel_row(self, table: _Table, row: _Row, waiting: bool) -> None:
+        if row.state not in (TaskState.WAITING, TaskState.SENT, TaskState.RUNNING):
+            return
+        if waiting and (row.state is TaskState.RUNNING or (table.group.capped and row.state is TaskState.SENT)):
+            return
+        sent = row.sent
+        _close(row, AttemptEnd.CANCELLED)
+        self._settle(table, row, None)
+        if sent is not None:
+            sent.cancel()  # its end is noted, and is no news then
+
+    # ---- jobs
+
+    def _idle(self, table: _Table) -> None:
+        """All tasks so far are final."""
+        self._active.discard(table)
+        job = table.job
+        if job is None:
+            return
+        if job.progress_shown:
+            job.progress_shown = False
+            tell(job.sink.finished, self._summary(table))
+        if job.closed:
+            self._retire(table, job)
+
+    def _close_job(self, job: Job) -> None:
+        job.closed = True
+        table = self._tables.get(job.id)
+        if table is not None and not table.left:
+            self._retire(table, job)
+
+    def _retire(self, table: _Table, job: Job) -> None:
+        """A job that is over for good keeps its story for a while, and nothing that is large."""
+        self.blocks.unused(job.spec.fn)
+        job.lighten()
+        table.job = None
+        table.fn = b""
+        table.kept.clear()
+        self._tables.move_to_end(table.id)
+        over = [old for old in self._tables.values() if old.job is None]
+        for old in over[: max(0, len(over) - JOBS_KEPT)]:
+            del self._tables[old.id]
+
+    def _show_progress(self) -> None:
+        now = time.monotonic()
+        for table in self._active:
+            job = table.job
+            if job is not None and now - job.since_s >= PROGRESS_AFTER_S:
+                job.progress_shown = True
+                summary = self._summary(table)
+                waits = "" if summary.running else f"no worker of engine {self.engine} has begun a task of it."
+                tell(job.sink.progress, summary, waits)
+
+    def _summary(self, table: _Table) -> JobSummary:
+        rows = list(table.rows)
+        states = [row.state for row in rows]
+        cancelled = states.count(TaskState.CANCELLED)
+        nodes = {attempt.node for row in rows for attempt in row.attempts}
+        return JobSummary(
+            job=table.id,
+            name=table.name,
+            user=table.user,
+            total=len(rows),
+            done=states.count(TaskState.DONE),
+            failed=states.count(TaskState.FAILED) + cancelled,
+            running=states.count(TaskState.RUNNING),
+            since_s=time.time(),
+            nodes=tuple(sorted(nodes)),
+            reruns=sum(max(0, len(row.attempts) - 1) for row in rows),
+            cancelled=cancelled,
+        )
+
+
+def _close(row: _Row, end: AttemptEnd, cause: str = "") -> None:
+    """The attempt that is open, if there is one, has ended so."""
+    if row.attempts and row.attempts[-1].end is AttemptEnd.OPEN:
+        row.attempts[-1] = msgspec.structs.replace(row.attempts[-1], ended_s=time.time(), end=end, cause=cause)

@@ -1,0 +1,153 @@
+"""What a supervisor writes of its engine, when the cluster cannot decide and when there is another supervisor."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from kos_cluster.core.replicated.settings import VALUE_LIMIT_BYTES
+from kos_cluster.errors import StateError, UnreachableError
+from kos_cluster.services.engines.engine import Address, Standing
+from kos_cluster.services.engines.ledger import Ledger, Superseded
+from kos_cluster.services.engines.registers import decoded, encoded, records
+from kos_cluster.services.engines.spec import Began, Record, State, Wanted, head_of, record_of, shortened, wanted_of
+
+
+class Registers:
+    """A cluster's registers. `fails`: the next write gets no answer; "done" says that it was done all the same."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, str] = {}
+        self.fails = ""
+        self.writes = 0
+
+    def register(self, name: str) -> _Register:
+        return _Register(self, name)
+
+    def registers(self) -> dict[str, str]:
+        return self.held
+
+
+class _Register:
+    def __init__(self, registers: Registers, name: str) -> None:
+        self.name = name
+        self._all = registers
+
+    def get(self) -> str | None:
+        return self._all.held.get(self.name)
+
+    def set(self, value: str | None) -> None:
+        self._all.writes += 1
+        if value is None:
+            self._all.held.pop(self.name, None)
+        else:
+            self._all.held[self.name] = value
+
+    def compare_and_set(self, expected: str | None, value: str) -> bool:
+        fails, self._all.fails = self._all.fails, ""
+        if fails != "lost":
+            if self.get() != expected:
+                return False
+            self.set(value)
+        if fails:
+            raise UnreachableError("No node answered.")
+        return True
+
+
+def made(name: str = "dask", id_: str = "e1") -> Record:
+    return Record(name, "dask", id_, "j1", State.STARTING, 3, 1, 0, 0, False, 0.0)
+
+
+def ledger(registers: Registers, record: Record | None = None) -> Ledger:
+    return Ledger(cast(Any, registers), record or made())
+
+
+def held(registers: Registers) -> Record:
+    return decoded("", registers.held[record_of("dask")], Record)
+
+
+def test_of_two_who_want_a_name_one_gets_it() -> None:
+    registers = Registers()
+    assert ledger(registers).claim() is None
+    former = ledger(registers, made(id_="e2")).claim()
+    assert former is not None
+    assert (former.id, held(registers).id) == ("e1", "e1")
+
+
+def test_who_follows_a_lost_supervisor_goes_on_and_the_former_one_ends() -> None:
+    registers = Registers()
+    first, second = ledger(registers), ledger(registers)
+    first.claim()
+    first.write(state=State.SERVING, address=Address("tls://x:1"))
+    former = second.claim()
+    assert former is not None
+    assert former.address.head == "tls://x:1"
+    second.write(life=2)
+    with pytest.raises(Superseded, match="Another supervisor has taken over"):
+        first.write(workers=2)
+    first.forget()  # which it has no right to any more
+    assert held(registers).life == 2
+
+
+@pytest.mark.parametrize("fails", ["done", "lost"])
+def test_a_write_without_an_answer_is_made_good_by_the_next(fails: str) -> None:
+    registers = Registers()
+    written = ledger(registers)
+    written.claim()
+    registers.fails = fails
+    written.write(workers=1)
+    written.write(workers=2)
+    assert held(registers).workers == 2
+
+
+def test_what_the_head_counts_is_written_seldom_and_its_workers_at_once() -> None:
+    registers = Registers()
+    written = ledger(registers)
+    written.claim()
+    written.count(Standing(["a"], 5, 0, 0))
+    before = registers.writes
+    for waiting in range(100):
+        written.count(Standing(["a"], waiting, 0, 0))
+    assert registers.writes - before <= 1
+    written.count(Standing(["a", "b"], 7, 0, 0))
+    assert (held(registers).workers, held(registers).waiting) == (2, 7)
+
+
+def test_wishes_and_heads_of_other_engines_and_lives_are_not_heard() -> None:
+    registers = Registers()
+    written = ledger(registers)
+    written.claim()
+    registers.held[wanted_of("dask")] = encoded(Wanted("w1", "e0", 5))
+    registers.held[head_of("dask")] = encoded(Began("e1", 2, Address("tls://x:1")))
+    assert (written.wanted(), written.began()) == (None, None)
+    registers.held[wanted_of("dask")] = encoded(Wanted("w2", "e1", 5))
+    written.write(life=2)
+    wanted, began = written.wanted(), written.began()
+    assert wanted is not None
+    assert began is not None
+    written.answer(wanted, "no room")
+    assert written.wanted() is None
+    written.forget()
+    assert registers.held == {}
+
+
+def test_the_longest_record_fits_a_register() -> None:
+    why = shortened("ü" * 5000)
+    record = made("n" * 32)
+    fields = {
+        "why": why,
+        "refusal": why,
+        "node": "n" * 64,
+        "node_id": "i" * 64,
+        "address": Address("tls://" + "h" * 253),
+    }
+    text = encoded(msgspec.structs.replace(record, **fields))
+    assert len(text.encode()) <= VALUE_LIMIT_BYTES
+
+
+def test_a_register_that_is_no_record_is_told() -> None:
+    with pytest.raises(StateError, match=r"engine\.dask holds nothing that this version knows of an engine"):
+        records({"engine.dask": "42", "other": "x"})
+    assert [each.name for each in records({record_of("dask"): encoded(made()), wanted_of("dask"): "x"})] == ["dask"]

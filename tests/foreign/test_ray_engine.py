@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 
 from kos_cluster.errors import AuthError, EngineError
-from kos_cluster.services.engines import control
+from kos_cluster.services.engines import control, references
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import State
 from tests.engines.conformance import RESULT_S, EngineConformance
@@ -92,6 +93,25 @@ def test_who_has_a_certificate_and_not_the_token_is_refused(mesh: EngineMesh, en
     other = mesh.cluster.engine_keys("0" * 16, "127.0.0.1")
     with pytest.raises(AuthError, match="does not take this engine token"):
         engine_of("ray").connect(engine.address, msgspec.structs.replace(own, secret=other.secret))
+
+
+def test_a_block_is_read_where_it_lies_and_a_result_becomes_one(mesh: EngineMesh, engine: Any) -> None:
+    ray = mesh.cluster.engine("ray")
+    values = np.arange(1_000_000, dtype=float)
+    ref = mesh.cluster.put(values)
+    assert ray.get(ray.remote(_reads).remote(ref), timeout=RESULT_S) == (True, False, values.sum())
+    back = ray.get(ray.remote(lambda: references.laid(np.full(1_000_000, 3.0))).remote())
+    mesh.cluster._mesh.blocks.returned(back)
+    assert back.get().sum() == 3_000_000.0
+
+
+def _reads(ref: Any) -> tuple[bool, bool, float]:
+    """Whether a block's array lies in a node's memory, not in this process's, and whether it can be written to."""
+    array = ref.get()
+    address = array.__array_interface__["data"][0]
+    spans = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    lies_in = next(span for span in spans if int(span[0].split("-")[0], 16) <= address < int(span[0].split("-")[1], 16))
+    return "memfd:" in " ".join(lies_in), bool(array.flags.writeable), float(array.sum())
 
 
 class TestRay(EngineConformance):

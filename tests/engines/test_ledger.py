@@ -140,7 +140,6 @@ def test_the_longest_record_fits_a_register() -> None:
         "why": why,
         "refusal": why,
         "node": "n" * 64,
-        "node_id": "i" * 64,
         "address": Address("tls://" + "h" * 253),
     }
     text = encoded(msgspec.structs.replace(record, **fields))

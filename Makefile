@@ -34,6 +34,7 @@ check: $(DEV)  ## the test suite alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # CPython's are in the `test` package of any Python on this machine; cases are read from $$KOS_CASES or ../shared/cases.
+# The peers of `kos bench` are tried, too, where `make bench` has installed them.
 foreign: $(OTHERS)  ## the suites that others wrote, whole: CPython's, joblib's, Dask's, PyTorch's DDP, recorded cases
 	$(BIN)/python -m pytest tests/foreign -m ""
 
@@ -47,9 +48,10 @@ bench: $(BENCH)  ## measure KOS and its peers on this machine, and write the fig
 	$(BIN)/kos bench engines --json docs/figures-engines.json
 	$(BIN)/python -m docs.tables
 
-sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores; 5,000 of gangs
+sim: $(DEV)  ## 10,000 seeds of the simulator, each 20 virtual seconds of faults or more, on two cores; 5,000 of gangs; placing
 	$(BIN)/kos sim --seed 0 --seeds 10000 --minutes 0.334 --processes 2
 	$(BIN)/python -m tests.sim.test_gangs 5000
+	$(BIN)/kos sim --workload --tasks 20000
 
 mutants: $(DEV)  ## plant known defects in the machines, and show after how many seeds the simulator catches each
 	$(BIN)/kos sim --mutants --processes 2

@@ -300,13 +300,22 @@ def begins_in_s(needs: Needs, node: Candidate, leaning: Leaning) -> float:
 
 
 def moving_s(node: Candidate, inputs: Inputs) -> float:
-    """How long it takes to bring to the node what it lacks of these."""
-    return max(0, inputs.size_bytes - inputs.at.get(node.id, 0)) / link_bytes_s(node, inputs)
+    """How long it takes to bring to the node what it lacks of these, over its best links as much as lies there."""
+    lacking_bytes = max(0, inputs.size_bytes - inputs.at.get(node.id, 0))
+    links = sorted(
+        ((link_bytes_s(node, id_), there) for id_, there in inputs.at.items() if id_ != node.id), reverse=True
+    )
+    taken_s = 0.0
+    for bytes_s, there_bytes in links:
+        moved_bytes = min(lacking_bytes, there_bytes)
+        taken_s += moved_bytes / bytes_s
+        lacking_bytes -= moved_bytes
+    return taken_s + lacking_bytes / LINK_BYTES_S
 
 
-def link_bytes_s(node: Candidate, inputs: Inputs) -> float:
-    """What the best of the links from nodes with inputs carries; one that was not measured carries `LINK_BYTES_S`."""
-    return max((node.links.get(id_, LINK_BYTES_S) for id_ in inputs.at if id_ != node.id), default=LINK_BYTES_S)
+def link_bytes_s(node: Candidate, sender: str) -> float:
+    """What the link to a node from the one of this id carries; one that was not measured carries `LINK_BYTES_S`."""
+    return node.links.get(sender, LINK_BYTES_S)
 
 
 def contradiction(needs: Needs) -> str:

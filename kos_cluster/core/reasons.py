@@ -128,7 +128,7 @@ def why_held(needs: Needs, nodes: Iterable[Candidate], leaning: Leaning) -> str:
     there = max((node for node in known if node.id in inputs.at), key=lambda node: inputs.at[node.id])
     others = [node for node in known if node is not there]
     wait_s = begins_in_s(needs, there, leaning)
-    move_s = inputs.at[there.id] / max(link_bytes_s(node, inputs) for node in others or [there])
+    move_s = inputs.at[there.id] / max(link_bytes_s(node, there.id) for node in others or [there])
     return (
         f"{gib(inputs.at[there.id])} of its inputs are on {there.name}: moving them takes {move_s:.1f} s, "
         f"waiting there about {wait_s:.1f} s"

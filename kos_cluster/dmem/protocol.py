@@ -1,8 +1,8 @@
 """What a process of this machine and a node's arena say to each other, over a UNIX socket of the kind SOCK_SEQPACKET.
 
-A packet is one MessagePack struct. `Given` carries a descriptor (SCM_RIGHTS). A request has a `serial` of its
-connection, which its answer repeats. Connections have no handshake: the socket lies in a 0700 folder, the kernel says
-which user is at the other end, and the name of a block, 128 random bits, is known to who was given it.
+A packet is one MessagePack struct. `Given` and `Shared` carry a descriptor (SCM_RIGHTS). A request has a `serial` of
+its connection, which its answer repeats. Connections have no handshake: the socket lies in a 0700 folder, the kernel
+says which user is at the other end, and the name of a block, 128 random bits, is known to who was given it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import msgspec
 
 PACKET_LIMIT_BYTES = 4096
 SOCKET = "socket"  # its name in the arena's folder
+KEEPERS_LIMIT = 16  # that are told of a block that is shared; for the others it is not kept at the second node
 
 
 class Create(msgspec.Struct, frozen=True, tag=True):
@@ -36,6 +37,13 @@ class Hold(msgspec.Struct, frozen=True, tag=True):
     home: str = ""
 
 
+class Share(msgspec.Struct, frozen=True, tag=True):
+    """As another node: let me have a block that is sealed here in my arena too. Answer: Shared; Refused."""
+
+    serial: int
+    block: str
+
+
 class Release(msgspec.Struct, frozen=True, tag=True):
     """I do not need it any more; or give up writing it. No answer."""
 
@@ -55,6 +63,14 @@ class Given(msgspec.Struct, frozen=True, tag=True):
     size_bytes: int
 
 
+class Shared(msgspec.Struct, frozen=True, tag=True):
+    """The descriptor with this packet is the block, which these owners keep."""
+
+    serial: int
+    size_bytes: int
+    keepers: list[tuple[str, str]]
+
+
 class Sealed(msgspec.Struct, frozen=True, tag=True):
     """It is written, at the node of this id."""
 
@@ -71,5 +87,5 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     hint: str
 
 
-ToArena = Create | Seal | Hold | Release | PassedOn
-FromArena = Given | Sealed | Refused
+ToArena = Create | Seal | Hold | Share | Release | PassedOn
+FromArena = Given | Shared | Sealed | Refused

@@ -15,11 +15,13 @@ import fcntl
 import mmap
 import os
 
-from kos_cluster.errors import ArenaFullError
+from kos_cluster.errors import ArenaFullError, ProtocolError
 
 RESERVED_BYTES = 256 << 20  # of the machine's memory that no segment takes
 WRITE_BYTES = 1 << 30  # in one system call
 _NO_ROOM = (errno.ENOMEM, errno.ENOSPC)
+_SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+_BLOCK_BYTES = 512  # in which the system counts what a file has of memory
 
 
 class Segment:
@@ -50,8 +52,19 @@ class Segment:
             raise ArenaFullError(f"the system gives no more memory ({error.strerror})") from None
         return cls(fd, size_bytes)
 
+    @classmethod
+    def shared(cls, fd: int, size_bytes: int) -> Segment:
+        """One that another process has sealed. Raises ProtocolError for what is none, or could change, or has holes."""
+        status = os.fstat(fd)
+        whole = 0 < size_bytes == status.st_size <= status.st_blocks * _BLOCK_BYTES
+        if not whole or _seals(fd) & _SEALED != _SEALED:
+            raise ProtocolError(f"A descriptor that was given is of no sealed block of {size_bytes:,} bytes.")
+        return cls(fd, size_bytes)
+
     def seal(self) -> None:
-        """Let nobody write any more. Raises BlockingIOError while somebody has it mapped to be written."""
+        """Let nobody write any more, if somebody can. Raises BlockingIOError while it is mapped to be written."""
+        if _seals(self.fd) & _SEALED == _SEALED:
+            return
         try:
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
         except OSError as error:
@@ -69,6 +82,15 @@ class Segment:
         """Give up this process's descriptor; mappings stay."""
         fd, self.fd = self.fd, -1
         os.close(fd)
+
+
+def _seals(fd: int) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return 0  # what is no memfd has none
 
 
 def write_all(fd: int, pieces: list[bytes | memoryview]) -> None:

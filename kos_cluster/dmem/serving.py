@@ -151,24 +151,30 @@ class _Connection:
         self._requests.add(request)
         request.add_done_callback(self._requests.discard)
 
-    async def _answer(self, message: protocol.Create | protocol.Seal | protocol.Hold) -> None:
+    async def _answer(self, message: protocol.Create | protocol.Seal | protocol.Hold | protocol.Share) -> None:
         try:
             if len(self._requests) > REQUESTS_LIMIT:
                 raise LimitError(f"A process has {REQUESTS_LIMIT} requests at the arena.", "Wait for answers.")
             match message:
                 case protocol.Create(serial, block, size_bytes):
-                    self._give(serial, await self._store.create(block, size_bytes, self._holder))
+                    segment = await self._store.create(block, size_bytes, self._holder)
+                    self._give(protocol.Given(serial, segment.size_bytes), segment)
                 case protocol.Seal(serial, block):
                     self._store.seal(block, self._holder)
                     self._send(protocol.Sealed(serial, self._node))
                 case protocol.Hold(serial, block, home):
-                    self._give(serial, await self._obtain(block, home, self._holder))
+                    segment = await self._obtain(block, home, self._holder)
+                    self._give(protocol.Given(serial, segment.size_bytes), segment)
+                case protocol.Share(serial, block):  # what is not here the other gets by itself
+                    segment = await self._store.hold(block, self._holder)
+                    keepers = self._store.keepers(block)[: protocol.KEEPERS_LIMIT]
+                    self._give(protocol.Shared(serial, segment.size_bytes, keepers), segment)
         except KosError as error:
             self._send(protocol.Refused(message.serial, type(error).__name__, error.message, error.hint))
 
-    def _give(self, serial: int, segment: Segment) -> None:
+    def _give(self, answer: protocol.Given | protocol.Shared, segment: Segment) -> None:
         if self._open:  # else it holds nothing any more, and the descriptor may be another's
-            self._send(protocol.Given(serial, segment.size_bytes), [segment.fd])
+            self._send(answer, [segment.fd])
 
     def _send(self, message: protocol.FromArena, descriptors: list[int] | None = None) -> None:
         if not self._open:

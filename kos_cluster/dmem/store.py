@@ -42,6 +42,7 @@ class BlockStore:
         self._books = Arena(limit_bytes, spill_limit_bytes, blocks_limit)
         self._spill = Spill(folder / "spill")
         self._segments: dict[str, Segment] = {}
+        self._adopted: dict[str, Segment] = {}  # those for which the books have no room yet
         self._waiting: defaultdict[tuple[str, int], deque[Waiting]] = defaultdict(deque)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="arena")
         self._loop = asyncio.get_running_loop()
@@ -57,11 +58,25 @@ class BlockStore:
 
     async def create(self, block: str, size_bytes: int, holder: int) -> Segment:
         """Memory for a block that `holder` is going to write. Raises ArenaFullError, UsageError."""
-        if size_bytes <= 0 or not (len(block) == 32 and block.isalnum()):
-            raise UsageError("A block has a name of 32 hex digits, and at least one byte.")
-        if self._books.state(block) is not None:
-            raise UsageError(f"There is a block {block[:12]} on node {self._node} already.")
+        self._check_new(block, size_bytes)
         return await self._wait(arena.Create(block, size_bytes, holder), block, holder)
+
+    async def adopt(self, block: str, segment: Segment, holder: int) -> None:
+        """Have a block that another node's arena shares, as if `holder` had written it: it counts in full here, too.
+
+        The segment is this store's to close from here on. Raises ArenaFullError, UsageError.
+        """
+        try:
+            self._check_new(block, segment.size_bytes)
+        except UsageError:
+            segment.close()
+            raise
+        self._adopted[block] = segment
+        try:
+            await self._wait(arena.Create(block, segment.size_bytes, holder), block, holder)
+        finally:
+            if self._adopted.pop(block, None) is not None:
+                segment.close()
 
     def seal(self, block: str, holder: int) -> None:
         """The block is written. Raises UsageError when it is not this holder's to seal, or still mapped."""
@@ -131,6 +146,12 @@ class BlockStore:
 
     # ---- the machine and its effects
 
+    def _check_new(self, block: str, size_bytes: int) -> None:
+        if size_bytes <= 0 or not (len(block) == 32 and block.isalnum()):
+            raise UsageError("A block has a name of 32 hex digits, and at least one byte.")
+        if self._books.state(block) is not None:
+            raise UsageError(f"There is a block {block[:12]} on node {self._node} already.")
+
     async def _wait(self, event: arena.Create | arena.Hold, block: str, holder: int) -> Segment:
         if self._closed:
             raise StateError(f"The arena of node {self._node} is closed.", "Type 'kos up' to start the node again.")
@@ -145,7 +166,11 @@ class BlockStore:
         for effect in self._books.handle(event):
             match effect:
                 case arena.Allocate(block, size_bytes, spilled):
-                    self._in_thread(partial(self._allocate, block, size_bytes, spilled))
+                    if (adopted := self._adopted.pop(block, None)) is not None:
+                        self._segments[block] = adopted
+                        self._loop.call_soon(self._feed, arena.Allocated(block))
+                    else:
+                        self._in_thread(partial(self._allocate, block, size_bytes, spilled))
                 case arena.Spill(block):
                     self._in_thread(partial(self._to_disk, block, self._segments[block]))
                 case arena.Granted(block, holder):

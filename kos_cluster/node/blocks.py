@@ -38,23 +38,24 @@ ASKED = (asks.KeepBlock, asks.DropBlocks, asks.MemoryAsked)
 
 
 class Blocks:
-    """One node's. Used in the daemon's loop."""
+    """One node's. Used in the daemon's loop. `arena`: where nodes of this machine have theirs, by name."""
 
     def __init__(
         self,
         member: Member,
-        folder: Path,
+        arena: Callable[[str], Path],
         owners: Owners,
         membership: Membership,
         credentials: Callable[[], Credentials],
     ) -> None:
+        folder = arena(member.name)
         limit_bytes = memory_limit_bytes(member.slots)
         spill_limit_bytes = disk_limit_bytes(folder.parent, limit_bytes)
         self._member = member.id
         self._owners = owners
         self._store = BlockStore(member.name, folder, limit_bytes, spill_limit_bytes, _blocks_limit())
         self._serving: Serving | None = None
-        self._fetching = Fetching(member.id, self._store, membership, credentials, self._knows)
+        self._fetching = Fetching(member.id, self._store, membership, credentials, self._knows, arena)
         self._lendings = Lendings(self._store, self._fetching)
 
     def start(self) -> None:

@@ -155,7 +155,7 @@ class Daemon:
         self._driving = self._make_driving()
         self._blocks = Blocks(
             self._member,
-            start.cluster.arena(start.node),
+            start.cluster.arena,
             self._owners,
             self._control.membership,
             lambda: self._credentials,

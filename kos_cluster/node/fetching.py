@@ -3,9 +3,11 @@
 Theory of operation. The node where a block was made is asked first. It gives the block, or, when it gives it to several
 already, names nodes that have it or are receiving it: so many readers form a tree, and no node sends a block more often
 than `lending.FANOUT` times at once. When that node is gone, the others that are alive are asked, one after the other. A
-block comes over TLS straight into its memory, and is sent on from there while it still comes.
+block comes over TLS straight into its memory, and is sent on from there while it still comes. Before that, a node of
+this machine and KOS_HOME is asked to share what it has whole (`dmem.sharing`), which copies nothing.
 
     a fetch      event                              next
+    asking       the node shares it                 over: sealed, kept here for the owners that this node knows
     asking       the node has it                    receiving
     asking       the node names others              asking those, then that node once more, which then gives it
     asking,      the node fails, or has it not      asking the next; nothing half received is ever seen
@@ -19,18 +21,22 @@ refusal ends the fetch. A transfer runs in a thread of its own, at most `FETCHES
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from kos_cluster.core.arena import Owner
 from kos_cluster.core.linkrates import LinkRates
 from kos_cluster.core.records import Member
+from kos_cluster.dmem import sharing
 from kos_cluster.dmem.segments import Segment
 from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import ArenaFullError, KosError, UnreachableError
@@ -43,6 +49,9 @@ FETCHES_LIMIT = 16  # transfers at once
 ROOM_TIMEOUT_S = 120.0  # for the arena to make room, which may mean to spill as much
 STALLED_S = 60.0  # without a byte, after which who is sent on a block that still comes gives up
 DROPPED_LIMIT = 4096  # blocks that were dropped lately, and are not kept when they come late
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Receiving:
@@ -97,7 +106,10 @@ class Fetch:
 
 
 class Fetching:
-    """One node's. Used in the daemon's loop. `knows` tells whether an owner lives as far as this node knows."""
+    """One node's. Used in the daemon's loop. `knows` tells whether an owner lives as far as this node knows.
+
+    `arena`: where a node of that name has its arena's socket, if it is one of this machine and KOS_HOME.
+    """
 
     def __init__(
         self,
@@ -106,12 +118,14 @@ class Fetching:
         membership: Membership,
         credentials: Callable[[], Credentials],
         knows: Callable[[Owner], bool],
+        arena: Callable[[str], Path],
     ) -> None:
         self._node = node
         self._store = store
         self._membership = membership
         self._credentials = credentials
         self._knows = knows
+        self._arena = arena
         self.rates = LinkRates()
         self._fetches: dict[str, Fetch] = {}
         self._dropped: OrderedDict[tuple[Owner, str], None] = OrderedDict()
@@ -210,7 +224,7 @@ class Fetching:
         if member is None or member.state not in ALIVE:
             raise UnreachableError(f"Node {member.name if member is not None else node[:12]} is not alive.")
         try:
-            return await self._in_thread(partial(self._receive, fetch, member, GetBlock(fetch.block, insist)))
+            return await self._in_thread(partial(self._get, fetch, member, GetBlock(fetch.block, insist)))
         except BaseException:
             if fetch.receiving is not None:
                 fetch.receiving.failed()
@@ -218,21 +232,41 @@ class Fetching:
                 self._store.holder_gone(fetch.holder)  # nothing half received is left
             raise
 
-    def _receive(self, fetch: Fetch, member: Member, request: GetBlock) -> Outcome:
-        """One transfer, in a thread of its own."""
+    def _get(self, fetch: Fetch, member: Member, request: GetBlock) -> Outcome:
+        """Have the block shared, or else sent, in a thread of its own."""
+        return self._shared(fetch, member) or self._received(fetch, member, request)
+
+    def _shared(self, fetch: Fetch, member: Member) -> Outcome | None:
+        """None when the node is none of this machine, or does not share it."""
+        try:
+            with sharing.shared(self._arena(member.name), fetch.block) as (segment, keepers):
+                self._roomy(self._store.adopt(fetch.block, segment, fetch.holder), segment.size_bytes)
+                outcome = Outcome(segment.size_bytes, keepers=keepers)
+        except KosError as error:
+            log.debug("Node %s does not share the block %s: %s", member.name, fetch.block[:12], error.message)
+            return None
+        fetch.keepers = outcome.keepers
+        self._loop.call_soon_threadsafe(self.rates.shared, member.id)
+        return outcome
+
+    def _roomy(self, having: Coroutine[Any, Any, T], size_bytes: int) -> T:
+        """What the arena gives, once it has room for so much. Raises `_NoRoomError`."""
+        try:
+            return asyncio.run_coroutine_threadsafe(having, self._loop).result(ROOM_TIMEOUT_S)
+        except TimeoutError:
+            late = f"A node's arena has made no room for {size_bytes:,} bytes in {ROOM_TIMEOUT_S:.0f} s."
+            raise _NoRoomError(ArenaFullError(late, "See what it holds: 'kos mem status'.")) from None
+        except KosError as error:
+            raise _NoRoomError(error) from None
+
+    def _received(self, fetch: Fetch, member: Member, request: GetBlock) -> Outcome:
+        """One transfer."""
         with ExitStack() as opened:
             began_s = 0.0
 
             def room(outcome: Outcome) -> Take:
                 nonlocal began_s
-                creating = self._store.create(fetch.block, outcome.size, fetch.holder)
-                try:
-                    segment = asyncio.run_coroutine_threadsafe(creating, self._loop).result(ROOM_TIMEOUT_S)
-                except TimeoutError:
-                    late = f"A node's arena has made no room for {outcome.size:,} bytes in {ROOM_TIMEOUT_S:.0f} s."
-                    raise _NoRoomError(ArenaFullError(late, "See what it holds: 'kos mem status'.")) from None
-                except KosError as error:
-                    raise _NoRoomError(error) from None
+                segment = self._roomy(self._store.create(fetch.block, outcome.size, fetch.holder), outcome.size)
                 fetch.keepers = outcome.keepers
                 fetch.receiving = Receiving(segment)
                 self._loop.call_soon_threadsafe(fetch.began.set)

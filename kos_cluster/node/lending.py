@@ -77,15 +77,21 @@ class Lendings:
 
     async def _lent(self, block: str) -> Lending:
         fetch = self._fetching.under_way(block)
-        if fetch is not None:
-            self._fetching.join(fetch)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(fetch.began.wait(), BEGIN_TIMEOUT_S)
-            leave = partial(self._fetching.leave, fetch)
-            if fetch.receiving is not None:
-                coming = fetch.receiving
-                return Lending(coming.size_bytes, fetch.keepers, coming.chunks(), partial(self._ended, block, leave))
+        if fetch is None:
+            return await self._whole(block)
+        self._fetching.join(fetch)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(fetch.began.wait(), BEGIN_TIMEOUT_S)
+        leave = partial(self._fetching.leave, fetch)
+        if fetch.receiving is not None:
+            coming = fetch.receiving
+            return Lending(coming.size_bytes, fetch.keepers, coming.chunks(), partial(self._ended, block, leave))
+        try:
+            return await self._whole(block)  # another node of this machine may have shared it
+        finally:
             leave()
+
+    async def _whole(self, block: str) -> Lending:
         holder = self._store.new_holder()
         segment = await self._store.hold(block, holder)
         end = partial(self._ended, block, partial(self._store.release, block, holder))

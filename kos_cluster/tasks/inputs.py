@@ -9,8 +9,8 @@ An input of `INLINE_BYTES` and more does not stand in the call: it travels as a 
 node gets it once, for however many tasks. An input whose payload is itself a reference to memory elsewhere needs
 nothing of this: the reference is small, and is resolved where the task unpickles it.
 
-Rules: a future is an argument only of the cluster that it belongs to. What `result()` gave is passed as it is when the
-future is first passed on.
+Rules: a future is an argument only of the cluster that it belongs to, and a gang is none. What `result()` gave is
+passed as it is when the future is first passed on.
 """
 
 from __future__ import annotations
@@ -73,8 +73,15 @@ def _checked(found: dict[Future, int]) -> Inputs:
 
 
 def check(inputs: Inputs, owner: object) -> None:
-    """Raises UsageError for futures that are not of this connection to a cluster."""
+    """Raises UsageError for gangs, and for futures that are not of this connection to a cluster."""
+    from kos_cluster.tasks.gangs import Gang  # which needs this module itself
+
     for future in inputs:
+        if isinstance(future, Gang):
+            raise UsageError(
+                f"Gang {future.id} cannot be an argument: tasks wait for results of tasks, and it has one a rank.",
+                "Wait for its result(), and pass that or what you need of it.",
+            )
         if future.owner is not owner:
             raise UsageError(
                 f"The future of task {future.task} belongs to another connection, or to one that is closed.",

@@ -33,11 +33,22 @@ def test_small_transfers_and_the_impossible_count_for_nothing():
     assert rates.told()["a"] <= MIB / linkrates.LEAST_S
 
 
+def test_a_link_over_which_a_block_was_shared_counts_as_fast_as_memory_until_something_is_sent():
+    rates = LinkRates()
+    rates.measured("a", 100 * MIB, 1.0)
+    rates.shared("a")
+    assert rates.told() == {"a": linkrates.SHARED_BYTES_S}
+    for _ in range(20):
+        rates.measured("a", 100 * MIB, 1.0)
+    assert rates.told()["a"] == pytest.approx(100 * MIB, rel=0.2)
+
+
 def test_those_measured_last_are_remembered():
     rates = LinkRates()
     for number in range(2 * linkrates.LINKS_LIMIT):
         rates.measured(f"n{number}", MIB, 1.0)
         rates.measured("n0", MIB, 1.0)
+        rates.shared(f"s{number}")
     assert len(rates.told()) == linkrates.LINKS_LIMIT and "n0" in rates.told()
 
 

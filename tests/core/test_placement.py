@@ -260,6 +260,18 @@ def test_moving_takes_as_long_as_the_link_was_measured_to_take():
     assert chosen(1e9, 2.0) == "a"
 
 
+def test_what_lies_behind_a_slow_link_takes_its_time_whatever_comes_over_a_fast_one():
+    """Node c has a little of the inputs and shares it with a for nothing; 1 GiB is on b, with one task ahead of it."""
+
+    def chosen(at: dict[str, float], task_s: float) -> str | None:
+        nodes = [node("a", links={"c": 1e10}), node("b", slots=1, in_flight=1), node("c", drained=True)]
+        return placed(Needs(), *nodes, leaning=reading(1.001, at, task_s=task_s)).node
+
+    assert chosen({"b": 1, "c": 0.001}, 2.0) is None, "it takes 11 s"
+    assert chosen({"b": 1, "c": 0.001}, 20.0) == "a"
+    assert chosen({"b": 1, "c": 1.001}, 2.0) == "a", "c has a copy of it"
+
+
 def test_it_does_not_wait_for_a_node_that_cannot_take_it():
     def chosen(**state: object) -> str | None:
         nodes = [node("a"), node("b", slots=1, **state)]

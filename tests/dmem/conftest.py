@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -64,6 +64,10 @@ class Served:
             return work()
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(WAIT_S)
+
+    def wait_for(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do something in the loop that takes a while."""
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(WAIT_S)
 
     def usage(self) -> Usage:
         return self.call(self.store.usage)

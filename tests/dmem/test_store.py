@@ -15,7 +15,7 @@ import pytest
 from kos_cluster.dmem import store as store_module
 from kos_cluster.dmem.segments import Segment, write_all
 from kos_cluster.dmem.store import BlockStore
-from kos_cluster.errors import ArenaFullError, StateError
+from kos_cluster.errors import ArenaFullError, StateError, UsageError
 from tests.dmem.conftest import MIB, OWNER, WAIT_S
 
 LIMIT_MIB = 2
@@ -158,5 +158,94 @@ def test_what_is_told_to_a_store_that_is_closed_changes_nothing(short_folder: Pa
         store.release(block, holder)
         with pytest.raises(StateError, match="node n1 is closed"):
             await store.hold(block, holder)
+
+    asyncio.run(scene())
+
+
+def sealed(content: bytes) -> Segment:
+    """A segment as another node's arena shares it."""
+    segment = Segment.allocate(len(content))
+    write_all(segment.fd, [content])
+    segment.seal()
+    return segment
+
+
+async def adopt(store: BlockStore, content: bytes) -> str:
+    """A block that is kept, that nobody holds, and that was another node's."""
+    block, holder = secrets.token_hex(16), store.new_holder()
+    await store.adopt(block, sealed(content), holder)
+    store.seal(block, holder)
+    store.keep(block, OWNER)
+    store.holder_gone(holder)
+    return block
+
+
+def descriptors() -> int:
+    return len([fd for fd in os.listdir("/proc/self/fd") if is_block(fd)])
+
+
+def is_block(fd: str) -> bool:
+    try:
+        return "memfd:kos-block" in os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return False
+
+
+def test_adopted_blocks_count_and_are_spilled_and_freed_as_those_of_this_node(short_folder: Path) -> None:
+    async def scene() -> None:
+        before = descriptors()
+        async with a_store(short_folder) as store:
+            blocks = [await adopt(store, bytes([number]) * MIB) for number in range(4)]
+            usage = store.usage()
+            assert (usage.used_bytes, usage.spilled_bytes, usage.held_bytes) == (2 * MIB, 2 * MIB, 0)
+            assert descriptors() == before + 2, "what lies on the disk is open no more"
+            assert [(await read(store, block))[:1] for block in blocks] == [b"\0", b"\1", b"\2", b"\3"]
+            store.drop(blocks, OWNER)
+            assert store.usage().blocks == 0 and descriptors() == before
+
+    asyncio.run(scene())
+
+
+def test_what_cannot_be_adopted_is_closed(short_folder: Path) -> None:
+    async def scene() -> None:
+        before = descriptors()
+        async with a_store(short_folder) as store:
+            pinned = await adopt(store, bytes(LIMIT_MIB * MIB))
+            store.keep(pinned, OWNER, pin=True)
+            full = r"The arena of node n1 has no room: 1\.0 MiB are wanted and 0\.0 MiB of 2\.0 MiB are free"
+            with pytest.raises(ArenaFullError, match=full):
+                await adopt(store, bytes(MIB))
+            with pytest.raises(UsageError, match="already"):
+                await store.adopt(pinned, sealed(b"x"), store.new_holder())
+            assert descriptors() == before + 1
+            store.drop([pinned], OWNER)
+        with pytest.raises(StateError):
+            await store.adopt(secrets.token_hex(16), sealed(b"x"), 1)
+        assert descriptors() == before
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_who_adopts_and_goes_away_leaves_nothing(short_folder: Path, turns: int) -> None:
+    """While it waits for room, before it has been given the block, and afterwards."""
+
+    async def scene() -> None:
+        before = descriptors()
+        async with a_store(short_folder) as store:
+            if not turns:
+                await put(store, bytes(LIMIT_MIB * MIB))  # to be spilled first
+                before += 1
+            holder = store.new_holder()
+            adopting = asyncio.create_task(store.adopt(secrets.token_hex(16), sealed(b"x"), holder))
+            await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            store.holder_gone(holder)
+            await asyncio.wait([adopting])
+            await asyncio.sleep(0)
+            assert store.usage().blocks == (not turns)
+            while descriptors() > before:  # the thread that spills has the block open once more
+                await asyncio.sleep(0.001)
 
     asyncio.run(scene())

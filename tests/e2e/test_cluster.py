@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pytest
 
@@ -291,6 +293,31 @@ def test_options_of_run_take_it_to_nodes_and_keep_it_from_them(
         assert went("--apart", job) == "desk"
         cluster.cancel(job)
     held.communicate(timeout=20)
+
+
+def test_a_result_is_sent_between_nodes_of_two_homes_which_cannot_share_it(
+    lab: Lab, member: Any, until: Callable[..., Any]
+) -> None:
+    until(lambda: alive(lab.founder, 2), "both nodes are alive")
+
+    def memory(array: Any) -> tuple[str, int, float]:
+        """The node, the number of the file that is mapped where it lies, and the sum."""
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+            if begin <= array.ctypes.data < end:
+                return os.environ["KOS_NODE"], int(line.split()[4]), float(array.sum())
+        raise AssertionError("it is mapped nowhere")
+
+    mesh = Mesh(ClusterHome(Home(lab.founder.home), "lab"))
+    mesh.start()
+    with Cluster(mesh) as cluster:
+        future = cluster.submit(numpy.ones, 1 << 20, on="rack1")
+        there, here = (cluster.submit(memory, future, on=node).result(60) for node in ("rack1", "desk"))
+        assert (there[0], here[0], there[2], here[2]) == ("rack1", "desk", 1 << 20, 1 << 20)
+        assert there[1] != here[1] and there[1] and here[1]
+        del future
+        gc.collect()
+        until(lambda: not any(row["blocks"] for row in lab.founder.json("mem", "status")), "it is gone from both")
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,24 @@ def test_a_coordinator_that_dies_while_it_reserves_leaves_no_slot_reserved(fleet
     assert fleet.cluster.gang(rank, ranks).result(ANSWER_S) == list(range(ranks))
 
 
+def test_a_gang_whose_commit_has_reached_one_node_runs_whole_when_the_coordinator_dies(fleet: Fleet) -> None:
+    """In the second phase: both nodes have voted, one of them stands still before it hears of the decision."""
+    coordinator = fleet.coordinator()
+    heard, stalled = others(coordinator)
+    slots = {row["name"]: row["slots"] for row in fleet.cluster.nodes()}
+    fleet.freeze(heard)  # so that the other one has voted, and stands still, before this one does
+    gang = fleet.cluster.gang(rank, slots[heard] + slots[stalled], away_from=coordinator, restarts=2)
+    until(lambda: slots_in_use(fleet, stalled) == slots[stalled], f"{stalled} has voted")
+    fleet.freeze(stalled)
+    fleet.thaw(heard)
+    until(lambda: len(gang.nodes) == slots[heard] + slots[stalled], "it is decided, and its owner knows")
+    fleet.kill(coordinator)
+    fleet.thaw(stalled)
+    fleet.successor(coordinator)
+    assert (gang.result(ANSWER_S), gang.epoch) == (list(range(slots[heard] + slots[stalled])), 1)
+    until(lambda: not any(slots_in_use(fleet, node) for node in (heard, stalled)), "nothing is held", LET_GO_S)
+
+
 def test_a_coordinator_that_dies_at_any_moment_of_a_gangs_start_neither_loses_nor_halves_it(fleet: Fleet) -> None:
     """In whatever phase: the gang runs whole, at once or in its next epoch, and holds nothing afterwards."""
     rng = random.Random(secrets.randbits(32))

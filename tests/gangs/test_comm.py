@@ -18,10 +18,14 @@ RANKS = 5
 
 
 def every_call() -> dict[str, Any]:
+    import sys
+
     import numpy as np
 
     import kos_cluster as kos
 
+    unpickled: list[str] = []
+    sys.addaudithook(lambda event, args: unpickled.append(args[1]) if event == "pickle.find_class" else None)
     comm = kos.comm()
     rank, size = comm.rank, comm.size
     comm.barrier()
@@ -47,6 +51,7 @@ def every_call() -> dict[str, Any]:
         comm.send("later", 4, tag=2)
     if rank == 4:
         told["first"], told["second"] = comm.recv(0, tag=2), comm.recv(0, tag=1)
+    told["unpickled"] = list(unpickled)
     told["shared_kib"] = shared_kib()
     return told
 
@@ -81,6 +86,7 @@ def test_every_call_gives_what_it_says_on_all_ranks(mesh: Mesh):
         assert [int(array[-1]) for array in mine["around"]] == list(range(RANKS))
         assert mine["ordered"] == (list(range(RANKS)) if rank == 3 else None)
         assert mine["exchanged"] == [f"{source}>{rank}" for source in range(RANKS)]
+    assert [mine["unpickled"] for mine in told] == [[]] * RANKS, "an array has moved as a pickle"
     assert all(mine["shared_kib"] >= 256 for mine in told), [mine["shared_kib"] for mine in told]
     assert told[4]["first"] == "later" and told[4]["second"].shape == (2, 3)
 

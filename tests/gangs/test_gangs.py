@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,14 +19,18 @@ import numpy as np
 import psutil
 import pytest
 
+from kos_cluster.cli.main import run
 from kos_cluster.core.records import TaskState
-from kos_cluster.errors import GangError, PlacementError, TaskLostError, UsageError
+from kos_cluster.errors import BlockLostError, GangError, PlacementError, TaskLostError, UsageError
 from kos_cluster.net import wire
 from tests.gangs import solver
 from tests.gangs.conftest import SLOTS
 from tests.mesh.conftest import Mesh, until
+from tests.mesh.errands import made
+from tests.mesh.memory import named, shared_files
 
 WAIT_S = 90.0
+LARGE_BYTES = 8 << 20  # of a result: it stays where it was made
 LEFT_WITHIN_S = 12.0  # a loaded machine gets more than the few seconds that it takes; the lease is 26 s
 
 
@@ -136,14 +142,37 @@ def waits_for(mesh: Mesh, gang: Any, told: str) -> None:
     until(waits, f"gang {gang.id} waits: {told}", WAIT_S)
 
 
+class Command:
+    """`kos run` with these words, in a thread."""
+
+    def __init__(self, mesh: Mesh, *words: str) -> None:
+        before = {job.job for job in mesh.cluster.own_jobs()}
+        self._out = io.StringIO()
+        self._thread = threading.Thread(target=run, args=(["run", *words], self._out, io.StringIO()))
+        self._thread.start()
+        until(lambda: {job.job for job in mesh.cluster.own_jobs()} - before, "its job is there")
+        (self.id,) = {job.job for job in mesh.cluster.own_jobs()} - before
+
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> str:
+        """What it has printed."""
+        self._thread.join(WAIT_S)
+        return self._out.getvalue()
+
+
 def test_pack_and_spread_wait_for_their_shape_while_another_gang_takes_what_is_free(mesh: Mesh, tmp_path: Path):
     with held(mesh, tmp_path, "node1", 1) as free_one, held(mesh, tmp_path, "node2", 3) as free_other:
         assert sorted(nodes_of(mesh.cluster.gang(where, 4))) == [*["node1"] * 3, "node2"]
         in_use(mesh, 4)
         packed = mesh.cluster.gang(where, 4, pack=True)
         waits_for(mesh, packed, "now in the shape asked for (pack)")
+        command = Command(mesh, "--gang", "4", "--pack", "sh", "-c", "echo $KOS_NODE")
+        waits_for(mesh, command, "now in the shape asked for (pack)")
         free_one()
         assert nodes_of(packed) == ["node1"] * 4
+        assert command.result().split() == ["node1"] * 4
         in_use(mesh, 3)
         spread = mesh.cluster.gang(where, 4, spread=True)
         waits_for(mesh, spread, "now in the shape asked for (spread)")
@@ -260,9 +289,13 @@ def test_competing_gangs_all_have_their_turn(mesh: Mesh):
     in_use(mesh, 0)
 
 
-def test_a_cancelled_gang_gives_its_slots_back(mesh: Mesh, tmp_path: Path):
+def test_what_never_fits_is_refused_while_all_is_taken_and_a_cancelled_gang_gives_its_slots_back(
+    mesh: Mesh, tmp_path: Path
+):
     gang = mesh.cluster.gang(hold, 8, str(tmp_path))
     running(tmp_path, 8)
+    never = mesh.cluster.gang(where, 9).exception(5)  # which waits for no slot
+    assert isinstance(never, PlacementError) and "the cluster holds 8 of them at most" in str(never)
     assert gang.cancel()
     assert len(mesh.cluster.gang(where, 8).result(WAIT_S)) == 8
 
@@ -291,6 +324,19 @@ def test_a_rank_that_returns_early_is_named_by_those_that_wait_for_it(mesh: Mesh
 
     with pytest.raises(GangError, match=r"waited for rank 1 \(node.*has ended|cannot reach rank 1|link to rank 1"):
         mesh.cluster.gang(early, 3).result(WAIT_S)
+
+    def earlier() -> None:
+        import os
+
+        import kos_cluster as kos
+
+        if kos.comm().rank == 1:
+            os._exit(0)
+        kos.comm().barrier()
+
+    with pytest.raises(GangError, match=r"Rank 1 on node\d ended gang .*exit code 0") as caught:
+        mesh.cluster.gang(earlier, 3).result(WAIT_S)
+    assert isinstance(caught.value.__cause__, TaskLostError)
 
 
 def test_a_killed_rank_ends_the_gang_without_restarts(mesh: Mesh, tmp_path: Path):
@@ -348,7 +394,50 @@ def test_a_gang_that_starts_anew_keeps_its_name_and_needs_no_neighbour_that_has_
     assert gang.result(WAIT_S) == [2] * 2
 
 
+def test_what_ranks_of_an_epoch_that_is_over_say_changes_nothing(mesh: Mesh, tmp_path: Path):
+    """A node stands still while the gang starts anew on the other one; then its ranks and its daemon go on."""
+
+    def kept(folder: str) -> tuple[int, Any]:
+        import kos_cluster as kos
+
+        comm, before = kos.comm(), kos.restored()
+        if comm.epoch == 3:
+            return comm.rank, before
+        hold(folder)
+        kos.checkpoint((comm.epoch, comm.rank))
+        (Path(folder) / f"kept{comm.rank}.epoch{comm.epoch}").touch()
+        time.sleep(600)
+        return comm.rank, None
+
+    with held(mesh, tmp_path, "node1", 2) as free, held(mesh, tmp_path, "node2", 2):
+        gang = mesh.cluster.gang(kept, 4, str(tmp_path), restarts=2)
+        first = running(tmp_path, 4)
+        assert gang.nodes == ["node1", "node1", "node2", "node2"]
+        free()
+        in_use(mesh, 6)
+        silent = [mesh.pid("node2"), *first[2:]]
+        for pid in silent:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            os.kill(first[0], signal.SIGKILL)
+            second = running(tmp_path, 4, epoch=2)
+            assert gang.nodes == ["node1"] * 4
+            (tmp_path / "go").touch()
+        finally:
+            for pid in reversed(silent):
+                os.kill(pid, signal.SIGCONT)
+        until(lambda: not any(psutil.pid_exists(pid) for pid in first), "the ranks of the first epoch have ended")
+        until(lambda: len(list(tmp_path.glob("kept*"))) == 4, "those of the second have made a checkpoint", WAIT_S)
+        os.kill(second[3], signal.SIGKILL)
+        assert gang.result(WAIT_S) == [(rank, (2, rank)) for rank in range(4)]
+        assert gang.epoch == 3 and not list(tmp_path.glob("kept*.epoch1"))
+
+
 def test_a_killed_node_starts_the_gang_anew_on_the_others_from_its_last_checkpoint(mesh: Mesh, tmp_path: Path):
+    """What ranks of a gang before have returned is lost with it, if it was large enough to stay there."""
+    before = mesh.cluster.gang(made, 2, LARGE_BYTES, spread=True)
+    wait([before], WAIT_S)
+    assert all(usage.blocks for usage in mesh.cluster.memory().values()), "each is where its rank was"
     size = 120
     gang = mesh.cluster.gang(solver.solve, 4, size, pause=str(tmp_path), spread=True, restarts=1)
     until(lambda: len(list(tmp_path.glob("*.paused"))) == 4, "two checkpoints were made", WAIT_S)
@@ -362,6 +451,8 @@ def test_a_killed_node_starts_the_gang_anew_on_the_others_from_its_last_checkpoi
         matrix, right = solver.problem(size)
         for answer in answers:
             np.testing.assert_allclose(matrix @ answer, right, atol=1e-8)
+        with pytest.raises(BlockLostError, match=rf"task {before.id}\.1 is lost .*gang's rank has made is not made"):
+            before.result(WAIT_S)
     finally:
         mesh.heal()
 
@@ -391,25 +482,32 @@ def test_a_checkpoint_is_refused_by_all_ranks_when_it_is_too_large_and_restored_
 
 
 def test_ranks_leave_nothing_in_shared_memory(mesh: Mesh, tmp_path: Path):
-    def moved() -> int:
+    def share(folder: str) -> int:
         import numpy as np
 
         import kos_cluster as kos
 
-        return int(kos.comm().allreduce(np.ones(1 << 20)).sum())
+        assert int(kos.comm().allreduce(np.ones(1 << 20)).sum()) == 4 << 20
+        return hold(folder)
 
-    before = shared()
-    assert mesh.cluster.gang(moved, 4, spread=True).result(WAIT_S) == [4 << 20] * 4
-    gang = mesh.cluster.gang(hold, 4, str(tmp_path))
-    for pid in running(tmp_path, 4):
-        os.kill(pid, signal.SIGKILL)
-    with pytest.raises(GangError):
-        gang.result(WAIT_S)
-    until(lambda: shared() == before, "shared memory as before")
+    def rings() -> dict[int, tuple[str, int]]:
+        return shared_files(mesh, "/memfd:kos-rank")
 
-
-def shared() -> list[str]:
-    return sorted(path.name for path in Path("/dev/shm").iterdir())
+    until(lambda: not rings(), "those of the gangs before have gone")
+    for killed in (False, True):
+        folder = tmp_path / str(killed)
+        folder.mkdir()
+        gang = mesh.cluster.gang(share, 4, str(folder), spread=True)
+        pids = running(folder, 4)
+        assert rings() and not named(mesh)
+        if killed:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            assert isinstance(gang.exception(WAIT_S), GangError)
+        else:
+            (folder / "go").touch()
+            assert gang.result(WAIT_S) == [1] * 4
+        until(lambda: not rings(), "the ranks' shared memory has gone with them")
 
 
 @pytest.mark.parametrize("read", [True, False])

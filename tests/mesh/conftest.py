@@ -16,7 +16,9 @@ import pytest
 
 import kos_cluster as kos
 from kos_cluster.core.capacity import Declared
+from kos_cluster.core.records import MemberState
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.net import wire
 from kos_cluster.services import embedded
 from tests.engines.stand_in import StandIn, on_stand_in
 
@@ -52,6 +54,12 @@ class Mesh:
         """Start again what has died, and wait until the connection sees it."""
         self._up()
         until(lambda: len(self.cluster.packages()) >= 0 and self.alive() == self.count, "all nodes alive")
+        until(lambda: self.seen_alive() == [self.count] * self.count, "each node knows that all others are")
+
+    def seen_alive(self) -> list[int]:
+        """How many nodes are alive in the eyes of each one that answers."""
+        told = self.cluster._mesh.request_all(wire.Nodes(), wire.SyncData).values()
+        return [sum(member.state is MemberState.ALIVE for member in data.members or ()) for data in told]
 
     def alive(self) -> int:
         return sum(node["state"] == "alive" for node in self.cluster.nodes())
@@ -59,13 +67,13 @@ class Mesh:
     def pid(self, node: str) -> int:
         return next(row["pid"] for row in self.cluster.nodes() if row["name"] == node)
 
-    def program(self, source: str) -> subprocess.Popen[str]:
-        """Run a program that uses this cluster in a process of its own."""
+    def program(self, source: str, home: Path | None = None) -> subprocess.Popen[str]:
+        """Run a program that uses this cluster in a process of its own, as the user whose KOS_HOME is `home`."""
         path = self.folder / f"program{time.monotonic_ns()}.py"
         path.write_text(textwrap.dedent(source))
         program = subprocess.Popen(
             [sys.executable, str(path)],
-            env={**os.environ, "KOS_HOME": str(self.home.path)},
+            env={**os.environ, "KOS_HOME": str(home or self.home.path)},
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

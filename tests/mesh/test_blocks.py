@@ -19,6 +19,7 @@ from kos_cluster import errors
 from kos_cluster.cli.main import run
 from kos_cluster.core.arena import Usage
 from tests.mesh.conftest import Mesh, until
+from tests.mesh.errands import memory_of
 
 MIB = 1 << 20
 WAIT_S = 60.0
@@ -143,6 +144,28 @@ def test_a_result_stays_where_it_was_made_and_the_next_task_reads_it_there(mesh:
     assert mesh.cluster.submit(whereabouts, ref, on="node1").result(WAIT_S)[0] == "node1"
     assert float(ref.get().sum()) == 7.0 * MIB
     del ref
+    wait_until_empty(mesh)
+
+
+def test_nodes_of_one_home_share_the_memory_of_a_result_and_it_counts_at_each_until_its_owner_drops_it(
+    mesh: Mesh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_until_empty(mesh)
+    future = mesh.cluster.submit(np.full, MIB, 7.0, on="node2")
+    reads = [mesh.cluster.submit(memory_of, future, on=node).result(WAIT_S) for node in ("node2", "node1")]
+    assert [node for node, _ in reads] == ["node2", "node1"]
+    assert reads[0][1] == reads[1][1] != 0
+    value = future.result(WAIT_S)
+    assert memory_of(value)[1] == reads[0][1], "nor has this process a copy"
+    value[0] = 8.0
+    assert mesh.cluster.submit(np.sum, future, on="node2").result(WAIT_S) == 7.0 * MIB, "but of what it changes"
+    assert run(["mem", "status", "--json"], sys.stdout, sys.stderr) == 0
+    told = {record["node"]: record for record in json.loads(capsys.readouterr().out)}
+    assert {node: (record["blocks"], record["used_bytes"] > 8 * MIB) for node, record in told.items()} == {
+        "node1": (1, True),
+        "node2": (1, True),
+    }
+    del future, value
     wait_until_empty(mesh)
 
 

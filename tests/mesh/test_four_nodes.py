@@ -1,8 +1,9 @@
 """Four nodes that differ: where tasks are drawn, and how large blocks move when memory is scarce or a node dies.
 
-Theory of operation. Each node has three slots, labels of its own and an arena of `ARENA_BYTES`. What this machine may
-lack is pretended in the daemons: two GPUs, and how full the memory is, which a test writes into a file. Each daemon
-also notes which node sent it a block.
+Theory of operation. Each node has three slots, labels of its own and an arena of `ARENA_MIB`. What this machine may
+lack is pretended in the daemons: two GPUs, how full the memory is, which a test writes into a file, and that each node
+is on a machine of its own, so that blocks are sent, unless a test puts them together. Each daemon also notes which node
+sent it a block.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from kos_cluster.cli.main import run
 from kos_cluster.core.capacity import Declared
 from kos_cluster.services import embedded
 from tests.mesh.conftest import Mesh, until
-from tests.mesh.errands import hold, last, made, made_to_stay, stay_a_while, where, with_gpus
+from tests.mesh.errands import hold, last, made, made_to_stay, memory_of, stay_a_while, where, with_gpus
 
 MIB = 1 << 20
 WAIT_S = 60.0
@@ -44,11 +46,14 @@ if "kos_cluster.node" in sys.orig_argv:  # not in workers
     import os, pathlib
     import msgspec
     from kos_cluster.core.linkrates import LinkRates
+    from kos_cluster.dmem import sharing
+    from kos_cluster.errors import UnreachableError
     from kos_cluster.node import machine
 
     folder = pathlib.Path(os.environ["PRETENDED"])
     node = sys.orig_argv[sys.orig_argv.index("--node") + 1]
     gpus, sample, measured = machine.gpus, machine.LoadMeter.sample, LinkRates.measured
+    shared = sharing.shared
 
     def pretended(self, **how):
         full = folder / f"full-{node}"
@@ -60,6 +65,12 @@ if "kos_cluster.node" in sys.orig_argv:  # not in workers
             file.write(f"{sender} {size_bytes}\\n")
         measured(self, sender, size_bytes, elapsed_s)
 
+    def together(folder_, block):
+        if not (folder / "together").exists():
+            raise UnreachableError("It is pretended to be on another machine.")
+        return shared(folder_, block)
+
+    sharing.shared = together
     machine.gpus = lambda visible: gpus(folder, folder, visible)
     machine.LoadMeter.sample, LinkRates.measured = pretended, noted
 """
@@ -94,11 +105,30 @@ class FourNodes(Mesh):
         part.write_text(str(percent))
         part.rename(self.pretended / f"full-{node}")
 
+    @contextmanager
+    def together(self, really: bool) -> Iterator[None]:
+        """All nodes are on one machine meanwhile, as they are in truth."""
+        mark = self.pretended / "together"
+        if really:
+            mark.touch()
+        yield
+        mark.unlink(missing_ok=True)
+
     def came(self, node: str) -> list[str]:
         """From which nodes blocks have come to this one, in turn."""
         file = self.pretended / f"came-{node}"
         names = {member.id: member.name for member in self.cluster.heard().members or ()}
         return [names[line.split()[0]] for line in file.read_text().splitlines()] if file.exists() else []
+
+    def spilled(self, node: str) -> dict[str, bytes]:
+        """The first MiB of each file that this node's arena has on the disk; they have no names any more."""
+        found: dict[str, bytes] = {}
+        for fd in Path(f"/proc/{self.pid(node)}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if "/arena/spill/" in (name := os.readlink(fd)):
+                    with fd.open("rb") as file:
+                        found[name] = file.read(MIB)
+        return found
 
     def heard_running(self, **wanted: int) -> bool:
         """Whether this process has heard that just so many slots are in use."""
@@ -116,6 +146,7 @@ class FourNodes(Mesh):
 @pytest.fixture(scope="module")
 def four() -> Iterator[FourNodes]:
     mesh = FourNodes(len(NODES))
+    until(lambda: len(mesh.cluster.memory()) == len(NODES), "there is a link to each")
     yield mesh
     mesh.down()
 
@@ -220,6 +251,53 @@ def test_a_node_whose_memory_is_full_takes_no_more_work_until_it_has_room(four: 
     assert sorted(gang.result(WAIT_S)) == ["node3", "node4"]
 
 
+# ---- pools of a size that was asked for
+
+CAPS = """
+import multiprocessing, os, sys, tempfile, time
+from concurrent.futures import ProcessPoolExecutor
+from joblib import Parallel, delayed
+
+def run(folder, number, wanted):
+    began = time.monotonic()
+    open(os.path.join(folder, str(number)), "w").close()
+    while len(os.listdir(folder)) < wanted and time.monotonic() < began + 30:
+        time.sleep(0.005)
+    time.sleep(0.05)  # more at once would be seen
+    return began, time.monotonic()
+
+def calls(wanted=2):  # six, of which the first wait until so many have begun
+    folder = tempfile.mkdtemp(dir=sys.argv[1])
+    return [(folder, number, wanted) for number in range(6)]
+
+def tell(spells):
+    print(max(sum(begin <= at < end for begin, end in spells) for at, _ in spells))
+
+if __name__ == "__main__":
+    print(multiprocessing.cpu_count())
+    with ProcessPoolExecutor(2) as pool:
+        tell(list(pool.map(run, *zip(*calls()))))
+    with multiprocessing.Pool(2) as pool:
+        tell(pool.starmap(run, calls(), 1))
+    for backend in ("loky", "multiprocessing"):
+        tell(Parallel(n_jobs=2, backend=backend)(delayed(run)(*call) for call in calls()))
+    with multiprocessing.Pool() as pool:
+        tell(pool.starmap(run, calls(3), 1))
+"""
+
+
+def test_an_explicit_size_of_a_scripts_pool_is_a_cap_and_the_default_are_all_slots(
+    four: FourNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "script.py").write_text(CAPS)
+    monkeypatch.chdir(tmp_path / "folder")
+    assert run(["run", "--distribute", "script.py", str(tmp_path)], sys.stdout, sys.stderr) == 0
+    slots, *capped, free = capfd.readouterr().out.split()
+    assert (slots, capped) == (str(SLOTS * len(NODES)), ["2"] * 4)
+    assert int(free) >= 3
+
+
 # ---- large blocks
 
 
@@ -244,14 +322,27 @@ def test_what_an_arena_cannot_hold_goes_to_the_disk_and_comes_back(
     assert usage.blocks == 4 and LARGE_BYTES < usage.used_bytes <= ARENA_MIB * MIB
     assert 2 * LARGE_BYTES <= usage.spilled_bytes < 3 * LARGE_BYTES
     assert told("mem status", capsys)[home]["SPILLED"] == "96.0 MiB"
+    for content in four.spilled(home).values():
+        assert not any(bytes([byte]) * 64 in content for byte in range(4)), "it can be read by who reads the disk"
+    oldest = set(four.spilled(home))
+    assert [last(refs[3].get()), last(refs[2].get())] == [3, 2] and set(four.spilled(home)) == oldest
+    assert last(refs[0].get()) == 0, "for which there is room when that has gone which was read longest ago: 3"
+    now = set(four.spilled(home))
+    assert now != oldest and last(refs[2].get()) == 2 and set(four.spilled(home)) == now
     for turn in range(2):  # also those that were spilled for the others
         assert [last(ref.get()) for ref in refs] == [0, 1, 2, 3], turn
     del refs
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["sent", "shared"])
 def test_pinned_blocks_stay_in_memory_and_what_has_no_room_beside_them_is_refused_with_the_arithmetic(
-    four: FourNodes,
+    four: FourNodes, together: bool
 ) -> None:
+    with four.together(together):
+        full_of_pinned(four, together)
+
+
+def full_of_pinned(four: FourNodes, together: bool) -> None:
     four.quiet()
     pinned = [four.cluster.put(np.zeros(LARGE_BYTES, dtype=np.uint8), pin=True) for _ in range(2)]
     home = pinned[0].node_name
@@ -270,6 +361,8 @@ def test_pinned_blocks_stay_in_memory_and_what_has_no_room_beside_them_is_refuse
     del pinned
     until(lambda: four.cluster.memory()[home].blocks == 0, "its owner has dropped them")
     assert four.cluster.submit(last, coming, on=home).result(WAIT_S) == 7, "there is room again"
+    memory = {four.cluster.submit(memory_of, coming, on=node).result(WAIT_S)[1] for node in (home, away)}
+    assert len(memory) == (1 if together else 2), "it is the same where both are on one machine"
 
 
 def test_a_put_finds_the_room_of_what_was_dropped_just_before(four: FourNodes) -> None:
@@ -346,7 +439,11 @@ def halted(four: FourNodes) -> tuple[kos.Future, list[kos.Future]]:
 def test_a_block_whose_node_dies_while_it_is_moved_is_lost_or_made_again_and_never_seen_in_part(
     four: FourNodes,
 ) -> None:
+    """Meanwhile the arena has no room for another block, and says so."""
     again, readers = halted(four)
+    with pytest.raises(errors.ArenaFullError, match=r"node3 has no room: 48.* of the 96.0 MiB in use 0.0 MiB could be"):
+        four.cluster.submit(made_to_stay, LARGE_BYTES, 3, on="node3").result(WAIT_S)
+    assert four.cluster.memory()["node3"].blocks == 2 and not any(reader.done() for reader in readers)
     os.kill(four.pid("node2"), signal.SIGKILL)
     assert readers[1].result(WAIT_S) == 2
     error = readers[0].exception(WAIT_S)

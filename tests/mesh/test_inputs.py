@@ -228,6 +228,14 @@ def test_a_future_of_another_connection_or_in_another_place_is_refused(mesh: Mes
         mesh.cluster.detach(add, [future])
 
 
+def test_a_gang_as_an_argument_is_refused_while_its_result_is_taken(mesh: Mesh):
+    gang = mesh.cluster.gang(abs, 1, -1)
+    for call in (lambda: mesh.cluster.submit(add, gang), lambda: mesh.cluster.map(sum, [gang])):
+        with pytest.raises(errors.UsageError, match=rf"Gang {gang.id} cannot be an argument: .*pass that"):
+            call()
+    assert mesh.cluster.submit(sum, gang.result(WAIT_S)).result(WAIT_S) == 1
+
+
 def test_arguments_that_are_too_large_with_their_inputs_are_refused(mesh: Mesh, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kos_cluster.tasks.job.ARGUMENT_LIMIT_BYTES", 100_000)
     half = mesh.cluster.submit(bytes, 60_000)

@@ -14,6 +14,7 @@ import pytest
 
 from kos_cluster.core.ownerevents import Dispatch
 from kos_cluster.core.records import AttemptEnd, JobSummary, count_of
+from kos_cluster.core.roles import Role
 from kos_cluster.errors import UsageError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome
 from kos_cluster.net.nodelink import NodeLink
@@ -22,6 +23,7 @@ from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.mapresult import MapResult
 from kos_cluster.tasks.mesh import Mesh as Connection
 from kos_cluster.tasks.outgoing import Outgoing
+from tests.kernel.clusters import add_user
 from tests.mesh.conftest import Mesh, until
 
 FLOOD = 4_000  # tasks of `FLOOD_TASK_S` each: minutes of all slots
@@ -80,6 +82,34 @@ def test_a_higher_priority_has_the_larger_share_beside_another_programs(mesh: Me
     assert program.stdout.readline() == "done\n"
     assert 0 < done(mesh, flood) - before < 60
     flood.cancel()
+    assert program.wait(60) == 0
+
+
+ANOTHERS = """
+import time, kos_cluster as kos
+cluster = kos.connect()
+result = cluster.map(time.sleep, [0.05] * 4000)
+next(iter(result))
+print("begun", flush=True)
+while next(job for job in cluster.own_jobs() if job.job == result.job).done < 40:
+    time.sleep(0.01)
+print("done", flush=True)
+result.cancel()
+"""
+
+
+def test_a_priority_takes_nothing_from_another_user_nor_do_many_jobs(mesh: Mesh, tmp_path: Path):
+    """Users have equal shares, whatever their jobs' priorities say; this one's would have 64 times the other's."""
+    add_user(mesh.home.path, Role.CLIENT, tmp_path)
+    floods = [mesh.cluster.map(time.sleep, [FLOOD_TASK_S] * FLOOD, priority=6) for _ in range(3)]
+    next(iter(floods[0]))
+    program = mesh.program(ANOTHERS, home=tmp_path)
+    assert program.stdout is not None and program.stdout.readline() == "begun\n"
+    before = sum(done(mesh, flood) for flood in floods)
+    assert program.stdout.readline() == "done\n"
+    assert 0 < sum(done(mesh, flood) for flood in floods) - before < 100
+    for flood in floods:
+        flood.cancel()
     assert program.wait(60) == 0
 
 

@@ -175,11 +175,15 @@ def test_what_cannot_be_pickled_is_named(mesh: Mesh):
         mesh.cluster.submit(lambda: lock)
 
 
-def test_a_timeout_stops_the_task(mesh: Mesh):
+def test_a_timeout_stops_the_task_alone_that_is_over_it(mesh: Mesh):
     before = time.monotonic()
     with pytest.raises(errors.TaskTimeoutError, match="longer than its timeout"):
         mesh.cluster.submit(time.sleep, 60, timeout=0.3).result()
     assert time.monotonic() - before < 10
+    futures = mesh.cluster.map(lambda n: time.sleep(60 if n == 2 else 0) or n, range(5), timeout=0.3).futures
+    error = futures.pop(2).exception(10)
+    assert isinstance(error, errors.TaskTimeoutError) and "longer than its timeout" in str(error)
+    assert [future.result(10) for future in futures] == [0, 1, 3, 4]
 
 
 def test_cancel_stops_a_running_task(mesh: Mesh, tmp_path: Path):

@@ -1,24 +1,29 @@
-"""Blocks between nodes over real TLS: once a node, down a tree, around those that are lost, and never in half."""
+"""Blocks between nodes, over real TLS or shared: once a node, down a tree, around the lost, never in half."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import secrets
+import socket
 import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
+from kos_cluster.core.linkrates import SHARED_BYTES_S
 from kos_cluster.core.records import Member, MemberState
 from kos_cluster.core.roles import Role
+from kos_cluster.dmem import protocol, sharing
+from kos_cluster.dmem.segments import Segment
+from kos_cluster.dmem.serving import Serving
 from kos_cluster.dmem.store import BlockStore
 from kos_cluster.errors import ArenaFullError, BlockLostError
-from kos_cluster.net import tls, transfers
+from kos_cluster.net import tls, transfers, unixsockets
 from kos_cluster.net.authority import CertificateAuthority
 from kos_cluster.net.bulk import BulkServer
 from kos_cluster.net.identity import Peer
@@ -46,8 +51,12 @@ async def until(condition: Callable[[], object], what: str) -> None:
 class Members:
     """What every node knows of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.known: dict[str, Member] = {}
+        self._folder = folder
+
+    def arena(self, name: str) -> Path:
+        return self._folder / name / "arena"
 
     def member(self, id_: str) -> Member | None:
         return self.known.get(id_)
@@ -93,14 +102,21 @@ class Node:
         port = _free_pair()
         credentials = self.credentials = authority.local(self.id, self.id, Role.NODE)
         (folder / self.id).mkdir()
-        self.store = BlockStore(self.id, folder / self.id / "arena", limit * MIB, 0, 100)
+        self.store = BlockStore(self.id, members.arena(self.id), limit * MIB, 0, 100)
+        self.serving: Serving | None = None
         self.knows = True
-        self.fetching = Fetching(self.id, self.store, members, lambda: credentials, lambda owner: self.knows)
+        self.fetching = Fetching(
+            self.id, self.store, members, lambda: credentials, lambda owner: self.knows, members.arena
+        )
         self.door = Door()
         self.door.lendings = Lendings(self.store, self.fetching)
         self.bulk = BulkServer(HOST, port + 1, credentials, self.door)
         self.bulk.start()
         members.known[self.id] = Member(self.id, self.id, HOST, port, 1, machine.versions(), 1)
+
+    def beside(self) -> None:
+        """Others are on this node's machine."""
+        self.serving = Serving(self.id, self.store, self.fetching.obtain)
 
     async def put(self, size: int) -> tuple[str, bytes]:
         """A block that is kept here."""
@@ -124,7 +140,7 @@ class Node:
 
 class Cluster:
     def __init__(self, authority: CertificateAuthority, folder: Path) -> None:
-        self.members = Members()
+        self.members = Members(folder)
         self.nodes: list[Node] = []
         self._authority, self._folder = authority, folder
 
@@ -148,6 +164,8 @@ async def cluster(authority: CertificateAuthority, folder: Path) -> AsyncIterato
     finally:
         for node in cluster.nodes:
             node.door.gate.set()
+            if node.serving is not None:
+                node.serving.close()
             node.fetching.close()
             node.bulk.close()
         await asyncio.sleep(0)
@@ -330,5 +348,160 @@ def test_the_takers_that_are_remembered_are_bounded(run, monkeypatch: pytest.Mon
             block, _ = await first.put(1)
             await second.get(block, first.id)
         assert len(first.door.lendings._takers) == 2
+
+    run(story)
+
+
+# ---- on one machine
+
+
+async def content(node: Node, block: str) -> tuple[int, bytes]:
+    """Which memory it is in on a node, and what that holds; it must be there."""
+    holder = node.store.new_holder()
+    segment = await node.store.hold(block, holder)
+    with segment.map() as mapping:
+        found = os.fstat(segment.fd).st_ino, mapping[:]
+    node.store.release(block, holder)
+    return found
+
+
+def test_a_node_of_the_same_machine_shares_it_and_it_is_kept_for_its_owner_and_counts_at_both(run) -> None:
+    async def story(nodes: Cluster) -> None:
+        first, second = nodes.grow(2)
+        first.beside()
+        block, written = await first.put(3 * MIB + 5)
+        assert await asyncio.gather(*(second.get(block, first.id) for _ in range(5))) == [written] * 5
+        assert first.door.given == [], "nothing was sent"
+        assert await content(first, block) == await content(second, block), "it is the same memory"
+        assert second.store.keepers(block) == [OWNER]
+        await until(lambda: first.store.usage().held_bytes == 0, "the first has been told that it is done")
+        assert first.store.usage().used_bytes == second.store.usage().used_bytes > 3 * MIB
+        assert second.fetching.rates.told() == {first.id: SHARED_BYTES_S}
+        first.store.drop([block], OWNER)
+        assert await content(second, block)
+        second.store.drop([block], OWNER)
+        assert [node.store.usage().blocks for node in nodes.nodes] == [0, 0]
+
+    run(story)
+
+
+def test_what_is_shared_and_belongs_to_nobody_here_goes_with_its_last_reader(run) -> None:
+    async def story(nodes: Cluster) -> None:
+        first, second = nodes.grow(2)
+        first.beside()
+        block, written = await first.put(MIB)
+        second.knows = False
+        assert await second.get(block, first.id) == written
+        await until(lambda: second.store.usage().blocks == 0, "it is gone")
+        assert first.door.given == []
+
+    run(story)
+
+
+def test_what_a_node_of_this_machine_shares_with_one_that_has_no_room_is_refused_as_it_is_over_the_network(run) -> None:
+    async def story(nodes: Cluster) -> None:
+        nodes.grow(1)[0].beside()
+        first, second = nodes.grow(1, limit=2)
+        block, _ = await first.put(3 * MIB)
+        with pytest.raises(ArenaFullError, match=r"The arena of node n1 has no room: 3.0 MiB are wanted and 2.0 MiB"):
+            await second.get(block, first.id)
+        assert second.store.usage().blocks == 0 and first.door.given == []
+        await until(lambda: first.store.usage().held_bytes == 0, "the first holds it no longer")
+
+    run(story)
+
+
+def test_a_block_that_still_comes_is_not_shared_but_sent_on(run) -> None:
+    async def story(nodes: Cluster) -> None:
+        first, second, third = nodes.grow(3)
+        second.beside()
+        block, written = await first.put(4 * MIB)
+        first.door.gate.clear()
+        one = asyncio.create_task(second.get(block, first.id))
+        await until(lambda: first.door.given, "the second gets it")
+        other = asyncio.create_task(third.get(block, second.id))
+        await until(lambda: second.door.given == [third.id], "and sends it on")
+        first.door.gate.set()
+        assert await asyncio.gather(one, other) == [written] * 2
+
+    run(story)
+
+
+def test_who_asks_for_a_block_while_it_is_being_shared_is_given_it_though_nobody_else_needs_it(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two are on one machine; the third is elsewhere, and comes while the first shares it with the second."""
+    given, go = threading.Event(), threading.Event()
+    shared = sharing.shared
+
+    @contextmanager
+    def slow(folder: Path, block: str) -> Iterator[tuple[Segment, list[tuple[str, str]]]]:
+        with shared(folder, block) as found:
+            given.set()
+            assert go.wait(WAIT_S)
+            yield found
+
+    monkeypatch.setattr(sharing, "shared", slow)
+
+    async def story(nodes: Cluster) -> None:
+        first, second, third = nodes.grow(3)
+        first.beside()
+        second.knows = third.knows = False
+        block, written = await first.put(MIB)
+        one = asyncio.create_task(second.get(block, first.id))
+        await until(given.is_set, "the second is given it")
+        first.store.drop([block], OWNER)
+        other = asyncio.create_task(third.get(block, second.id))
+        await until(lambda: second.fetching.under_way(block).waiting == 3, "the third waits for it there")
+        go.set()
+        assert await asyncio.gather(one, other) == [written] * 2
+        assert second.door.given == [third.id]
+        await until(lambda: all(node.store.usage().blocks == 0 for node in nodes.nodes), "it is gone everywhere")
+
+    run(story)
+
+
+@pytest.mark.parametrize("it", ["says nothing", "breaks off", "gives what is not sealed"])
+def test_a_node_of_this_machine_that_cannot_share_is_asked_to_send_it(
+    run, monkeypatch: pytest.MonkeyPatch, it: str
+) -> None:
+    monkeypatch.setattr(sharing, "ANSWER_TIMEOUT_S", 0.1)
+    ended = threading.Event()
+
+    def answer(listening: socket.socket, block: str, size: int) -> None:
+        stream, _ = listening.accept()
+        with stream:
+            stream.settimeout(WAIT_S)
+            stream.recv(protocol.PACKET_LIMIT_BYTES)
+            if it == "says nothing":
+                ended.wait(WAIT_S)
+            elif it == "gives what is not sealed":
+                loose = Segment.allocate(size)
+                packet = transfers.msgspec.msgpack.encode(protocol.Shared(0, size, [OWNER]))
+                socket.send_fds(stream, [packet], [loose.fd])
+                loose.close()
+
+    async def story(nodes: Cluster) -> None:
+        first, second = nodes.grow(2)
+        block, written = await first.put(2 * MIB)
+        listening = unixsockets.listen(nodes.members.arena(first.id) / protocol.SOCKET, kind=socket.SOCK_SEQPACKET)
+        listening.settimeout(WAIT_S)
+        answering = asyncio.create_task(asyncio.to_thread(answer, listening, block, 2 * MIB))
+        assert await second.get(block, first.id) == written
+        assert first.door.given == [second.id] and second.store.keepers(block) == [OWNER]
+        ended.set()
+        await answering
+        listening.close()
+
+    run(story)
+
+
+def test_a_node_of_this_machine_does_not_get_for_another_what_it_has_not(run) -> None:
+    async def story(nodes: Cluster) -> None:
+        first, second, third = nodes.grow(3)
+        first.beside()
+        block, written = await third.put(MIB)
+        assert await second.get(block, first.id) == written
+        assert third.door.given == [second.id] and first.store.usage().blocks == 0
 
     run(story)

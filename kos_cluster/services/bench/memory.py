@@ -2,8 +2,10 @@
 
 Theory of operation. Each measure runs in a process of its own, on a cluster of `NODES` nodes on loopback that is made
 for it; KOS and Dask alternate. A figure is bytes a second of what was moved, as the program sees it: from the call
-until the result is there. Dask's cluster has as many worker processes, and encrypts (`Security.temporary`), as KOS
-always does.
+until the result is there. Dask's cluster has as many worker processes, and encrypts (`Security.temporary`).
+
+Nodes of one KOS_HOME share the memory of blocks, so between them nothing is moved, while Dask sends it over TCP. What
+KOS does between machines is measured on two nodes with homes of their own, which send each other blocks over TLS.
 
 Rules: data goes to stdout, progress to stderr. An aim that was not reached is printed as such.
 """
@@ -24,19 +26,26 @@ import msgspec
 
 from kos_cluster.errors import KosError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
-from kos_cluster.services import daemons, embedded
+from kos_cluster.net.jointoken import JoinToken
+from kos_cluster.services import daemons, embedded, membership
 from kos_cluster.services.bench import machine
+from kos_cluster.services.bench.control.fleet import scratch
 from kos_cluster.services.bench.main import target_of
+from kos_cluster.services.ports import LOOPBACK, free_pairs
+from kos_cluster.tasks.cluster import Cluster
+from kos_cluster.tasks.mesh import Mesh
 
 NODES = 4
 PUT_BYTES = 1 << 30
 RESULT_BYTES = 100 << 20
 BROADCAST_BYTES = 256 << 20
 PROBE_TIMEOUT_S = 300
+NAME = "bench"  # of the cluster of two homes
+TOKEN_TTL_S = 60.0
 DASK = ("dask", "distributed")
 DASK_TLS = "Dask with TLS"
 
-KOS_PROBE = """
+_PROBE = """
 import concurrent.futures, json, os, sys, time, numpy, kos_cluster as kos
 put_bytes, result_bytes, broadcast_bytes = map(int, sys.argv[1:])
 cluster = kos.connect()
@@ -51,20 +60,29 @@ def make(size):
     return numpy.ones(size, dtype=numpy.uint8)
 def use(array):
     return int(array[-1])
+def result():
+    future = cluster.submit(make, result_bytes, on=names[0])
+    concurrent.futures.wait([future])
+    return rate(result_bytes, lambda: cluster.submit(use, future, on=names[1]).result())
+"""
+
+KOS_PROBE = f"""{_PROBE}
 array = numpy.ones(put_bytes, dtype=numpy.uint8)
-figures = {"copy": rate(put_bytes, array.copy), "put": rate(put_bytes, lambda: cluster.put(array))}
+figures = {{"copy": rate(put_bytes, array.copy), "put": rate(put_bytes, lambda: cluster.put(array))}}
 had = array.copy()
 figures["onto"] = rate(put_bytes, lambda: numpy.copyto(had, array))
 del array, had
-future = cluster.submit(make, result_bytes, on=names[0])
-concurrent.futures.wait([future])
-figures["result"] = rate(result_bytes, lambda: cluster.submit(use, future, on=names[1]).result())
+figures["result"] = result()
 array = numpy.ones(broadcast_bytes, dtype=numpy.uint8)
 def broadcast():
     ref = cluster.put(array)
     return ref, cluster.gather([cluster.submit(use, ref, on=name) for name in names])
 figures["broadcast"] = rate(broadcast_bytes, broadcast)
 print(json.dumps(figures))
+"""
+
+APART_PROBE = f"""{_PROBE}
+print(json.dumps({{"apart": result()}}))
 """
 
 DASK_PROBE = """
@@ -139,7 +157,7 @@ def measured(repeats: int) -> list[Figure]:
     installed = all(importlib.util.find_spec(name) for name in DASK)
     for number in range(1, repeats + 1):
         print(f"measuring, round {number} of {repeats}", file=sys.stderr, flush=True)
-        ours.append(_on_kos())
+        ours.append(_on_kos() | _on_two_homes())
         if installed:
             dask.append(_probe(DASK_PROBE, dict(os.environ)))
     moved = {name: [figures[name] for figures in dask] for name in ("result", "broadcast")}
@@ -150,7 +168,16 @@ def measured(repeats: int) -> list[Figure]:
         Figure("onto", "a numpy array copied onto memory that the process has", PUT_BYTES, own["onto"]),
         Figure("copy", "the array copied to memory that is new to the process", PUT_BYTES, own["copy"]),
         Figure("put", "cluster.put of the array", PUT_BYTES, own["put"], "the copy to new memory", own["copy"], 0.8),
-        Figure("result", "a result of one node read on another", RESULT_BYTES, own["result"], DASK_TLS, result, 2.0),
+        Figure(
+            "result",
+            "a result of one node read on another of the same machine",
+            RESULT_BYTES,
+            own["result"],
+            DASK_TLS,
+            result,
+            2.0,
+        ),
+        Figure("apart", "the same over TLS, as between machines", RESULT_BYTES, own["apart"], DASK_TLS, result, 2.0),
         Figure("broadcast", f"an array to {NODES} nodes", BROADCAST_BYTES, own["broadcast"], scatter, broadcast, 2.0),
     ]
 
@@ -182,6 +209,20 @@ def _on_kos() -> dict[str, float]:
         finally:
             with daemons.changing(home):
                 embedded.down(ClusterHome(home, EMBEDDED_NAME))
+
+
+def _on_two_homes() -> dict[str, float]:
+    """With a node in each, as on two machines."""
+    with scratch() as folder:
+        first, second = Home(folder / "a"), Home(folder / "b")
+        port, other_port = free_pairs(2)
+        membership.create(first, NAME, (LOOPBACK, port), "a")
+        mesh = Mesh(ClusterHome(first, NAME))
+        mesh.start()
+        with Cluster(mesh) as cluster:
+            token = JoinToken.parse(cluster.mint_token("node", TOKEN_TTL_S))
+        membership.join(second, NAME, [(LOOPBACK, port)], token, (LOOPBACK, other_port), "b")
+        return _probe(APART_PROBE, {**os.environ, "KOS_HOME": str(first.path), "KOS_CLUSTER": NAME})
 
 
 def _probe(source: str, environ: dict[str, str]) -> dict[str, float]:

@@ -150,10 +150,11 @@ ENTRIES = {
             "kos_mesh",
             (),
             "authenticated by certificates; the client, as it is on the nodes' machine, over their UNIX sockets, "
-            "the nodes among each other encrypted (CURVE over TCP, bulk data TLS 1.3); 2 daemons with one worker "
-            "each; `map` and `map_chunked` are the same call, cluster.map: every element is a task with retries "
-            "and a story of its own; four nodes for the works after `first_result`; `argument`: cluster.put; "
-            "`result`: kos.stay; `gang`: cluster.gang; `recovery`: SIGKILL of a daemon",
+            "the nodes among each other encrypted (CURVE over TCP, bulk data TLS 1.3), but for `argument`, "
+            "`broadcast` and `result`: nodes of one machine share the memory of blocks, while Dask and Ray copy them "
+            "over TCP; 2 daemons with one worker each; `map` and `map_chunked` are the same call, cluster.map: every "
+            "element is a task with retries and a story of its own; four nodes for the works after `first_result`; "
+            "`argument`: cluster.put; `result`: kos.stay; `gang`: cluster.gang; `recovery`: SIGKILL of a daemon",
             opens={**_BOTH, Part.GANGS: "open_gangs", Part.SCALING: "open_sleepers"},
         ),
         Entry(

@@ -18,6 +18,7 @@ from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column, ago, size
 from kos_cluster.errors import EngineError
 from kos_cluster.services.engines import control
+from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import Record
 
 COLUMNS = (
@@ -103,6 +104,8 @@ def engine_dashboard_(parsed: argparse.Namespace, console: Console) -> int:
     with cluster.forward_port(record.node, record.address.dashboard, local_port=parsed.port) as forwarded:
         console.answer(f"http://127.0.0.1:{forwarded.port}")
         console.note(f"kos: leads to the dashboard of engine {record.name!r} on {record.node}; Ctrl-C ends it.")
+        if engine_of(record.kind).dashboard_asks:
+            console.note(f"kos: it asks for this token: {cluster.engine_keys(record.id, '127.0.0.1').secret}")
         console.out.flush()
         ended.wait()
     return 0
@@ -141,6 +144,7 @@ def _lines(record: Record) -> Iterator[str]:
     yield f"Tasks: {record.waiting} wait, {record.running} run; {size(record.held_bytes)} of results are held."
     yield f"Supervised by job {record.job}; life {record.life}, {record.restarts_left} restarts left."
     if record.plaintext:
-        yield "Links that it cannot encrypt are allowed (--allow-plaintext)."
+        links = "; ".join(engine_of(record.kind).plaintext) or "nothing"
+        yield f"Not encrypted, as --allow-plaintext lets it: {links}."
     if record.why:
         yield f"Last trouble: {record.why.rstrip('.')}."

@@ -4,7 +4,8 @@ Theory of operation. An engine (Dask, Ray) trusts whatever certificate its autho
 own. That one's key is derived from the private key of the cluster's authority and the engine's name (HKDF-SHA256,
 RFC 5869): whoever can open the latter, which each coordinator can, has the same authority without anything being
 stored. Validity and serial of its certificate are the same each time, too; it signs itself and is the only root that
-the engine knows. Keys are of the curve P-256, as gRPC's BoringSSL does not take Ed25519.
+the engine knows. Keys are of the curve P-256, as gRPC's BoringSSL does not take Ed25519. A secret that all parts of the
+engine share is derived in the same way, for engines that ask for a token beside.
 
 Rules. A certificate is issued for a request that is signed with the key it asks for; which host it names is said by who
 asks, since all parts of an engine run the same user's code and none has more rights than another. It names this machine
@@ -33,6 +34,7 @@ REQUEST_LIMIT_BYTES = 4096
 HOST_LIMIT_CHARACTERS = 253  # of a DNS name
 _SCALAR_BYTES = 48  # 128 bits more than the order of P-256, so that the remainder is not biased (FIPS 186-5, A.2.1)
 _SERIAL_BYTES = 16
+_SECRET_BYTES = 32
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256 (SEC 2, 2.4.2)
 _LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
@@ -47,8 +49,10 @@ class EngineAuthority:
         derived = HKDF(
             hashes.SHA256(), _SCALAR_BYTES + _SERIAL_BYTES, salt=None, info=b"kos-engine\0" + engine.encode()
         )
-        secret = derived.derive(cluster_key)
-        scalar, serial = int.from_bytes(secret[:_SCALAR_BYTES], "big"), int.from_bytes(secret[_SCALAR_BYTES:], "big")
+        drawn = derived.derive(cluster_key)
+        scalar, serial = int.from_bytes(drawn[:_SCALAR_BYTES], "big"), int.from_bytes(drawn[_SCALAR_BYTES:], "big")
+        token = HKDF(hashes.SHA256(), _SECRET_BYTES, salt=None, info=b"kos-engine-secret\0" + engine.encode())
+        self.secret = token.derive(cluster_key).hex()  # what all parts of the engine know, and nobody else
         self._key = ec.derive_private_key(scalar % (_ORDER - 1) + 1, ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, engine)])
         self._certificate = (

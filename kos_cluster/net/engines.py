@@ -22,3 +22,7 @@ class EngineCertificate(msgspec.Struct, frozen=True):
 
     authority_pem: str
     certificate_pem: str
+    secret: str  # hex; the same for all parts of this engine
+
+    def __repr__(self) -> str:
+        return "<kos EngineCertificate>"  # without the secret

@@ -136,7 +136,7 @@ class Certifier:
         authority = self._open().of_engine(asked.engine)
         certificate_pem = authority.issue(asked.request_pem, asked.host, peer.name)
         log.info("%s has a certificate of engine %s for %s.", peer.name, asked.engine, asked.host)
-        return EngineCertificate(authority.certificate_pem.decode(), certificate_pem.decode())
+        return EngineCertificate(authority.certificate_pem.decode(), certificate_pem.decode(), authority.secret)
 
     # ---- the authority's key
 

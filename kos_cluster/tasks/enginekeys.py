@@ -32,9 +32,10 @@ class Credentials(msgspec.Struct, frozen=True):
     authority: str
     certificate: str  # for servers and clients, with the host of its place among its names
     key: str
+    secret: str  # hex, 32 bytes; the same for all parts of the engine, where it has links that ask for a token
 
     def __repr__(self) -> str:
-        return "<kos Credentials>"  # without the private key
+        return "<kos Credentials>"  # without the private key and the secret
 
 
 class Asks(Protocol):
@@ -56,7 +57,7 @@ def certified(mesh: Asks, engine: str, host: str) -> Credentials:
 
 def credentials(issued: EngineCertificate, key_pem: bytes) -> Credentials:
     """The keys of the process that made this private key and the request for it."""
-    return Credentials(issued.authority_pem, issued.certificate_pem, key_pem.decode())
+    return Credentials(issued.authority_pem, issued.certificate_pem, key_pem.decode(), issued.secret)
 
 
 def issued(mesh: Asks, engine: str, request_pem: bytes, host: str) -> EngineCertificate:

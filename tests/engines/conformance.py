@@ -121,7 +121,7 @@ class EngineConformance:
         """Those who have a certificate of another engine, and those who have none of the cluster's at all."""
         other = mesh.cluster.engine_keys("0" * 16, "127.0.0.1")
         own = mesh.cluster.engine_keys(engine.id, "127.0.0.1")
-        mixed = type(own)(own.authority, other.certificate, other.key)
+        mixed = type(own)(own.authority, other.certificate, other.key, own.secret)
         for credentials in (other, mixed):
             with pytest.raises((AuthError, UnreachableError)):
                 engine_of(engine.kind).connect(engine.address, credentials)

@@ -106,6 +106,8 @@ def test_after_a_failover_the_successor_certifies_for_the_same_engine() -> None:
     after = certified(lab, lab.second)
     roots = [x509.load_pem_x509_certificate(each.authority_pem.encode()) for each in (before, after)]
     assert roots[0].tbs_certificate_bytes == roots[1].tbs_certificate_bytes
+    assert before.secret == after.secret != certified(lab, lab.second, "ray").secret
+    assert len(bytes.fromhex(before.secret)) == 32
     for issued in (before, after):
         for root in roots:
             x509.load_pem_x509_certificate(issued.certificate_pem.encode()).verify_directly_issued_by(root)

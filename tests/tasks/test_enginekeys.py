@@ -35,7 +35,7 @@ class Cluster:
             raise self.error
         engine = AUTHORITY.of_engine(question.engine)
         issued = engine.issue(question.request_pem, question.host, "ada@desk")
-        return EngineCertificate(engine.certificate_pem.decode(), issued.decode())
+        return EngineCertificate(engine.certificate_pem.decode(), issued.decode(), engine.secret)
 
 
 def test_the_coordinator_is_asked_and_the_key_is_the_certificates():
@@ -46,7 +46,8 @@ def test_the_coordinator_is_asked_and_the_key_is_the_certificates():
     key = serialization.load_pem_private_key(held.key.encode(), None)
     assert certificate.public_key() == key.public_key()
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(held.authority.encode()))
-    assert held.key not in repr(held)
+    assert held.secret == AUTHORITY.of_engine("dask").secret
+    assert held.key not in repr(held) and held.secret not in repr(held)
 
 
 def test_while_another_takes_over_those_that_decide_are_asked_in_turn(monkeypatch: pytest.MonkeyPatch):

@@ -41,7 +41,7 @@ from kos_cluster.tasks.detached import ENDED, DetachedJob
 if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
 
-START_TIMEOUT_S = 120.0  # for slots and ranks
+START_TIMEOUT_S = 240.0  # for slots and ranks
 PACKAGES_TIMEOUT_S = 3.0  # for nodes to tell what they have; of one that does not, its ranks will say
 STOP_TIMEOUT_S = 30.0
 SCALE_TIMEOUT_S = 60.0

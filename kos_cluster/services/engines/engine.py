@@ -130,6 +130,10 @@ class Engine(Protocol):
     def plaintext(self) -> tuple[str, ...]:
         """The links that it cannot encrypt, each as the sentence of a refusal names it."""
 
+    @property
+    def dashboard_asks(self) -> bool:
+        """Whether its dashboard asks a browser for the engine's secret."""
+
     def head(self, place: Place) -> Head:
         """Start a head. Raises EngineError with what it said."""
 

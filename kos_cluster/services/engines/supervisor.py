@@ -35,7 +35,7 @@ from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.25
 START_LOOK_S = 0.1  # while it starts
-START_TIMEOUT_S = 90.0  # from having slots until all of a gang serves
+START_TIMEOUT_S = 180.0  # from having slots until all of a gang serves: a Ray loads 20 processes of Python
 SILENT_S = 3.0  # without an answer of the head, after which the record says so
 
 

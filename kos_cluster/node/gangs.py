@@ -220,17 +220,18 @@ class Gangs:
             self._proposing.discard(command)
 
     def _nodes(self) -> list[Candidate]:
-        """The members that are alive, as scheduling sees them."""
+        """The members as scheduling sees them: those that are alive, and those in doubt, as if all was in use there."""
         assert self._control is not None
         state, loads = self._control.consensus.state, self._control.membership.loads()
         own_id, own_load = self._own_load()
         nodes = []
         for member in self._control.membership.members():
-            if member.state is MemberState.ALIVE:
+            if member.state in (MemberState.ALIVE, MemberState.SUSPECT):
                 load = own_load if member.id == own_id else loads.get(member.id, (Load(), 0.0))[0]
                 node = Candidate(member.id, member.name, member.slots, member.memory_bytes)
                 node.labels, node.gpus, node.resources = member.labels, member.gpus, member.resources
-                node.loaded(msgspec.structs.replace(load, queued=0))  # what is queued holds no slot
+                running = load.running if member.state is MemberState.ALIVE else member.slots
+                node.loaded(msgspec.structs.replace(load, running=running, queued=0))  # what is queued holds no slot
                 node.drained = member.drained or is_drained(state, member.id)
                 nodes.append(node)
         return nodes

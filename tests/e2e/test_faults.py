@@ -259,8 +259,9 @@ def test_a_coordinator_that_dies_while_it_reserves_leaves_no_slot_reserved(fleet
     fleet.kill(coordinator)
     fleet.thaw(stalled)
     try:
-        fleet.successor(coordinator)
+        successor = fleet.successor(coordinator)
         until(lambda: slots_in_use(fleet, voted) + slots_in_use(fleet, stalled) == 0, "they let go", LET_GO_S)
+        until(lambda: {stalled, voted} <= fleet.alive(successor), "the one that stood still is back")
     finally:
         whole.cancel()
     ranks = slots[stalled] + slots[voted]

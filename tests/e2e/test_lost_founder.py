@@ -14,8 +14,7 @@ from kos_cluster import errors
 from kos_cluster.net.administration import ClusterStatus, RemoveNode, RenewNode, Status
 from kos_cluster.net.identity import Credentials
 from kos_cluster.tasks.cluster import Cluster
-from tests.e2e.conftest import Ran
-from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, side_by_side, until
+from tests.e2e.fleet import NAME, Fleet, connection, free_port, home_of, until
 from tests.net.presented import present
 
 # The members are written when a voter is new among them, and never else.
@@ -112,15 +111,13 @@ def test_the_founder_is_lost_for_good(
 
     # Who was removed is told so where it was, and what to type.
     until(lambda: not fleet.machines[third].processes(), "its daemon has stopped, too", 30.0)
-    started: dict[str, Ran] = {}
-    side_by_side(lambda name: started.update({name: fleet.machines[name].kos("up")}), (second, third))
-    for name, up in started.items():
-        assert (up.returncode, up.stdout) == (errors.RevokedError.exit_code, "")
-        assert up.stderr == (
-            f"kos: This node, {name}, was removed from cluster '{NAME}': the nodes that answer refuse its certificate. "
-            f"Type 'kos cluster leave --cluster {NAME}' here; to come back, join again with a new token.\n"
-        )
-        assert fleet.machines[name].processes() == []
+    up = fleet.machines[second].kos("up")
+    assert (up.returncode, up.stdout) == (errors.RevokedError.exit_code, "")
+    assert up.stderr == (
+        f"kos: This node, {second}, was removed from cluster '{NAME}': the nodes that answer refuse its certificate. "
+        f"Type 'kos cluster leave --cluster {NAME}' here; to come back, join again with a new token.\n"
+    )
+    assert fleet.machines[second].processes() == []
 
 
 def answers(cluster: Cluster, node: str) -> bool:

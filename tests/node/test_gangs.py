@@ -13,7 +13,7 @@ import msgspec
 from kos_cluster.core import twophase
 from kos_cluster.core.gang.scheduler import Reserve
 from kos_cluster.core.gang.slots import SlotsGranted, SlotsReleased, SlotsWanted, SlotsWithdrawn
-from kos_cluster.core.records import Load, Needs
+from kos_cluster.core.records import Load, MemberState, Needs
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.roles import Role
 from kos_cluster.net.gangs import GangWanted, GangWithdrawn
@@ -47,8 +47,8 @@ class Scene:
         self.told: list[twophase.ToParticipant] = []  # to b
         self.orders: list[SlotsWanted | SlotsReleased | SlotsWithdrawn] = []  # to the queue here
         self.gangs = Gangs("a", lambda: ("a", Load()), self.orders.append)
-        members = View("a", "b")
-        membership = SimpleNamespace(members=members.members, alive=lambda: ["b"], loads=dict)
+        self.members = View("a", "b")
+        membership = SimpleNamespace(members=self.members.members, alive=lambda: ["b"], loads=dict)
         peers = SimpleNamespace(send=lambda to, message: self.told.append(message.message))
         self.control: Any = SimpleNamespace(consensus=self.agreed, membership=membership, peers=peers)
         self.txn = 0
@@ -142,6 +142,20 @@ def test_a_gang_that_is_withdrawn_is_let_go_by_the_node_that_is_told() -> None:
     async def scene(on: Scene) -> None:
         assert await on.gangs.answer(ADA, GangWithdrawn("g1"))
         assert on.orders == [SlotsWithdrawn("ada/g1")]
+
+    played(scene)
+
+
+def test_a_gang_waits_for_a_node_that_is_in_doubt_and_is_refused_without_it() -> None:
+    async def scene(on: Scene) -> None:
+        on.lead()
+        await until(lambda: on.orders)
+        for number, state in enumerate((MemberState.SUSPECT, MemberState.DEAD)):
+            on.members.now("b", state=state)
+            standing = await on.gangs.answer(ADA, GangWanted(f"wide{number}", 2, Needs(), 0.1, "instance"))
+            assert not standing.nodes
+            assert bool(standing.refused) == (state is MemberState.DEAD), standing
+            assert standing.refused or "node-b: 0" in standing.waits
 
     played(scene)
 

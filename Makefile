@@ -29,9 +29,9 @@ lint: $(DEV)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Half of the suite's time is waiting, so three files of tests run at once, those of tests/e2e first.
+# Half of the suite's time is waiting, so four files of tests run at once, those of tests/e2e first.
 check: $(DEV)  ## the test suite alone
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # CPython's are in the `test` package of any Python on this machine; cases are read from $$KOS_CASES or ../shared/cases.
 # The peers of `kos bench` are tried, too, where `make bench` has installed them.

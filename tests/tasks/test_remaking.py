@@ -8,6 +8,7 @@ import pickle
 import random
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from kos_cluster.core.records import Member
 from kos_cluster.errors import BlockLostError, InputFailedError, StateError
 from kos_cluster.net import wire
 from kos_cluster.node import machine
-from kos_cluster.tasks import executor, serialise
+from kos_cluster.tasks import blocks, executor, serialise
 from kos_cluster.tasks.blocks import BlockRef, _Stayed
 from kos_cluster.tasks.failures import Failure, failure_of
 from kos_cluster.tasks.futures import Future
@@ -135,6 +136,12 @@ class Loud(Exception):
 def _loud() -> Loud:
     unpickled.append(threading.current_thread().name)
     return Loud()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other connection of this process has blocks, such as one of an earlier test that is not collected yet."""
+    monkeypatch.setattr(blocks, "counting", weakref.WeakSet())
 
 
 @pytest.fixture

@@ -181,7 +181,8 @@ def _run_pickled(data: bytes) -> Any:
 
 
 def run_batch(batch: Callable[[], Any]) -> Any:
-    """Run joblib's batch of calls, in a worker."""
+    """Run joblib's batch of calls, in a worker. They may name the backend themselves."""
+    register()
     return batch()
 
 

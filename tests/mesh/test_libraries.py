@@ -33,6 +33,14 @@ def test_joblib_uses_the_whole_cluster_unless_told_otherwise():
         assert joblib.Parallel(n_jobs=1)(joblib.delayed(where)(n) for n in range(1)) == [("here", os.getpid())]
 
 
+def test_a_call_may_name_the_backend_itself():
+    def nested(number: int) -> list[int]:
+        return joblib.Parallel(n_jobs=2, backend="kos")(joblib.delayed(abs)(-number) for _ in range(2))
+
+    with joblib.parallel_config("kos"):
+        assert joblib.Parallel()(joblib.delayed(nested)(number) for number in range(3)) == [[0, 0], [1, 1], [2, 2]]
+
+
 def test_a_grid_search_runs_on_every_node(tmp_path: Path):
     model_selection = pytest.importorskip("sklearn.model_selection")
     from sklearn.linear_model import Ridge

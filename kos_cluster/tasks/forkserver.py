@@ -24,7 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from kos_cluster.net import local
-from kos_cluster.tasks import environment, memory_kills, processes, worker
+from kos_cluster.tasks import environment, memory_kills, processes, semaphores, worker
 
 PACKET_LIMIT_BYTES = 256 << 10  # of one Spawn, which carries an environment
 PASSED_FDS = 5  # stdout, stderr, scoreboard, channel, claims
@@ -153,6 +153,7 @@ class ForkServer:
             killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
             self._say(local.Exited(child.worker, status, killed and self._memory.take(child.memory_kills)))
             _remove_workspaces(child.workspaces, pid)
+            semaphores.remove_of(pid)
 
     def _import_one(self) -> None:
         name = self._preload.popleft()
@@ -180,6 +181,7 @@ class ForkServer:
         processes.kill_and_reap_all()
         for pid, child in self._children.items():
             _remove_workspaces(child.workspaces, pid)
+            semaphores.remove_of(pid)
 
 
 def _remove_workspaces(folder: Path, pid: int) -> None:

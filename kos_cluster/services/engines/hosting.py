@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,8 @@ class Host:
 
     def _serve(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        with tempfile.TemporaryDirectory(prefix="kos-calls-") as own:
-            self._loop.run_until_complete(self._start(self._folder or Path(own)))
+        with nullcontext(self._folder) if self._folder else tempfile.TemporaryDirectory(prefix="kos-calls-") as folder:
+            self._loop.run_until_complete(self._start(Path(folder)))
             started.set()
             self._loop.run_forever()
             self._processes.close()

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from kos_cluster.errors import KosError
+from kos_cluster.tasks.framing import Segments
 
 TEXT_LIMIT = 64 << 10  # characters of a failure's message, and of its traceback
 PICKLE_LIMIT_BYTES = 256 << 10  # of the exception itself
@@ -189,7 +190,7 @@ def _pickled(exc: BaseException) -> bytes:
     from kos_cluster.tasks.serialise import dumps_result
 
     try:
-        data = dumps_result(exc)
+        data = _usual_pickle(exc)
         if isinstance(data, bytes) and not _unpickles(data):
             data = dumps_result(_Bare(type(exc), exc.args, vars(exc)))
         if not isinstance(data, bytes) or len(data) > PICKLE_LIMIT_BYTES:  # then its type, with the ends of its text
@@ -197,6 +198,16 @@ def _pickled(exc: BaseException) -> bytes:
     except KosError:  # its type and text travel instead
         return b""
     return data if isinstance(data, bytes) and len(data) <= PICKLE_LIMIT_BYTES else b""
+
+
+def _usual_pickle(exc: BaseException) -> bytes | Segments:
+    """As its class says; empty when that fails, as it does for a deep traceback where tblib pickles those, too."""
+    from kos_cluster.tasks.serialise import dumps_result
+
+    try:
+        return dumps_result(exc)
+    except KosError:
+        return b""
 
 
 def _unpickles(data: bytes) -> bool:

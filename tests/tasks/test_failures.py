@@ -42,6 +42,13 @@ class NeedsTwo(Exception):
         super().__init__(f"{one} and {two}")
 
 
+class ReducesItself(Exception):
+    """Its own way to be pickled fails, as that of tblib does for the deep traceback of an endless recursion."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise RecursionError
+
+
 def test_the_original_type_and_arguments() -> None:
     exc = travelled(FileNotFoundError(2, "No such file", "data.csv"))
     assert type(exc) is FileNotFoundError
@@ -90,6 +97,12 @@ def test_an_exception_whose_constructor_wants_other_arguments_keeps_its_type() -
     assert type(exc) is NeedsTwo
     assert str(exc) == "a and b"
     assert "node node-a" in shown(exc)
+
+
+def test_the_type_and_arguments_are_kept_where_its_own_pickle_fails() -> None:
+    exc = travelled(ReducesItself("bad", 7))
+    assert type(exc) is ReducesItself
+    assert exc.args == ("bad", 7)
 
 
 def test_an_exception_that_cannot_be_pickled_keeps_its_name_and_text() -> None:

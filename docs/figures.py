@@ -16,6 +16,7 @@ from docs.markdown import table
 from kos_cluster.services.bench import engines as engines_bench
 from kos_cluster.services.bench import memory as memory_bench
 from kos_cluster.services.bench import queued as queued_bench
+from kos_cluster.services.bench import reports
 from kos_cluster.services.bench.figures import (
     AIMS,
     KOS,
@@ -56,7 +57,7 @@ def summary() -> str:
 
 def memory() -> str:
     """What `kos bench memory` measured."""
-    report = msgspec.json.decode(KEPT_MEMORY.read_bytes(), type=memory_bench.Report)
+    report = msgspec.json.decode(KEPT_MEMORY.read_bytes(), type=reports.Report[memory_bench.Figure])
     rows = [["", "GB/s", "beside", "aim"]]
     for figure in report.figures:
         beside, aim = "", ""
@@ -69,7 +70,7 @@ def memory() -> str:
 
 def queued() -> str:
     """What `kos bench queued` measured."""
-    report = msgspec.json.decode(KEPT_QUEUED.read_bytes(), type=queued_bench.Report)
+    report = msgspec.json.decode(KEPT_QUEUED.read_bytes(), type=reports.Report[queued_bench.Figure])
     rows = [["tasks that wait", "memory of their program", "bytes a task", "aim"]]
     for figure in report.figures:
         reached = "reached" if figure.each_bytes <= queued_bench.AIM_BYTES else "NOT reached"
@@ -81,7 +82,7 @@ def queued() -> str:
 
 def engines() -> str:
     """What `kos bench engines` measured."""
-    report = msgspec.json.decode(KEPT_ENGINES.read_bytes(), type=engines_bench.Report)
+    report = msgspec.json.decode(KEPT_ENGINES.read_bytes(), type=reports.Report[engines_bench.Figure])
     rows = [["", "median", "beside", "aim"]]
     rows += [[engines_bench.MEANINGS[figure.name], *engines_bench.told(figure)] for figure in report.figures]
     return "\n\n".join([table(rows), _circumstances(report.machine, report.versions)])

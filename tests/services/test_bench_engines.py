@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kos_cluster.services.bench.engines import Figure, Report, rendered
+from kos_cluster.services.bench.engines import Figure, rendered
+from kos_cluster.services.bench.reports import Report
 
 
 def test_the_report_says_what_was_reached() -> None:

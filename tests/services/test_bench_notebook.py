@@ -10,7 +10,8 @@ import pytest
 
 from kos_cluster.cli.main import run
 from kos_cluster.services.bench import notebook
-from kos_cluster.services.bench.notebook import Figure, Report, rendered
+from kos_cluster.services.bench.notebook import Figure, rendered
+from kos_cluster.services.bench.reports import Report
 
 
 def test_the_report_says_what_was_reached() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kos_cluster.cli.main import run
-from kos_cluster.services.bench.queued import Figure, Report, rendered
+from kos_cluster.services.bench.queued import Figure, rendered
+from kos_cluster.services.bench.reports import Report
 
 
 def test_the_report_says_what_was_reached() -> None:

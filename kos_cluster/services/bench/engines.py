@@ -24,8 +24,8 @@ import kos_cluster as kos
 from kos_cluster.errors import KosError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import daemons, embedded
-from kos_cluster.services.bench import machine
-from kos_cluster.services.bench.main import target_of
+from kos_cluster.services.bench import reports
+from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 from kos_cluster.services.engines import control
 
 START_WORKERS = 3
@@ -63,21 +63,12 @@ class Figure(msgspec.Struct, frozen=True):
         return (self.ratio if self.beside else self.median_s) <= self.aim
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What `--json` writes."""
-
-    figures: list[Figure]
-    machine: dict[str, str | int | list[float]]
-    versions: dict[str, str]
-
-
 def run(args: argparse.Namespace) -> int:
     """Carry out `kos bench engines`: `args` has repeats and json. Raises KosError when it cannot be measured."""
     target = target_of(args.json)
-    report = Report(measured(args.repeats), machine.machine(), machine.versions())
+    report = report_of(measured(args.repeats))
     print(rendered(report))
-    if target is not None:
-        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    reports.write(report, target)
     return 0
 
 
@@ -106,15 +97,13 @@ def told(figure: Figure) -> tuple[str, str, str]:
     return f"{figure.median_s:.2f} s", spread, f"{figure.aim:g} s: {verdict}"
 
 
-def rendered(report: Report) -> str:
+def rendered(report: Report[Figure]) -> str:
     """The report as text for a terminal."""
     lines = []
     for figure in report.figures:
         value, beside, aim = told(figure)
         lines += [f"{figure.name}: {MEANINGS[figure.name]}", f"  {value}; {beside}; aim {aim}"]
-    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, *circumstances(report.machine, report.versions)])
 
 
 def _starts(cluster: kos.Cluster, repeats: int) -> Figure:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from kos_cluster.services.bench.plan import FULL, Plan
+from kos_cluster.services.bench.reports import circumstances
 
 KOS = "kos"
 BARE = "bare"
@@ -219,9 +220,7 @@ def rendered(report: Report) -> str:
         lines += ["Trouble:", *(f"  {text}" for text in report.failures)]
     if report.plan != FULL:
         lines.append("Less was done than the words say, as --quick asks for.")
-    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, *circumstances(report.machine, report.versions)])
 
 
 def judged(work: Work, report: Report) -> list[str]:

@@ -10,15 +10,13 @@ import argparse
 import signal
 import sys
 from collections.abc import Iterable
-from pathlib import Path
-
-import msgspec
 
 from kos_cluster.errors import KosError, UsageError
-from kos_cluster.services.bench import machine, picture
+from kos_cluster.services.bench import machine, picture, reports
 from kos_cluster.services.bench.conduct import run_once
 from kos_cluster.services.bench.figures import BARE, KOS, Part, Report, Sample, figures_of, ratios_of, rendered
 from kos_cluster.services.bench.plan import FULL, QUICK, Plan
+from kos_cluster.services.bench.reports import target_of
 from kos_cluster.services.bench.systems import ENTRIES
 
 INSTALL_HINT = "pip install 'kos-cluster[bench]'"
@@ -43,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     print(rendered(report))
-    if target is not None:
-        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    reports.write(report, target)
     if drawing is not None and report.figures:
         picture.draw(report, drawing)
     if not any(figure.system == KOS for figure in report.figures):
@@ -90,15 +87,3 @@ def measured(systems: list[str], parts: list[Part], repeats: int, plan: Plan, sk
         versions=versions,
         plan=plan,
     )
-
-
-def target_of(path: str | Path | None) -> Path | None:
-    """Where a file goes that was asked for; refused now rather than after the measuring when it cannot be written."""
-    if path is None:
-        return None
-    target = Path(path)
-    try:
-        target.touch()
-    except OSError as error:
-        raise UsageError(f"Cannot write {target}: {error.strerror}.", "Name a file in a folder that exists.") from None
-    return target

@@ -28,9 +28,9 @@ from kos_cluster.errors import KosError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.services import daemons, embedded, membership
-from kos_cluster.services.bench import machine
+from kos_cluster.services.bench import reports
 from kos_cluster.services.bench.control.fleet import scratch
-from kos_cluster.services.bench.main import target_of
+from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 from kos_cluster.services.ports import LOOPBACK, free_pairs
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.mesh import Mesh
@@ -132,21 +132,12 @@ class Figure(msgspec.Struct, frozen=True):
         return statistics.median(self.repeats) / statistics.median(self.peer)
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What `--json` writes."""
-
-    figures: list[Figure]
-    machine: dict[str, str | int | list[float]]
-    versions: dict[str, str]
-
-
 def run(args: argparse.Namespace) -> int:
     """Carry out `kos bench memory`: `args` has repeats and json. Raises KosError when a measure fails."""
     target = target_of(args.json)
-    report = Report(measured(args.repeats), machine.machine(), machine.versions())
+    report = report_of(measured(args.repeats))
     print(rendered(report))
-    if target is not None:
-        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    reports.write(report, target)
     return 0
 
 
@@ -182,7 +173,7 @@ def measured(repeats: int) -> list[Figure]:
     ]
 
 
-def rendered(report: Report) -> str:
+def rendered(report: Report[Figure]) -> str:
     """The report as text for a terminal."""
     lines = []
     for each in report.figures:
@@ -194,9 +185,7 @@ def rendered(report: Report) -> str:
             lines.append(f"  {each.ratio:.2f} times {each.against}; aim {each.aim:g}: {reached}")
         elif each.against:
             lines.append(f"  {each.against} is not installed")
-    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, *circumstances(report.machine, report.versions)])
 
 
 def _on_kos() -> dict[str, float]:

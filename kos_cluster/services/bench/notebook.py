@@ -29,8 +29,8 @@ from jupyter_client.manager import KernelManager
 from kos_cluster.errors import KosError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import daemons, embedded
-from kos_cluster.services.bench import machine
-from kos_cluster.services.bench.main import target_of
+from kos_cluster.services.bench import reports
+from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 
 NODES = 2
 SETTLE_S = 3.0  # after which the fork servers have loaded what cells need
@@ -86,21 +86,12 @@ class Figure(msgspec.Struct, frozen=True):
         return statistics.median(self.repeats_s)
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What `--json` writes."""
-
-    figures: list[Figure]
-    machine: dict[str, str | int | list[float]]
-    versions: dict[str, str]
-
-
 def run(args: argparse.Namespace) -> int:
     """Carry out `kos bench notebook`: `args` has repeats and json. Raises KosError when a measure fails."""
     target = target_of(args.json)
-    report = Report(measured(args.repeats), machine.machine(), machine.versions())
+    report = report_of(measured(args.repeats))
     print(rendered(report))
-    if target is not None:
-        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    reports.write(report, target)
     return 0
 
 
@@ -137,7 +128,7 @@ def measured(repeats: int) -> list[Figure]:
     ]
 
 
-def rendered(report: Report) -> str:
+def rendered(report: Report[Figure]) -> str:
     """The report as text for a terminal."""
     lines = []
     for each in report.figures:
@@ -148,9 +139,7 @@ def rendered(report: Report) -> str:
             aim = f"; aim {_ms(each.aim_s)}: {reached}"
         spread = f"({_ms(low)} to {_ms(high)}, {len(each.repeats_s)} measurements)"
         lines.append(f"{each.name}: {each.meaning}\n  median {_ms(each.median_s)} {spread}{aim}")
-    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, *circumstances(report.machine, report.versions)])
 
 
 def _differences(these: list[float], those: list[float]) -> list[float]:

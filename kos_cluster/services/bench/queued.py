@@ -21,8 +21,8 @@ import msgspec
 from kos_cluster.errors import KosError
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
 from kos_cluster.services import daemons, embedded
-from kos_cluster.services.bench import machine
-from kos_cluster.services.bench.main import target_of
+from kos_cluster.services.bench import reports
+from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 
 AIM_BYTES = 300  # a task, so 300 MB for a million
 WAYS = {"map": "one map", "submit": "separate submits, their futures kept"}
@@ -60,22 +60,13 @@ class Figure(msgspec.Struct, frozen=True):
         return self.grown_bytes / self.tasks
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What `--json` writes."""
-
-    figures: list[Figure]
-    machine: dict[str, str | int | list[float]]
-    versions: dict[str, str]
-
-
 def run(args: argparse.Namespace) -> int:
     """Carry out `kos bench queued`: `args` has tasks and json. Raises KosError when it cannot be measured."""
     target = target_of(args.json)
     figures = measured(args.tasks)
-    report = Report(figures, machine.machine(), machine.versions())
+    report = report_of(figures)
     print(rendered(report))
-    if target is not None:
-        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    reports.write(report, target)
     return 0
 
 
@@ -93,7 +84,7 @@ def measured(tasks: int) -> list[Figure]:
                 embedded.down(ClusterHome(home, EMBEDDED_NAME))
 
 
-def rendered(report: Report) -> str:
+def rendered(report: Report[Figure]) -> str:
     """The report as text for a terminal."""
     lines = []
     for each in report.figures:
@@ -102,9 +93,7 @@ def rendered(report: Report) -> str:
         lines.append(
             f"  {each.grown_bytes / 1e6:,.0f} MB, {each.each_bytes:.0f} bytes a task; aim {AIM_BYTES}: {reached}"
         )
-    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, *circumstances(report.machine, report.versions)])
 
 
 def _grown_bytes(way: str, tasks: int, environ: dict[str, str]) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from kos_cluster.services.bench.reports import circumstances
+
 SYSTEM = "kos"
 
 
@@ -147,9 +149,7 @@ def rendered(report: Report) -> str:
         lines.append("")
     if report.failures:
         lines += ["Trouble:", *(f"  {text}" for text in report.failures)]
-    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report.machine.items()))
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, *circumstances(report.machine, report.versions)])
 
 
 def _verdict(aim: Aim, measured: Figure) -> Verdict:

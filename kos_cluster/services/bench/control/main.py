@@ -12,14 +12,13 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
-import msgspec
 import uvloop
 
 from kos_cluster.errors import KosError
-from kos_cluster.services.bench import machine
+from kos_cluster.services.bench import machine, reports
 from kos_cluster.services.bench.control import detection, failover, joining, rates, rest
 from kos_cluster.services.bench.control.figures import Figure, Report, rendered, verdicts
-from kos_cluster.services.bench.main import target_of
+from kos_cluster.services.bench.reports import target_of
 
 Measure = Callable[[], Awaitable[list[Figure]]]
 
@@ -36,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     print(rendered(report))
-    if target is not None:
-        target.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    reports.write(report, target)
     if not report.figures:
         raise KosError("Nothing could be measured.", f"What happened: {'; '.join(report.failures)}")
     return 0

@@ -27,6 +27,7 @@ from kos_cluster.net.identity import (
     CLOCK_SKEW_S,
     Credentials,
     Keys,
+    key_usage,
     load_certificate,
     peer_extensions,
     private_pem,
@@ -57,7 +58,7 @@ class CertificateAuthority:
         certificate = (
             _builder(name, name, key.public_key(), new_serial(), time.time() + AUTHORITY_LIFETIME_S)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(authority=True), critical=True)
+            .add_extension(key_usage(authority=True), critical=True)
             .sign(key, None)
         )
         return cls(cluster, key, certificate.public_bytes(serialization.Encoding.PEM))
@@ -104,7 +105,7 @@ class CertificateAuthority:
             builder = builder.add_extension(extension, critical=False)
         certificate = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(key_usage(authority=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
                 critical=False,
@@ -198,20 +199,6 @@ def _builder(
         .not_valid_before(timestamp(time.time() - CLOCK_SKEW_S))
         .not_valid_after(timestamp(not_after_s))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _key_usage(authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
     )
 
 

@@ -27,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kos_cluster.core.names import checked
 from kos_cluster.errors import AuthError, UsageError
-from kos_cluster.net.identity import CLOCK_SKEW_S, timestamp
+from kos_cluster.net.identity import CLOCK_SKEW_S, key_usage, timestamp
 
 LIFETIME_S = 30 * 86400.0  # of a part's certificate, and so of an engine that is not started anew
 REQUEST_LIMIT_BYTES = 4096
@@ -64,7 +64,7 @@ class EngineAuthority:
             .not_valid_before(root.not_valid_before_utc)
             .not_valid_after(root.not_valid_after_utc)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(authority=True), critical=True)
+            .add_extension(key_usage(authority=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -90,7 +90,7 @@ class EngineAuthority:
             .not_valid_before(timestamp(now - CLOCK_SKEW_S))
             .not_valid_after(timestamp(now + LIFETIME_S))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(key_usage(authority=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
                 critical=False,
@@ -141,17 +141,3 @@ def _names(host: str) -> list[x509.GeneralName]:
             ) from None
         own = x509.DNSName(host)
     return names if own in names else [own, *names]
-
-
-def _key_usage(authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )

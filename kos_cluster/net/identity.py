@@ -205,6 +205,21 @@ def timestamp(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.UTC)
 
 
+def key_usage(authority: bool) -> x509.KeyUsage:
+    """What the key of an authority, or of whom it certifies, is for."""
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 def _request(key: Ed25519PrivateKey, curve_public: bytes) -> bytes:
     request = (
         x509.CertificateSigningRequestBuilder()

@@ -17,7 +17,8 @@ import pytest
 
 from kos_cluster.errors import KosError, StateError, UsageError
 from kos_cluster.services import sweeping
-from kos_cluster.services.bench.control import detection, failover, fleet, joining, main, rates, rest
+from kos_cluster.services.bench import fleet
+from kos_cluster.services.bench.control import detection, failover, joining, main, rates, rest
 from kos_cluster.services.bench.control.figures import (
     AIMS,
     MEANINGS,

@@ -15,16 +15,14 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import kos_cluster as kos
 from kos_cluster.errors import KosError
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
-from kos_cluster.services import daemons, embedded
 from kos_cluster.services.bench import reports
+from kos_cluster.services.bench.fleet import fleet
 from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 from kos_cluster.services.engines import control
 
@@ -74,16 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def measured(repeats: int) -> list[Figure]:
     """All figures, on one cluster."""
-    with tempfile.TemporaryDirectory(prefix="kos-") as folder:
-        home = Home(Path(folder) / "home")
-        try:
-            with daemons.changing(home):
-                embedded.up(home, NODES, slots=SLOTS)
-            with kos.connect(EMBEDDED_NAME, home=home.path) as cluster:
-                return [_starts(cluster, repeats), _tasks(cluster, repeats, folder)]
-        finally:
-            with daemons.changing(home):
-                embedded.down(ClusterHome(home, EMBEDDED_NAME))
+    with fleet(NODES, slots=SLOTS) as own, kos.connect(own.cluster.name, home=own.cluster.home.path) as cluster:
+        return [_starts(cluster, repeats), _tasks(cluster, repeats)]
 
 
 def told(figure: Figure) -> tuple[str, str, str]:
@@ -117,7 +107,7 @@ def _starts(cluster: kos.Cluster, repeats: int) -> Figure:
     return Figure("start", seconds, [], START_AIM_S)
 
 
-def _tasks(cluster: kos.Cluster, repeats: int, folder: str) -> Figure:
+def _tasks(cluster: kos.Cluster, repeats: int) -> Figure:
     try:
         import distributed
     except ImportError:
@@ -126,6 +116,7 @@ def _tasks(cluster: kos.Cluster, repeats: int, folder: str) -> Figure:
     ours: list[float] = []
     plain: list[float] = []
     with (
+        tempfile.TemporaryDirectory(prefix="kos-") as folder,
         control.open_engine(cluster, "dask").client as engine,
         distributed.LocalCluster(
             n_workers=TASK_WORKERS,

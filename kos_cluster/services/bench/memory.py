@@ -19,17 +19,15 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import msgspec
 
 from kos_cluster.errors import KosError
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
+from kos_cluster.home import ClusterHome, Home
 from kos_cluster.net.jointoken import JoinToken
-from kos_cluster.services import daemons, embedded, membership
+from kos_cluster.services import membership
 from kos_cluster.services.bench import reports
-from kos_cluster.services.bench.control.fleet import scratch
+from kos_cluster.services.bench.fleet import fleet, scratch
 from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 from kos_cluster.services.ports import LOOPBACK, free_pairs
 from kos_cluster.tasks.cluster import Cluster
@@ -189,15 +187,8 @@ def rendered(report: Report[Figure]) -> str:
 
 
 def _on_kos() -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="kos-") as folder:
-        home = Home(Path(folder))
-        try:
-            with daemons.changing(home):
-                embedded.up(home, NODES)
-            return _probe(KOS_PROBE, {**os.environ, "KOS_HOME": folder, "KOS_CLUSTER": EMBEDDED_NAME})
-        finally:
-            with daemons.changing(home):
-                embedded.down(ClusterHome(home, EMBEDDED_NAME))
+    with fleet(NODES) as own:
+        return _probe(KOS_PROBE, own.environ)
 
 
 def _on_two_homes() -> dict[str, float]:

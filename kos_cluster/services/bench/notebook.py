@@ -12,14 +12,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,9 +24,8 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from kos_cluster.errors import KosError
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
-from kos_cluster.services import daemons, embedded
 from kos_cluster.services.bench import reports
+from kos_cluster.services.bench.fleet import fleet
 from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 
 NODES = 2
@@ -97,22 +93,14 @@ def run(args: argparse.Namespace) -> int:
 
 def measured(repeats: int) -> list[Figure]:
     """All figures, on a cluster of their own that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="kos-") as folder:
-        home = Home(Path(folder))
-        environ = {**os.environ, "KOS_HOME": folder}
-        try:
-            with daemons.changing(home):
-                embedded.up(home, NODES)
-            time.sleep(SETTLE_S)
-            print("measuring cells", file=sys.stderr, flush=True)
-            few = max(FEWEST, repeats // 10)
-            loads = [_load_s(environ) for _ in range(few)]
-            cells = _in_kernel(environ, repeats)
-            print("measuring kernels", file=sys.stderr, flush=True)
-            plain, ours = _kernels(environ, few)
-        finally:
-            with daemons.changing(home):
-                embedded.down(ClusterHome(home, EMBEDDED_NAME))
+    with fleet(NODES) as own:
+        time.sleep(SETTLE_S)
+        print("measuring cells", file=sys.stderr, flush=True)
+        few = max(FEWEST, repeats // 10)
+        loads = [_load_s(own.environ) for _ in range(few)]
+        cells = _in_kernel(own.environ, repeats)
+        print("measuring kernels", file=sys.stderr, flush=True)
+        plain, ours = _kernels(own.environ, few)
     beyond = _differences(ours, plain)
     return [
         Figure("load", "%load_ext kos_kernel, beyond IPython", loads, 0.3),

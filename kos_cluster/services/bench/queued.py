@@ -10,18 +10,14 @@ Rules: data goes to stdout, progress to stderr. An aim that was not reached is p
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import msgspec
 
 from kos_cluster.errors import KosError
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome, Home
-from kos_cluster.services import daemons, embedded
 from kos_cluster.services.bench import reports
+from kos_cluster.services.bench.fleet import fleet
 from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 
 AIM_BYTES = 300  # a task, so 300 MB for a million
@@ -72,16 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 def measured(tasks: int) -> list[Figure]:
     """All figures, on one cluster."""
-    with tempfile.TemporaryDirectory(prefix="kos-") as folder:
-        home = Home(Path(folder))
-        environ = {**os.environ, "KOS_HOME": folder, "KOS_CLUSTER": EMBEDDED_NAME}
-        try:
-            with daemons.changing(home):
-                embedded.up(home, 1)
-            return [Figure(way, tasks, _grown_bytes(way, tasks, environ)) for way in WAYS]
-        finally:
-            with daemons.changing(home):
-                embedded.down(ClusterHome(home, EMBEDDED_NAME))
+    with fleet(1) as own:
+        return [Figure(way, tasks, _grown_bytes(way, tasks, own.environ)) for way in WAYS]
 
 
 def rendered(report: Report[Figure]) -> str:

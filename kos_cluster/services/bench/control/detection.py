@@ -11,8 +11,8 @@ import time
 
 from kos_cluster.core.records import MemberState
 from kos_cluster.services.bench.control.figures import Figure, Work, figure
-from kos_cluster.services.bench.control.fleet import Fleet, fleet
 from kos_cluster.services.bench.control.observer import Observer, observing
+from kos_cluster.services.bench.fleet import Fleet, fleet
 
 NODES = 8
 KILLS = 20

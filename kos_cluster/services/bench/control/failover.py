@@ -15,8 +15,8 @@ import time
 from kos_cluster.core.voters import voters_wanted
 from kos_cluster.net.locks import LockWanted
 from kos_cluster.services.bench.control.figures import Figure, Work, figure
-from kos_cluster.services.bench.control.fleet import Fleet, fleet
 from kos_cluster.services.bench.control.observer import Observer, observing
+from kos_cluster.services.bench.fleet import Fleet, fleet
 
 NODES = 5
 KILLS = 100

@@ -14,7 +14,7 @@ from kos_cluster.home import ClusterHome, Home
 from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.services import membership
 from kos_cluster.services.bench.control.figures import Figure, Work, figure
-from kos_cluster.services.bench.control.fleet import scratch
+from kos_cluster.services.bench.fleet import scratch
 from kos_cluster.services.ports import LOOPBACK, free_pairs
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.mesh import Mesh

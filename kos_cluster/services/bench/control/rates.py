@@ -17,8 +17,8 @@ from kos_cluster.core.voters import voters_wanted
 from kos_cluster.net import wire
 from kos_cluster.net.locks import LockAsked, LockWanted
 from kos_cluster.services.bench.control.figures import Figure, Work, figure
-from kos_cluster.services.bench.control.fleet import fleet
 from kos_cluster.services.bench.control.observer import Observer, observing
+from kos_cluster.services.bench.fleet import fleet
 
 NODES = 3
 CLIENTS = 64

@@ -16,8 +16,8 @@ import msgspec
 import psutil
 
 from kos_cluster.services.bench.control.figures import Figure, Work, figure
-from kos_cluster.services.bench.control.fleet import Fleet, elections, fleet
 from kos_cluster.services.bench.control.observer import observing
+from kos_cluster.services.bench.fleet import Fleet, elections, fleet
 
 NODES = 50
 REST_S = 600.0

@@ -35,11 +35,11 @@ def scratch() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def fleet(nodes: int, profile: str = daemons.DEFAULT_PROFILE) -> Iterator[Fleet]:
-    """A cluster of so many nodes, as `kos up` makes it."""
+def fleet(nodes: int, profile: str = daemons.DEFAULT_PROFILE, slots: int | None = None) -> Iterator[Fleet]:
+    """A cluster of so many nodes, as `kos up` makes it; with `slots` each."""
     with scratch() as folder:
         home = Home(folder / "home")
-        up = embedded.up(home, nodes, profile)
+        up = embedded.up(home, nodes, profile, slots=slots)
         try:
             yield Fleet(up.cluster, up.nodes)
         finally:
@@ -52,6 +52,11 @@ class Fleet:
     def __init__(self, cluster: ClusterHome, nodes: list[str]) -> None:
         self.cluster = cluster
         self.nodes = nodes
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """For a process that works on it."""
+        return {**os.environ, "KOS_HOME": str(self.cluster.home.path), "KOS_CLUSTER": self.cluster.name}
 
     def pid(self, node: str) -> int:
         """The daemon's. Raises KeyError when it does not run."""

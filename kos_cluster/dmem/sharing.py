@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,6 @@ from kos_cluster.errors import KosError, ProtocolError, UnreachableError
 from kos_cluster.net import unixsockets
 
 ANSWER_TIMEOUT_S = 5.0  # for the other arena, which may have to read the block back; then it is sent over the network
-_DESCRIPTOR = struct.Struct("i")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(protocol.FromArena).decode
 
@@ -56,7 +54,7 @@ def shared(folder: Path, block: str) -> Iterator[tuple[Segment, list[Owner]]]:
 
 def _asked(stream: socket.socket, block: str) -> tuple[Segment, list[Owner]]:
     stream.send(_encode(protocol.Share(0, block)))
-    packet, descriptors = _received(stream)
+    packet, descriptors = unixsockets.receive(stream, protocol.PACKET_LIMIT_BYTES, 1)
     try:
         if not packet:
             raise ConnectionResetError("it closed the connection")
@@ -70,11 +68,3 @@ def _asked(stream: socket.socket, block: str) -> tuple[Segment, list[Owner]]:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
-
-
-def _received(stream: socket.socket) -> tuple[bytes, list[int]]:
-    """A packet, and the descriptor with it, which no process that is started meanwhile inherits, as by `recv_fds`."""
-    room = socket.CMSG_LEN(_DESCRIPTOR.size)
-    packet, ancillary, _, _ = stream.recvmsg(protocol.PACKET_LIMIT_BYTES, room, socket.MSG_CMSG_CLOEXEC)
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-    return packet, [_DESCRIPTOR.unpack(data)[0] for level, kind, data in ancillary if (level, kind) == rights]

@@ -7,6 +7,7 @@ folder is reached by a descriptor of it. The kernel says which process is at the
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 
 BACKLOG = 128  # connections that wait to be accepted
 ACCEPT_PAUSE_S = 1.0  # of who accepts, when the system has no descriptor left
+_DESCRIPTOR_BYTES = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -57,6 +59,25 @@ def peer_of(stream: socket.socket) -> tuple[int, int]:
     """The process id and the user id at the other end, as they were when it connected or began to listen."""
     pid, uid, _ = _CREDENTIALS.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return pid, uid
+
+
+def receive(stream: socket.socket, limit_bytes: int, descriptors: int) -> tuple[bytes, list[int]]:
+    """What comes next, empty at the end, and the descriptors that come with it (SCM_RIGHTS), which the caller closes.
+
+    No process that is started meanwhile inherits them, as it would by `socket.recv_fds`. Raises OSError, also for a
+    packet of more bytes or more descriptors than that.
+    """
+    room = socket.CMSG_LEN(descriptors * _DESCRIPTOR_BYTES)
+    packet, ancillary, flags, _ = stream.recvmsg(limit_bytes, room, socket.MSG_CMSG_CLOEXEC)
+    received = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received.frombytes(data[: len(data) - len(data) % _DESCRIPTOR_BYTES])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for descriptor in received:
+            os.close(descriptor)
+        raise OSError(f"a packet of over {limit_bytes} bytes, or with over {descriptors} descriptors")
+    return packet, received.tolist()
 
 
 @contextlib.contextmanager

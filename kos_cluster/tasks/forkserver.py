@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kos_cluster.net import local
+from kos_cluster.net import local, unixsockets
 from kos_cluster.tasks import environment, memory_kills, processes, semaphores, worker
 
 PACKET_LIMIT_BYTES = 256 << 10  # of one Spawn, which carries an environment
@@ -85,14 +85,12 @@ class ForkServer:
 
     def _receive(self) -> bool:
         try:
-            packet, fds, flags, _ = socket.recv_fds(self._daemon, PACKET_LIMIT_BYTES, PASSED_FDS)
+            packet, fds = unixsockets.receive(self._daemon, PACKET_LIMIT_BYTES, PASSED_FDS)
         except ConnectionResetError:
             return False
         if not packet:
             return False
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise ValueError(f"a packet of over {PACKET_LIMIT_BYTES} bytes or with over {PASSED_FDS} descriptors")
             message = self._decoder.decode(packet)
             if isinstance(message, local.Preload):
                 self._preload.extend(message.modules)

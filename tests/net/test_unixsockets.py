@@ -42,3 +42,27 @@ def test_who_connects_waits_as_long_as_it_says(path: Path) -> None:
             assert stream.gettimeout() is None
     with pytest.raises(ConnectionRefusedError):
         unixsockets.connect(path)
+
+
+def test_a_descriptor_comes_with_its_packet_and_no_other_process_inherits_it() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open(os.devnull) as file:
+        socket.send_fds(ours, [b"one"], [file.fileno()])
+        packet, (descriptor,) = unixsockets.receive(theirs, 100, 1)
+        assert packet == b"one"
+        assert os.path.sameopenfile(descriptor, file.fileno())
+        assert not os.get_inheritable(descriptor)
+        os.close(descriptor)
+        ours.close()
+        assert unixsockets.receive(theirs, 100, 1) == (b"", [])
+
+
+@pytest.mark.parametrize(("size", "count"), [(101, 1), (1, 2)], ids=["bytes", "descriptors"])
+def test_a_packet_that_is_too_large_leaves_no_descriptor(size: int, count: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open(os.devnull) as file:
+        before = len(os.listdir("/proc/self/fd"))
+        socket.send_fds(ours, [bytes(size)], [file.fileno()] * count)
+        with pytest.raises(OSError, match="over 100 bytes, or with over 1 descriptors"):
+            unixsockets.receive(theirs, 100, 1)
+        assert len(os.listdir("/proc/self/fd")) == before

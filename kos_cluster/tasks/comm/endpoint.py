@@ -28,7 +28,7 @@ import msgspec
 
 from kos_cluster.core.roles import Command, may
 from kos_cluster.errors import AuthError, KosError, RankGoneError
-from kos_cluster.net import tls
+from kos_cluster.net import tls, unixsockets
 from kos_cluster.net.identity import Credentials, verify_peer
 from kos_cluster.tasks.comm import links
 from kos_cluster.tasks.comm.table import Address, Table
@@ -339,7 +339,7 @@ def _receive_hello(stream: links.Socket) -> tuple[Hello, int | None]:
     """A hello, and the ring that came with it, if one did. It is so short that it comes in one piece."""
     if isinstance(stream, ssl.SSLSocket):
         return msgspec.msgpack.decode(_receive(stream), type=Hello), None
-    data, fds, _, _ = socket.recv_fds(stream, HELLO_LIMIT_BYTES, 1)
+    data, fds = unixsockets.receive(stream, HELLO_LIMIT_BYTES, 1)
     try:
         return msgspec.msgpack.decode(data[tls.LENGTH_BYTES :], type=Hello), fds[0] if fds else None
     except msgspec.MsgspecError:

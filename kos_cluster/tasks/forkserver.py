@@ -63,6 +63,7 @@ class ForkServer:
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         self._selector.register(self._daemon, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
+        semaphores.remove_orphans()
         gc.freeze()  # what is here now is shared by all workers; their collectors need not touch it
         self._say(local.Warm([], {}))
         try:

@@ -41,7 +41,7 @@ from kos_cluster.net import local
 from kos_cluster.net.channel import Channel, Frames
 from kos_cluster.net.scoreboard import SIZE_BYTES, Scoreboard
 from kos_cluster.net.sizes import BULK_BYTES
-from kos_cluster.tasks import blocks, environment, failures, places, randomness, serialise
+from kos_cluster.tasks import blocks, environment, failures, places, randomness, semaphores, serialise
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.framing import Segments
 from kos_cluster.tasks.interrupts import Interrupts
@@ -500,6 +500,7 @@ def main(spawn: local.Spawn, scoreboard_fd: int, channel_fd: int, claims_fd: int
     scoreboard = Scoreboard(mmap.mmap(scoreboard_fd, SIZE_BYTES))
     os.close(scoreboard_fd)
     randomness.renew()
+    semaphores.name_by_worker()
     sys.path.insert(0, "")  # as in an interactive session: the folder that the task works in
     environment.stand_for_main(types.ModuleType("__main__"))
     channel = Channel(socket.socket(fileno=channel_fd))

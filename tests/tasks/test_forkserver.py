@@ -137,6 +137,52 @@ def test_what_a_killed_worker_started_ends_with_it(daemon: ForkDaemon) -> None:
     assert gone(grandchild)
 
 
+def make_semaphore() -> Any:
+    def fn() -> None:
+        import multiprocessing
+        import os
+        import signal
+        import time
+        from multiprocessing import resource_tracker
+
+        lock = multiprocessing.get_context("spawn").Lock()
+        os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # as the worker's end does, sooner or later
+        with open("/proc/self/maps") as maps:
+            print(*{line.split()[4] for line in maps if "/dev/shm/" in line})
+        time.sleep(1000)
+        os._exit(lock.acquire())
+
+    return fn
+
+
+def shared() -> set[int]:
+    return {each.inode() for each in os.scandir("/dev/shm")}
+
+
+def test_semaphores_end_with_their_worker(daemon: ForkDaemon) -> None:
+    """Python's resource tracker, which would remove them, is killed, too."""
+    worker = daemon.worker()
+    semaphore = holding(worker, make_semaphore())
+    assert semaphore in shared()
+    os.kill(worker.pid, signal.SIGKILL)
+    daemon.exited(worker)
+    until(lambda: semaphore not in shared())
+
+
+def test_semaphores_of_a_killed_fork_server_end_when_the_next_begins(daemon: ForkDaemon) -> None:
+    semaphore = holding(worker := daemon.worker(), make_semaphore())
+    daemon.process.kill()
+    daemon.process.wait()
+    assert gone(worker.pid)
+    assert semaphore in shared()
+    (daemon.folder / "following").mkdir()
+    following = ForkDaemon(daemon.folder / "following")
+    try:
+        until(lambda: semaphore not in shared())
+    finally:
+        following.close()
+
+
 def test_a_workspace_ends_with_its_worker(daemon: ForkDaemon) -> None:
     worker = daemon.worker()
     theirs = daemon.folder / "workspaces" / f"abc-{worker.pid}"

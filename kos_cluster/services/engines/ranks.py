@@ -28,7 +28,6 @@ from kos_cluster.services.engines.engine import Address, Credentials, Engine, Pl
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.registers import encoded
 from kos_cluster.services.engines.spec import Began, Spec, head_of
-from kos_cluster.tasks import semaphores
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.enginekeys import credentials
 
@@ -72,7 +71,6 @@ def serve_further(spec: Spec, address: Address) -> None:
 def _loaded(kind: str) -> Engine:
     """The engine, with what it imports: all ranks do that at the same time, before any of them waits for another."""
     engine = engine_of(kind)
-    semaphores.name_by_worker()
     for package in engine.packages:
         importlib.import_module(package)
     return engine

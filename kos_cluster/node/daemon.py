@@ -39,7 +39,7 @@ from kos_cluster.net.local import HOST_VARIABLE
 from kos_cluster.net.streams import ItemsWanted
 from kos_cluster.net.takingback import TakeBack
 from kos_cluster.net.transport import Origin, Payload
-from kos_cluster.node import machine
+from kos_cluster.node import machine, semaphores
 from kos_cluster.node.answers import Answers
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.blocks import Blocks
@@ -182,7 +182,9 @@ class Daemon:
         """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
         self._listeners.bind(start.host, start.port)
-        shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run, which has ended: its port is free
+        semaphores.remove_left(self._run / "workspaces")
+        for left in ("spool", "workspaces"):  # by an earlier run, which has ended: its port is free
+            shutil.rmtree(self._run / left, ignore_errors=True)
         self._parts.open()
         self._listeners.bind_local(start.cluster.new_socket(start.node, self._member.address))
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())

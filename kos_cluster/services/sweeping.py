@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome, Ready
+from kos_cluster.node import semaphores
 
 STOP_TIMEOUT_S = 5.0  # between SIGTERM and SIGKILL
 KILL_TIMEOUT_S = 5.0  # between SIGKILL and giving up
@@ -60,6 +61,8 @@ def sweep(cluster: ClusterHome, nodes: Sequence[str] | None = None) -> int:
         if not found:
             for folder in folders:
                 if folder.exists():
+                    for workspaces in (folder / "workspaces", *folder.glob("*/workspaces")):
+                        semaphores.remove_left(workspaces)
                     shutil.rmtree(folder)
             return len(swept)
         swept.update(found)

@@ -24,7 +24,8 @@ from typing import NamedTuple
 import msgspec
 
 from kos_cluster.net import local
-from kos_cluster.tasks import environment, memory_kills, processes, semaphores, worker
+from kos_cluster.node import semaphores
+from kos_cluster.tasks import environment, memory_kills, processes, worker
 
 PACKET_LIMIT_BYTES = 256 << 10  # of one Spawn, which carries an environment
 PASSED_FDS = 5  # stdout, stderr, scoreboard, channel, claims

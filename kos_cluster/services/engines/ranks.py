@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import kos_cluster as kos
 from kos_cluster.home import private_folder
-from kos_cluster.net.engineauthority import make_request
+from kos_cluster.net.engineauthority import ends_s, make_request
 from kos_cluster.net.local import HOST_VARIABLE
+from kos_cluster.node import semaphores
 from kos_cluster.services.engines.engine import Address, Credentials, Engine, Place
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.registers import encoded
 from kos_cluster.services.engines.spec import Began, Spec, head_of
-from kos_cluster.tasks import semaphores
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.enginekeys import credentials
 
@@ -59,7 +59,8 @@ def serve_first(spec: Spec, life: int) -> None:
         comm.send(head.address, rank)
     for rank in range(1, comm.size):
         comm.recv(rank)
-    kos.connect().register(head_of(spec.name)).set(encoded(Began(spec.id, life, head.address)))
+    began = Began(spec.id, life, head.address, ends_s(place.credentials.certificate))
+    kos.connect().register(head_of(spec.name)).set(encoded(began))
     _serve(head)
 
 

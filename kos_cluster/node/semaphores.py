@@ -4,6 +4,7 @@ Theory of operation. Under the start methods "spawn" and "forkserver" a Lock, Qu
 process ends in order, or Python's resource tracker sees that it has ended. A worker that is killed takes with it all
 that it has started, the tracker too. So who starts such processes in a worker for long has the names bear the worker's
 number, which those processes inherit; the fork server removes them when the worker has ended, however it has ended.
+Where that was killed too, with the whole node, the next start of the node does, or its removal.
 
 Rules: other names are not touched. multiprocessing is imported by `name_by_worker` alone: as it notes the folder that
 it is imported in, for the processes that are started later, a fork server must not.
@@ -29,6 +30,14 @@ def remove_of(worker: int) -> None:
     """Remove those of a worker that has ended."""
     for path in FOLDER.glob(f"sem.{_prefix(worker)}-*"):
         path.unlink(missing_ok=True)
+
+
+def remove_left(workspaces: Path) -> None:
+    """Remove those of workers that were killed together with their fork server, and had a folder of their own here."""
+    for folder in workspaces.glob("*-*"):
+        number = folder.name.rpartition("-")[2]
+        if number.isdecimal() and not Path("/proc", number).exists():
+            remove_of(int(number))
 
 
 def _prefix(worker: int) -> str:

@@ -9,18 +9,23 @@ import argparse
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 import kos_cluster as kos
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column, ago, size
-from kos_cluster.errors import EngineError
+from kos_cluster.core.records import JobSummary
+from kos_cluster.errors import EngineError, UnreachableError
 from kos_cluster.services.engines import control
+from kos_cluster.services.engines.heads import told_time
 from kos_cluster.services.engines.kinds import engine_of
-from kos_cluster.services.engines.spec import Record
+from kos_cluster.services.engines.spec import Record, State
+from kos_cluster.tasks.cluster import Cluster
 
+NOTE_PATIENCE_S = 2.0  # for what is told beside the jobs
+NOTED_S = 600.0  # that a trouble which is over is told there
 COLUMNS = (
     Column("ENGINE"),
     Column("KIND"),
@@ -111,6 +116,20 @@ def engine_dashboard_(parsed: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def note_troubles(cluster: Cluster, jobs: Iterable[JobSummary], console: Console) -> None:
+    """Beside a listing of jobs: engines that do not serve, or had trouble a short while ago, with what was lost."""
+    if not any(control.is_supervisor(job) for job in jobs):
+        return
+    try:
+        told = control.engines(cluster, NOTE_PATIENCE_S)
+    except UnreachableError as error:
+        console.note(f"kos: how engines stand cannot be told now: {error.message}")
+        return
+    for record in told:
+        if record.why and (record.state is not State.SERVING or time.time() - record.why_s < NOTED_S):
+            console.note(f"kos: engine {record.name} is {record.state}; last trouble: {record.why.rstrip('.')}.")
+
+
 def _row(record: Record, now: float) -> list[str]:
     return [
         record.name,
@@ -146,5 +165,7 @@ def _lines(record: Record) -> Iterator[str]:
     if record.plaintext:
         links = "; ".join(engine_of(record.kind).plaintext) or "nothing"
         yield f"Not encrypted, as --allow-plaintext lets it: {links}."
+    if record.until_s:
+        yield f"Its certificates end on {told_time(record.until_s)}."
     if record.why:
-        yield f"Last trouble: {record.why.rstrip('.')}."
+        yield f"Last trouble, {ago(max(0.0, time.time() - record.why_s))} ago: {record.why.rstrip('.')}."

@@ -47,11 +47,16 @@ STORY_COLUMNS = (
 
 def ps_(parsed: argparse.Namespace, console: Console) -> int:
     """List the jobs that run, those that ended while their client is still there, and all detached ones."""
-    jobs = kos.connect(parsed.cluster).jobs()
+    cluster = kos.connect(parsed.cluster)
+    jobs = cluster.jobs()
     if parsed.json:
         console.json(jobs)
     else:
         console.listing(jobs, JOB_COLUMNS, [_job_row(job, time.time()) for job in jobs])
+    if any(job.driver for job in jobs):  # one of them may be an engine's supervisor
+        from kos_cluster.cli.engines import note_troubles
+
+        note_troubles(cluster, jobs, console)
     return 0
 
 

@@ -113,6 +113,11 @@ def make_request() -> tuple[bytes, bytes]:
     return private, request.public_bytes(serialization.Encoding.PEM)
 
 
+def ends_s(certificate_pem: str) -> float:
+    """When a certificate ends, in Unix seconds."""
+    return x509.load_pem_x509_certificate(certificate_pem.encode()).not_valid_after_utc.timestamp()
+
+
 def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
     if len(request_pem) > REQUEST_LIMIT_BYTES:
         raise AuthError(f"A signing request is larger than {REQUEST_LIMIT_BYTES} bytes.")

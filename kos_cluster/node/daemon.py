@@ -182,7 +182,8 @@ class Daemon:
         """Serve until SIGTERM or `StopNode`. Raises PortTakenError, StateError, RevokedError when it was removed."""
         start = self._start
         self._listeners.bind(start.host, start.port)
-        shutil.rmtree(self._run / "spool", ignore_errors=True)  # of an earlier run, which has ended: its port is free
+        for left in ("spool", "workspaces"):  # by an earlier run, which has ended: its port is free
+            shutil.rmtree(self._run / left, ignore_errors=True)
         self._parts.open()
         self._listeners.bind_local(start.cluster.new_socket(start.node, self._member.address))
         bulk = self._bulk = BulkServer(start.host, start.port + 1, self._credentials, self._make_intake())

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kos_cluster.errors import StateError
 from kos_cluster.home import ClusterHome, Ready
+from kos_cluster.tasks import semaphores
 
 STOP_TIMEOUT_S = 5.0  # between SIGTERM and SIGKILL
 KILL_TIMEOUT_S = 5.0  # between SIGKILL and giving up
@@ -58,6 +59,7 @@ def sweep(cluster: ClusterHome, nodes: Sequence[str] | None = None) -> int:
     for _ in range(SWEEP_ROUNDS_LIMIT):
         found = belonging(folders)
         if not found:
+            semaphores.remove_orphans()  # of workers whose fork server was killed, too
             for folder in folders:
                 if folder.exists():
                     shutil.rmtree(folder)

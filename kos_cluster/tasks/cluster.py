@@ -58,7 +58,7 @@ from kos_cluster.tasks.mesh import Mesh
 from kos_cluster.tasks.nodes import newest, node_rows, status_of, to_ask
 from kos_cluster.tasks.options import split_options
 from kos_cluster.tasks.portforwarding import ForwardedPort
-from kos_cluster.tasks.registers import Register, read
+from kos_cluster.tasks.registers import FAILOVER_S, Register, read
 from kos_cluster.tasks.stories import merged
 from kos_cluster.tasks.streaming import Stream
 from kos_cluster.tasks.submission import Submission, new_job_id
@@ -415,9 +415,10 @@ class Cluster:
         """
         return Register(self._mesh, name)
 
-    def registers(self) -> dict[str, str]:
-        """What each register holds that is set, by name."""
-        return {name: value for name, value in read(self._mesh).items() if value is not None}
+    def registers(self, patience_s: float = FAILOVER_S) -> dict[str, str]:
+        """What each register holds that is set, by name. `patience_s`: for which an answer is looked for."""
+        told = read(self._mesh, patience_s=patience_s)
+        return {name: value for name, value in told.items() if value is not None}
 
     def locks(self) -> list[HeldLock]:
         """The locks that are held, by name."""

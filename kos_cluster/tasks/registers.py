@@ -66,12 +66,13 @@ class Register:
             ) from error
 
 
-def read(mesh: Asks, name: str = "") -> dict[str, str | None]:
-    """One register, set or not; or all that are set. Asked again while nodes fail."""
-    deadline_s = time.monotonic() + FAILOVER_S
+def read(mesh: Asks, name: str = "", patience_s: float = FAILOVER_S) -> dict[str, str | None]:
+    """One register, set or not; or all that are set. Asked again while nodes fail. Raises UnreachableError."""
+    deadline_s = time.monotonic() + patience_s
+    timeout_s = min(DECISION_TIMEOUT_S, patience_s)
     while True:
         try:
-            return mesh.request(RegistersAsked(name), dict[str, str | None], timeout_s=DECISION_TIMEOUT_S)
+            return mesh.request(RegistersAsked(name), dict[str, str | None], timeout_s=timeout_s)
         except UnreachableError:
             if time.monotonic() >= deadline_s:
                 raise

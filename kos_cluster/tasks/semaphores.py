@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -52,7 +53,8 @@ def _name(worker: int) -> None:
 def _of(worker: int | str) -> Iterator[Path]:
     for path in FOLDER.glob(f"sem.{_prefix()}{worker}-*"):
         with suppress(FileNotFoundError):  # another has removed it meanwhile
-            if path.lstat().st_uid == os.getuid():
+            status = path.lstat()
+            if status.st_uid == os.getuid() and stat.S_ISREG(status.st_mode):
                 yield path
 
 

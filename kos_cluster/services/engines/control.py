@@ -20,6 +20,7 @@ import msgspec
 
 from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostError, UsageError
 from kos_cluster.services.engines.engine import Connection
+from kos_cluster.services.engines.heads import as_seen, ending
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
 from kos_cluster.services.engines.launching import leave
 from kos_cluster.services.engines.looking import LOOPBACK
@@ -37,8 +38,10 @@ from kos_cluster.services.engines.spec import (
 )
 from kos_cluster.services.engines.supervisor import supervise
 from kos_cluster.tasks.detached import ENDED, DetachedJob
+from kos_cluster.tasks.registers import FAILOVER_S
 
 if TYPE_CHECKING:
+    from kos_cluster.core.records import JobSummary
     from kos_cluster.tasks.cluster import Cluster
 
 START_TIMEOUT_S = 240.0  # for slots and ranks
@@ -47,6 +50,7 @@ STOP_TIMEOUT_S = 30.0
 SCALE_TIMEOUT_S = 60.0
 POLL_S = 0.1  # between two looks at the registers while one waits
 JOB_POLL_S = 0.5  # between two looks at the supervisor's job
+SUPERVISOR = "engine "  # the beginning of the name of its job
 _ID_BYTES = 8
 
 
@@ -77,7 +81,7 @@ def start(cluster: Cluster, spec: Spec) -> Record:
     taken = next((record for record in _records(cluster) if record.name == spec.name), None)
     if taken is not None:
         raise _taken(taken)
-    job = cluster.detach(supervise, [spec], name=f"engine {spec.name} ({spec.kind})")
+    job = cluster.detach(supervise, [spec], name=f"{SUPERVISOR}{spec.name} ({spec.kind})")
     try:
         return _started(cluster, spec, job)
     except BaseException:
@@ -86,9 +90,16 @@ def start(cluster: Cluster, spec: Spec) -> Record:
         raise
 
 
-def engines(cluster: Cluster) -> list[Record]:
-    """All engines of the cluster, by name, those that have failed too."""
-    return [_as_it_is(cluster, record) for record in _records(cluster)]
+def engines(cluster: Cluster, patience_s: float = FAILOVER_S) -> list[Record]:
+    """All engines of the cluster, by name, those that have failed too. Raises UnreachableError."""
+    members = cluster.heard().members or ()
+    told = records(cluster.registers(patience_s))
+    return [as_seen(_as_it_is(cluster, record), members, time.time()) for record in told]
+
+
+def is_supervisor(job: JobSummary) -> bool:
+    """Whether a job in a listing is an engine's supervisor, by its name: there is an engine, then."""
+    return bool(job.driver) and job.name.startswith(SUPERVISOR)
 
 
 def find(cluster: Cluster, name_or_kind: str) -> Record:
@@ -155,6 +166,8 @@ def stop(cluster: Cluster, name: str) -> Record:
 def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
     """A connection to an engine; the caller closes it. Raises EngineError, UnreachableError, AuthError, UsageError."""
     record = serving(find(cluster, name_or_kind))
+    if 0 < record.until_s <= time.time():
+        raise EngineError(f"Engine {record.name!r} cannot be connected to: {ending(record, time.time())}.")
     engine = engine_of(record.kind)
     check_installed_here(engine)
     return engine.connect(record.address, cluster.engine_keys(record.id, LOOPBACK))
@@ -200,7 +213,7 @@ def _as_it_is(cluster: Cluster, record: Record) -> Record:
     if record.state is State.FAILED or not _job_ended(cluster, record):
         return record
     why = f"its supervisor has ended; see 'kos attach {record.job}'"
-    return msgspec.structs.replace(record, state=State.FAILED, workers=0, why=why)
+    return msgspec.structs.replace(record, state=State.FAILED, workers=0, why=why, why_s=time.time())
 
 
 def _job_ended(cluster: Cluster, record: Record) -> bool:
@@ -216,7 +229,7 @@ def serving(record: Record) -> Record:
         return record
     told = f": {record.why.rstrip('.')}" if record.why else ""
     hint = f"Type 'kos engine stop {record.name}', then start it again."
-    if record.state is State.STARTING:
+    if record.state in (State.STARTING, State.LOST):
         hint = f"Type 'kos engine status {record.name}' to see when it serves."
     raise EngineError(f"Engine {record.name!r} is {record.state}{told}.", hint)
 
@@ -245,16 +258,19 @@ def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:
 def _ended(job: DetachedJob) -> KosError:
     """How a supervisor's job has ended."""
     try:
-        job.results()
+        (outcome,) = job.outcomes()
     except TaskLostError:
         return EngineError(f"The supervisor of the engine, job {job.id}, was lost.", f"See 'kos attach {job.id}'.")
     except KosError as error:
         return error
-    except BaseException as error:
-        return EngineError(
-            f"The supervisor of the engine, job {job.id}, has ended: {error!r}.", "This is an error in KOS."
-        )
-    return EngineError("The engine was stopped while it started.", "Start it again.")
+    if not outcome.failed:
+        return EngineError("The engine was stopped while it started.", "Start it again.")
+    raised = outcome.error()
+    if isinstance(raised, KosError):
+        return raised
+    return EngineError(
+        f"The supervisor of the engine, job {job.id}, has ended: {raised!r}.", "This is an error in KOS."
+    )
 
 
 def _awaited(look: Callable[[], Record | None], timeout_s: float, what: str) -> Record:

@@ -314,7 +314,8 @@ def _refusal(address: Address, error: OSError) -> KosError:
     while cause is not None:
         if "SSL" in f"{type(cause).__name__} {cause}" or "certificate" in str(cause):
             return AuthError(
-                f"The engine at {address.head} refuses this certificate: {cause}.", "It is another engine's."
+                f"The engine at {address.head} and this program refuse each other's certificates: {cause}.",
+                "It is another engine's, or a certificate has ended: see 'kos engine list'.",
             )
         cause = cause.__cause__ or cause.__context__
     return UnreachableError(

@@ -58,7 +58,7 @@ class Ledger:
     def write(self, **changes: Any) -> None:
         """Change the record. Raises Superseded."""
         if "why" in changes:
-            changes["why"] = shortened(changes["why"])
+            changes |= {"why": shortened(changes["why"]), "why_s": time.time()}
         self.record = msgspec.structs.replace(self.record, **changes)
         with suppress(UnreachableError):  # it is tried again with the next look
             self._flush()

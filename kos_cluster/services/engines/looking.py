@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.5  # between two questions
+FIRST_S = 10.0  # for the engine's packages to load here, before the head is asked for the first time
 LOOPBACK = "127.0.0.1"  # a client is reached by nobody
 
 
@@ -33,7 +34,7 @@ class Looking:
         self._connection: Connection | None = None
         self._leaving = 0  # workers that are to be let go
         self.refusal = ""  # why workers that were to be let go could not be
-        self._heard_s = time.monotonic()
+        self._heard_s = time.monotonic() + FIRST_S
         self.standing: Standing | None = None
         self._thread = threading.Thread(target=self._run, name="kos-looking", daemon=True)
         self._thread.start()
@@ -60,6 +61,9 @@ class Looking:
 
     def _look(self) -> None:
         try:
+            if self._connection is not None and not self._connection.usable:  # it does not come back by itself
+                self._connection.close()
+                self._connection = None
             if self._connection is None:
                 credentials = self._cluster.engine_keys(self._spec.id, LOOPBACK)
                 self._connection = engine_of(self._spec.kind).connect(self._address, credentials)

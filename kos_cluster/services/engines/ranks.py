@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import kos_cluster as kos
 from kos_cluster.home import private_folder
-from kos_cluster.net.engineauthority import make_request
+from kos_cluster.net.engineauthority import ends_s, make_request
 from kos_cluster.net.local import HOST_VARIABLE
 from kos_cluster.services.engines.engine import Address, Credentials, Engine, Place
 from kos_cluster.services.engines.kinds import engine_of
@@ -58,7 +58,8 @@ def serve_first(spec: Spec, life: int) -> None:
         comm.send(head.address, rank)
     for rank in range(1, comm.size):
         comm.recv(rank)
-    kos.connect().register(head_of(spec.name)).set(encoded(Began(spec.id, life, head.address)))
+    began = Began(spec.id, life, head.address, ends_s(place.credentials.certificate))
+    kos.connect().register(head_of(spec.name)).set(encoded(began))
     _serve(head)
 
 

@@ -47,6 +47,7 @@ class State(enum.StrEnum):
 
     STARTING = "starting"
     SERVING = "serving"
+    LOST = "lost"  # its head is, and its supervisor has not said yet what comes next; seen, and in no record
     FAILED = "failed"
 
 
@@ -72,6 +73,9 @@ class Record(msgspec.Struct, frozen=True):
     running: int = 0
     held_bytes: int = 0  # of results, as of the last look
     why: str = ""  # what went wrong last, and what was lost by it
+    why_s: float = 0.0  # when that was
+    silent: bool = False  # its head does not answer, for now
+    until_s: float = 0.0  # when the first of this life's certificates ends; 0: it has not begun to serve
     answered: str = ""  # the newest wish that was carried out or refused
     refusal: str = ""  # of that wish
 
@@ -91,6 +95,7 @@ class Began(msgspec.Struct, frozen=True):
     engine: str
     life: int
     address: Address
+    until_s: float = 0.0  # when its certificates end
 
 
 def record_of(name: str) -> str:
@@ -129,6 +134,13 @@ def check_count(name: str, value: object, least: int, most: int) -> None:
     """Raises UsageError for what is no whole number of this range."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")
+
+
+def lost_with(record: Record) -> str:
+    """What is lost with a head, as of the last look at it."""
+    tasks = record.waiting + record.running
+    held = f"{record.held_bytes / (1 << 20):.1f} MiB of results"
+    return f"{tasks} task{'s' * (tasks != 1)} that waited or ran, and {held}"
 
 
 def shortened(why: str) -> str:

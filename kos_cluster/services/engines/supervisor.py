@@ -28,15 +28,15 @@ import time
 import kos_cluster as kos
 from kos_cluster.errors import EngineError, KosError
 from kos_cluster.services.engines.crews import Crews
+from kos_cluster.services.engines.heads import SILENT_S, Ends
 from kos_cluster.services.engines.ledger import Ledger, Superseded
 from kos_cluster.services.engines.looking import Looking
-from kos_cluster.services.engines.spec import Record, Spec, State, Wanted
+from kos_cluster.services.engines.spec import Record, Spec, State, Wanted, lost_with
 from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.25
 START_LOOK_S = 0.1  # while it starts
 START_TIMEOUT_S = 180.0  # from having slots until all of a gang serves: a Ray loads 20 processes of Python
-SILENT_S = 3.0  # without an answer of the head, after which the record says so
 
 
 class _Lost(Exception):
@@ -59,7 +59,6 @@ class _Supervisor:
         self._ledger = Ledger(cluster, _first_record(spec))
         self._served = False  # some life has
         self._wish = ""  # the one that is being carried out
-        self._silent = False  # the record says that the head does not answer
 
     def run(self) -> None:
         try:
@@ -90,7 +89,7 @@ class _Supervisor:
             )
         self._served = bool(former.address.head)
         if self._served:
-            self._next_life("its supervisor was lost, and head and workers with it")
+            self._next_life(f"its supervisor was lost, and with it the head on {former.node} and the workers")
         else:
             self._ledger.write(life=former.life + 1)  # what a head has said of the life before is not for this one
 
@@ -124,12 +123,18 @@ class _Supervisor:
                 raise _Lost(f"not all of it was there {START_TIMEOUT_S:g} s after it had its slots")
             time.sleep(START_LOOK_S)
         self._served = True
-        self._ledger.write(state=State.SERVING, address=began.address, node=crews.head_node, workers=crews.workers)
+        self._ledger.write(
+            state=State.SERVING,
+            address=began.address,
+            node=crews.head_node,
+            workers=crews.workers,
+            until_s=began.until_s,
+        )
 
     def _serve(self, crews: Crews) -> None:
         """Until the head is lost, or the user wants no more."""
         looking = Looking(self._cluster, self._spec, self._ledger.record.address)
-        self._silent = False
+        ends = Ends(self._ledger.record)
         try:
             while True:
                 failure = crews.failure()
@@ -141,6 +146,8 @@ class _Supervisor:
                 else:
                     self._mend(crews)
                 self._tell(crews, looking)
+                if news := ends.news(time.time()):
+                    print(f"Engine {self._spec.name}: {news}.", flush=True)
                 time.sleep(LOOK_S)
         finally:
             looking.stop()
@@ -148,7 +155,7 @@ class _Supervisor:
     def _next_life(self, why: str) -> None:
         """Begin anew. Raises EngineError when that is not to be."""
         record = self._ledger.record
-        told = f"{why.rstrip('.')}; lost: {_lost(record)}"
+        told = f"{why.rstrip('.')}; lost: {lost_with(record)}"
         if not record.restarts_left:
             raise EngineError(f"Engine {record.name!r} has ended: {told}.", f"See 'kos logs {record.job}'.")
         print(f"Engine {record.name} starts anew: {told}.", flush=True)
@@ -161,6 +168,8 @@ class _Supervisor:
             waiting=0,
             running=0,
             held_bytes=0,
+            silent=False,
+            until_s=0.0,
             why=told,
         )
 
@@ -223,9 +232,9 @@ class _Supervisor:
         if why:
             print(f"Engine {self._spec.name} has lost workers: {why}.", flush=True)
             self._ledger.write(why=why)
-        if (looking.silent_s > SILENT_S) != self._silent:
-            self._silent = not self._silent
-            self._ledger.write(why=f"its head has not answered for more than {SILENT_S:g} s" if self._silent else "")
+        silent = looking.silent_s > SILENT_S
+        if silent != self._ledger.record.silent:
+            self._ledger.write(silent=silent)
         if looking.standing is not None:
             self._ledger.count(looking.standing)
 
@@ -244,10 +253,3 @@ def _first_record(spec: Spec) -> Record:
         plaintext=spec.plaintext,
         since_s=time.time(),
     )
-
-
-def _lost(record: Record) -> str:
-    """What was lost with a head, as of the last look at it."""
-    tasks = record.waiting + record.running
-    held = f"{record.held_bytes / (1 << 20):.1f} MiB of results"
-    return f"{tasks} task{'s' * (tasks != 1)} that waited or ran, and {held}"

@@ -19,6 +19,7 @@ from concurrent.futures import CancelledError
 
 from kos_cluster.core.records import JobSummary
 from kos_cluster.errors import KosError, UnreachableError
+from kos_cluster.services.engines.heads import as_seen
 from kos_cluster.services.engines.registers import records
 from kos_cluster.services.monitor.snapshot import (
     EngineSight,
@@ -87,7 +88,10 @@ class Sampler:
         """In a thread, as it takes long while nobody decides."""
         try:
             with contextlib.suppress(KosError, CancelledError):  # nobody decides, or a register holds something else
-                self._engines = engine_sights(records(cluster.registers()))
+                self._engines = engine_sights(
+                    as_seen(record, cluster.heard().members or (), self._clock())
+                    for record in records(cluster.registers())
+                )
         finally:
             self._engines_s = self._clock()
             self._asks = False

@@ -156,6 +156,7 @@ class Allocate(msgspec.Struct, frozen=True):
     block: str
     size_bytes: int
     spilled: bool
+    writer: int  # the holder that has it created, or had
 
 
 class Granted(msgspec.Struct, frozen=True):
@@ -476,7 +477,7 @@ class Arena:
                 self._used_bytes += block.size_bytes
                 spilled = block.state is BlockState.WANTED
                 block.state = BlockState.RETURNING if spilled else BlockState.ALLOCATING
-                effects.append(Allocate(block.name, block.wanted_bytes, spilled))
+                effects.append(Allocate(block.name, block.wanted_bytes, spilled, block.writer))
                 continue
             if lacking <= self._spilling_bytes:
                 return

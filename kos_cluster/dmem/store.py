@@ -42,7 +42,7 @@ class BlockStore:
         self._books = Arena(limit_bytes, spill_limit_bytes, blocks_limit)
         self._spill = Spill(folder / "spill")
         self._segments: dict[str, Segment] = {}
-        self._adopted: dict[str, Segment] = {}  # those for which the books have no room yet
+        self._adopted: dict[tuple[str, int], Segment] = {}  # with their holder; the books have no room for them yet
         self._waiting: defaultdict[tuple[str, int], deque[Waiting]] = defaultdict(deque)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="arena")
         self._loop = asyncio.get_running_loop()
@@ -71,11 +71,11 @@ class BlockStore:
         except UsageError:
             segment.close()
             raise
-        self._adopted[block] = segment
+        self._adopted[block, holder] = segment
         try:
             await self._wait(arena.Create(block, segment.size_bytes, holder), block, holder)
         finally:
-            if self._adopted.pop(block, None) is not None:
+            if self._adopted.pop((block, holder), None) is not None:
                 segment.close()
 
     def seal(self, block: str, holder: int) -> None:
@@ -165,8 +165,8 @@ class BlockStore:
             return
         for effect in self._books.handle(event):
             match effect:
-                case arena.Allocate(block, size_bytes, spilled):
-                    if (adopted := self._adopted.pop(block, None)) is not None:
+                case arena.Allocate(block, size_bytes, spilled, writer):
+                    if (adopted := self._adopted.pop((block, writer), None)) is not None:
                         self._segments[block] = adopted
                         self._loop.call_soon(self._feed, arena.Allocated(block))
                     else:

@@ -163,7 +163,7 @@ def test_a_disk_that_takes_nothing_refuses_who_waits_and_loses_nothing() -> None
 def test_memory_that_the_system_does_not_give_refuses_the_writer() -> None:
     books = Arena(4 * PAGE_BYTES, 0, 10)
     (wanted,) = books.handle(arena.Create("a", 1, 1))
-    assert wanted == arena.Allocate("a", 1, False)
+    assert wanted == arena.Allocate("a", 1, False, 1)
     assert books.handle(arena.AllocationFailed("a", "none is left")) == [arena.Refused("a", 1, "none is left")]
     assert books.usage().used_bytes == 0 and books.state("a") is None
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_read_back_stays_on_the_disk_and_its_reader_is_told() -> 
     node.spilled()
     node.do(arena.Release("b", 1))
     (wanted,) = node.arena.handle(arena.Hold("a", 2))
-    assert wanted == arena.Allocate("a", PAGE_BYTES, True)
+    assert wanted == arena.Allocate("a", PAGE_BYTES, True, 1)
     node.do(arena.AllocationFailed("a", "the disk is broken"))
     assert node.refused[-1].holder == 2 and node.arena.state("a") is BlockState.SPILLED and node.used_pages == 0
 

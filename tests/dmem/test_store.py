@@ -249,3 +249,26 @@ def test_who_adopts_and_goes_away_leaves_nothing(short_folder: Path, turns: int)
                 await asyncio.sleep(0.001)
 
     asyncio.run(scene())
+
+
+def test_who_adopts_after_another_who_went_away_gets_its_own(short_folder: Path) -> None:
+    """In one round of the loop, so that the first has not cleared up yet."""
+
+    async def scene() -> None:
+        before = descriptors()
+        async with a_store(short_folder) as store:
+            await put(store, bytes(LIMIT_MIB * MIB))  # to be spilled first
+            block, first, second = secrets.token_hex(16), store.new_holder(), store.new_holder()
+            gone = asyncio.create_task(store.adopt(block, sealed(b"first"), first))
+            await asyncio.sleep(0)
+            store.holder_gone(first)
+            await store.adopt(block, sealed(b"second"), second)
+            await asyncio.wait([gone])
+            store.seal(block, second)
+            store.keep(block, OWNER)
+            assert await read(store, block) == b"second"
+            store.holder_gone(second)
+            store.drop([block], OWNER)
+        assert descriptors() == before
+
+    asyncio.run(scene())

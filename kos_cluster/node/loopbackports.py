@@ -3,16 +3,19 @@
 Theory of operation. What a dashboard shows is for who may use the engine, and it has no users of its own; so it listens
 on the loopback alone, and is reached through the bulk port, where a peer has shown who it is (`net.tunnel`).
 
-Rules. Only the loopback, never another host. A peer may have this if it may submit work (`net.tunnel.serve` looks): its
+Rules. Only the loopback, never another host, and only what this node's user has listening there: not what took the port
+of an engine that has ended. A peer may have this if it may submit work (`net.tunnel.serve` looks): its
 tasks run here and reach these ports anyway. At most `TUNNELS_LIMIT` at once. Called by the threads of the bulk port.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 
 from kos_cluster.errors import LimitError, StateError, UsageError
+from kos_cluster.net.tcpusers import user_who_listens
 from kos_cluster.net.tunnel import End
 
 LOOPBACK = "127.0.0.1"
@@ -44,6 +47,11 @@ class LoopbackPorts:
 
 def _connected(port: int) -> socket.socket:
     """Raises StateError."""
+    if user_who_listens(LOOPBACK, port) not in (None, os.getuid()):
+        raise StateError(
+            f"What listens on port {port} of the node's loopback is another user's.",
+            "Give a port of what runs as the node's own user.",
+        )
     try:
         connection = socket.create_connection((LOOPBACK, port), CONNECT_TIMEOUT_S)
     except OSError as error:

@@ -128,7 +128,11 @@ class ForwardedPort:
             log.warning("A connection to %s was closed, as %d are open.", self._target, CONNECTIONS_LIMIT)
             end.close()
             return
-        threading.Thread(target=self._carry, args=(end,), name="kos-forwarded", daemon=True).start()
+        try:
+            threading.Thread(target=self._carry, args=(end,), name="kos-forwarded", daemon=True).start()
+        except RuntimeError as error:  # this process has too many
+            log.warning("A connection to %s was closed (%s).", self._target, error)
+            self._over(end)
 
     def _carry(self, end: End) -> None:
         try:
@@ -138,9 +142,12 @@ class ForwardedPort:
         except KosError as error:
             log.warning("A connection to %s was closed: %s", self._target, error.message)
         finally:
-            end.close()
-            with self._lock:
-                self._ends.discard(end)
+            self._over(end)
+
+    def _over(self, end: End) -> None:
+        end.close()
+        with self._lock:
+            self._ends.discard(end)
 
 
 def forward(mesh: Mesh, node: str, port: int, local_port: int = 0) -> ForwardedPort:

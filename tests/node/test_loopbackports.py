@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +39,18 @@ def test_a_port_on_which_nothing_listens_is_named():
         port = listening.getsockname()[1]
     with pytest.raises(StateError, match=f"Nothing answers on port {port} of the node's loopback"):
         LoopbackPorts().tunnel(port)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user as well")
+def test_what_another_user_has_listening_there_is_refused():
+    """As who took the port of an engine that has ended would have."""
+    code = "import os, socket; os.setuid(65534); s = socket.create_server(('127.0.0.1', 0)); "
+    code += "print(s.getsockname()[1], flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        port = int(other.stdout.readline())
+        with pytest.raises(StateError, match=f"What listens on port {port} of the node's loopback is another user's"):
+            LoopbackPorts().tunnel(port)
+        other.stdin.close()

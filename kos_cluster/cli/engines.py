@@ -6,7 +6,6 @@ Rules: what it prints of an engine is what the engine's record says; nothing of 
 from __future__ import annotations
 
 import argparse
-import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -14,11 +13,12 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 import kos_cluster as kos
+from kos_cluster.cli import sigterm
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column, ago, size
 from kos_cluster.core.records import JobSummary
-from kos_cluster.errors import EngineError, UnreachableError
-from kos_cluster.services.engines import control
+from kos_cluster.errors import UnreachableError
+from kos_cluster.services.engines import control, dashboards
 from kos_cluster.services.engines.heads import told_time
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import Record, State
@@ -101,16 +101,13 @@ def engine_dashboard_(parsed: argparse.Namespace, console: Console) -> int:
     """Lead a port of this machine to an engine's dashboard, until it is interrupted or terminated."""
     cluster = kos.connect(parsed.cluster)
     record = control.find(cluster, parsed.name)
-    if not record.address.dashboard:
-        raise EngineError(f"Engine {record.name!r} has no dashboard now.", f"Type 'kos engine status {record.name}'.")
     ended = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    with cluster.forward_port(record.node, record.address.dashboard, local_port=parsed.port) as forwarded:
-        console.answer(f"http://127.0.0.1:{forwarded.port}")
+    dashboard = dashboards.opened(cluster, record, parsed.port)
+    with dashboard.port, sigterm.handled(lambda *_: ended.set()):
+        console.answer(dashboard.address)
         console.note(f"kos: leads to the dashboard of engine {record.name!r} on {record.node}; Ctrl-C ends it.")
-        if engine_of(record.kind).dashboard_asks:
-            console.note(f"kos: it asks for this token: {cluster.engine_keys(record.id, '127.0.0.1').secret}")
+        if dashboard.token:
+            console.note(f"kos: it asks for this token: {dashboard.token}")
         console.out.flush()
         ended.wait()
     return 0

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import psutil
 
+from kos_cluster.cli import sigterm
 from kos_cluster.cli.console import Console
 from kos_cluster.cli.tables import Column, ago
 from kos_cluster.errors import UsageError
@@ -52,14 +53,14 @@ def lock_(parsed: argparse.Namespace, console: Console) -> int:
     import kos_cluster as kos
 
     wait_s = 0.0 if parsed.no_wait else parsed.wait
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        with kos.connect(parsed.cluster).lock(parsed.name, ttl=parsed.ttl, wait=wait_s) as lock:
+        with (
+            sigterm.handled(_terminated),
+            kos.connect(parsed.cluster).lock(parsed.name, ttl=parsed.ttl, wait=wait_s) as lock,
+        ):
             return _run(parsed.argv, lock, console)
     except _Terminated:
         return EXIT_TERMINATED
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def locks_(parsed: argparse.Namespace, console: Console) -> int:

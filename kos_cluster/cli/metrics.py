@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import threading
 from pathlib import Path
 
+from kos_cluster.cli import sigterm
 from kos_cluster.cli.console import Console
 from kos_cluster.errors import UsageError
 from kos_cluster.services.monitor.endpoint import PORT, Server, application, is_loopback, read_token
@@ -34,7 +34,6 @@ def metrics_(parsed: argparse.Namespace, console: Console) -> int:
     if open_:
         console.note("kos: what goes over the network is not encrypted; see docs/monitor.md for a proxy that does.")
     console.out.flush()
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    with server:
+    with server, sigterm.handled(lambda *_: threading.Thread(target=server.shutdown).start()):
         server.serve_forever(poll_interval=0.2)
     return 0

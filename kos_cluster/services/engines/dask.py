@@ -48,6 +48,7 @@ class Dask:
     kind = "dask"
     packages = ("distributed",)
     plaintext = ()
+    dashboard_path = "/status"
     dashboard_asks = False
 
     def head(self, place: Place) -> Head:

@@ -131,6 +131,10 @@ class Engine(Protocol):
         """The links that it cannot encrypt, each as the sentence of a refusal names it."""
 
     @property
+    def dashboard_path(self) -> str:
+        """Of its dashboard's first page: "/"."""
+
+    @property
     def dashboard_asks(self) -> bool:
         """Whether its dashboard asks a browser for the engine's secret."""
 

@@ -27,6 +27,7 @@ class Ray:
         "same machine use it)",
         "and cannot keep its other servers, which are encrypted, to one address of a node that is not 127.0.0.1",
     )
+    dashboard_path = "/"
     dashboard_asks = True
 
     def head(self, place: Place) -> Head:

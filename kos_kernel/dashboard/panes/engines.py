@@ -2,29 +2,36 @@
 
 Theory of operation. A dashboard listens on the loopback of the node of its engine's head. Who asks for it gets the
 address of a port of the kernel's machine that leads there through the node's authenticated port; it stays for as long
-as the kernel does, or until `FORWARDED_LIMIT` others were asked for.
+as the kernel does, or until `OPENED_LIMIT` others were asked for.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from kos_cluster.errors import EngineError
+from kos_cluster.services.engines import dashboards
 from kos_cluster.services.engines.control import find, serving
+from kos_cluster.services.engines.dashboards import Dashboard
 from kos_cluster.services.monitor.model import Model
-from kos_cluster.tasks.portforwarding import LOOPBACK, ForwardedPort
+from kos_cluster.tasks.cluster import Cluster
 from kos_kernel.dashboard.panes.desk import Answer, Desk, Question, asked
 from kos_kernel.dashboard.panes.rows import Rows
 
 NAME = "engines"
-FORWARDED_LIMIT = 16  # ports
+OPENED_LIMIT = 16  # dashboards
 
-_forwarded: OrderedDict[tuple[str, int], ForwardedPort] = OrderedDict()  # by an engine's id, and which of its lives
-_forwarding = threading.Lock()
+
+class _Leads(NamedTuple):
+    cluster: Cluster
+    dashboard: Dashboard
+
+
+_opened: OrderedDict[tuple[str, int], _Leads] = OrderedDict()  # by an engine's id, and which of its lives
+_opening = threading.Lock()
 
 
 class OfEngine(msgspec.Struct, frozen=True):
@@ -60,21 +67,21 @@ class Feed:
         return self._rows.news(rows, full)
 
 
-def _dashboard(desk: Desk, question: Question) -> str:
-    """The address of an engine's dashboard on this machine."""
+def _dashboard(desk: Desk, question: Question) -> dict[str, str]:
+    """The address of an engine's dashboard on this machine, and the token that it asks for, or none."""
     cluster = desk.cluster()
     record = serving(find(cluster, asked(question, OfEngine).engine))
-    if not record.address.dashboard:
-        raise EngineError(
-            f"Engine {record.name} has no dashboard.", "Dask's needs bokeh on the node: pip install bokeh."
-        )
-    with _forwarding:
-        life = record.id, record.life
-        if life not in _forwarded:
-            _forwarded[life] = cluster.forward_port(record.node, record.address.dashboard)
-            if len(_forwarded) > FORWARDED_LIMIT:
-                _forwarded.popitem(last=False)[1].close()
-        return f"http://{LOOPBACK}:{_forwarded[life].port}/status"
+    life = record.id, record.life
+    with _opening:
+        leads = _opened.get(life)
+        if leads is None or leads.cluster is not cluster:  # it has connected anew, and the old connection is closed
+            _opened[life] = _Leads(cluster, dashboards.opened(cluster, record))
+            if leads is not None:
+                leads.dashboard.port.close()
+        if len(_opened) > OPENED_LIMIT:
+            _opened.popitem(last=False)[1].dashboard.port.close()
+        dashboard = _opened[life].dashboard
+    return {"address": dashboard.address, "token": dashboard.token}
 
 
 ASKED: dict[str, Answer] = {"dashboard": _dashboard}

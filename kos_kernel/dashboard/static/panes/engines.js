@@ -19,16 +19,19 @@ export default {
       row.about = kit.el("span", { class: "kos-small" });
       row.link = kit.el("a", { target: "_blank", rel: "noopener", hidden: true });
       row.open = kit.button("Dashboard", `Dashboard of ${name}`, () => open(row, name));
-      row.append(row.name, row.state, row.about, row.open, row.link);
+      row.token = kit.el("span", { class: "kos-small", hidden: true });
+      row.append(row.name, row.state, row.about, row.open, row.link, row.token);
       node.append(row);
       return row;
     }
 
     function open(row, name) {
       ask("engines", "dashboard", { engine: name }).then(
-        (address) => {
+        ({ address, token }) => {
           row.link.href = address;
           kit.say(row.link, address);
+          kit.say(row.token, token && `It asks for this token: ${token}`);
+          row.token.hidden = !token;
           row.link.hidden = false; // also where the browser lets no window be opened
           window.open(address, "_blank", "noopener");
         },
@@ -45,7 +48,7 @@ export default {
       const held = engine.held_bytes ? `${kit.bytes(engine.held_bytes)} held` : "";
       kit.say(row.about, [engine.kind, workers, work, held, engine.node && `head on ${engine.node}`, engine.why].filter(Boolean).join(" · "));
       row.open.hidden = !role.cancel || !engine.dashboard || engine.state !== "serving";
-      if (row.open.hidden) row.link.hidden = true;
+      if (row.open.hidden) row.link.hidden = row.token.hidden = true;
     }
 
     return {

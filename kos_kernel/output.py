@@ -135,7 +135,7 @@ class CellSink:
         if self._left_bytes < 0:
             job = task.partition(".")[0]
             limit = f"{OUTPUT_LIMIT_BYTES >> 20} MiB"
-            self._write("stderr", f"\nkos: more than {limit} of output; the rest is left out. Type 'kos logs {job}'.\n")
+            self._write("stderr", f"\nkos: more than {limit} of output; the rest is left out. {_rest_of(job)}\n")
             return False
         return True
 
@@ -180,6 +180,16 @@ class CellSink:
             "metadata": content.get("metadata") or {},
         }
         hook.session.send(hook.pub_socket, "execute_result", message, parent=hook.parent_header, ident=hook.topic)
+
+
+def _rest_of(job: str) -> str:
+    """Where the output of a job can be had that is not shown."""
+    from kos_cluster.services.engines.owner import engine_of  # most programs use no engine
+
+    engine = engine_of(job)
+    if engine:
+        return f"Nobody keeps it, as the job is on engine {engine}: let its tasks write to files."
+    return f"Type 'kos logs {job}'."
 
 
 def _bundle(content: dict[str, Any]) -> dict[str, Any]:

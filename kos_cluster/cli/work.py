@@ -73,7 +73,9 @@ def logs_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = kos.connect(parsed.cluster)
     logs = cluster.logs(parsed.id)
     if not logs and not cluster.stories(parsed.id):  # else it is known, and wrote nothing
-        raise _not_sent(cluster.jobs(), parsed.id) or _unknown(parsed.id)
+        jobs = cluster.jobs()
+        kept = "what its tasks print is with the program that submitted it, and on no node"
+        raise _on_engine(jobs, parsed.id, kept) or _not_sent(jobs, parsed.id) or _unknown(parsed.id)
     if parsed.json:
         console.json([{"task": task, "output": data.decode(errors="replace")} for task, data in logs])
         return 0
@@ -101,13 +103,26 @@ def story_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = kos.connect(parsed.cluster)
     stories = cluster.stories(parsed.id)
     if not stories:
-        raise _not_sent(cluster.jobs(), parsed.id) or _unknown(parsed.id)
+        jobs = cluster.jobs()
+        known = "its attempts are known to the program that submitted it, by story() of its futures"
+        raise _on_engine(jobs, parsed.id, known) or _not_sent(jobs, parsed.id) or _unknown(parsed.id)
     if parsed.json:
         console.json(stories)
     else:
         rows = [row for story in stories for row in _story_rows(story)]
         console.listing([record for story in stories for record in _story_records(story)], STORY_COLUMNS, rows)
     return 0
+
+
+def _on_engine(jobs: Sequence[JobSummary], id_: str, where: str) -> NoSuchTaskError | None:
+    """The error for what no node keeps of a job on an engine, if it is one."""
+    engine = next((known.engine for known in jobs if known.job == id_.partition(".")[0]), "")
+    if not engine:
+        return None
+    return NoSuchTaskError(
+        f"Job {id_} is on engine {engine}: {where}.",
+        f"Type 'kos engine dashboard {engine}' to see its tasks, 'kos cancel {id_}' to end it.",
+    )
 
 
 def _not_sent(jobs: Sequence[JobSummary], id_: str) -> NoSuchTaskError | None:
@@ -127,7 +142,7 @@ def _job_row(job: JobSummary, now: float) -> list[str]:
     counts = (job.done, job.failed, job.running, job.total)
     since = ago(max(0.0, now - job.since_s))
     state = job.state or ("running" if job.done + job.failed < job.total else "done")
-    driver = f"{job.driver} ({job.epoch})" if job.driver else ""
+    driver = f"{job.driver} ({job.epoch})" if job.driver else job.engine and f"engine {job.engine}"
     return [job.job, job.name, job.user, state, *map(str, counts), since, ", ".join(job.nodes), driver]
 
 

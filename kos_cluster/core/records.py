@@ -253,3 +253,4 @@ class JobSummary(msgspec.Struct, frozen=True):
     cancelled: int = 0  # how many of `failed` were cancelled
     held: tuple[HeldTasks, ...] = ()  # those that wait for results of others, the first groups of them
     program: str = ""  # the process that submitted it, in words; as the nodes tell it
+    engine: str = ""  # the name of the engine that it runs on; empty: the mesh

@@ -22,6 +22,7 @@ import msgspec
 from kos_cluster.core.records import JobSummary, Story
 from kos_cluster.tasks.job import Job
 from kos_cluster.tasks.output import PROGRESS_AFTER_S, tell
+from kos_cluster.tasks.owning import Elsewhere
 
 if TYPE_CHECKING:
     from kos_cluster.core.ownership import Ownership
@@ -42,6 +43,7 @@ class JobTable:
         self._outgoing = outgoing
         self._lending = lending
         self._active: set[str] = set()  # jobs with tasks that are not final
+        self.elsewhere: list[Elsewhere] = []  # what this process's jobs that are not the mesh's run on
 
     # ---- for any thread
 
@@ -54,13 +56,14 @@ class JobTable:
 
     def states(self, job: str) -> bytes:
         """A byte a task of a job of this process (`core.jobrows.STATES`); empty for any other."""
-        return self._owner.ask(lambda: self._core.states(job))
+        return self._owner.ask(lambda: self._core.states(job)) or b"".join(e.states(job) for e in list(self.elsewhere))
 
     def stories(self, job: str, indices: Collection[int]) -> list[Story]:
         """The stories of these tasks of a job of this process."""
-        return self._owner.ask(
+        told = self._owner.ask(
             lambda: self.by_id[job].told(self._core.stories(job, indices)) if job in self.by_id else []
         )
+        return told or [story for each in list(self.elsewhere) for story in each.stories(job, indices)]
 
     # ---- in the mesh thread
 
@@ -68,7 +71,13 @@ class JobTable:
         """What nodes, and people, are told of all jobs."""
         held = self._owner.holding.told, self._owner.remaking.told
         jobs = self._core.summaries()
-        return [msgspec.structs.replace(job, held=tuple(h for told in held for h in told(job.job))) for job in jobs]
+        own = [msgspec.structs.replace(job, held=tuple(h for told in held for h in told(job.job))) for job in jobs]
+        return own + [job for each in list(self.elsewhere) for job in each.summaries()]
+
+    def cancel_elsewhere(self, job: str, index: int | None) -> None:
+        """Somebody wants a job cancelled that is not the mesh's."""
+        for each in list(self.elsewhere):
+            each.cancel_wanted(job, index)
 
     def open(self, job: Job) -> None:
         """Make a job known, before its first task."""

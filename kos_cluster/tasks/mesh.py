@@ -357,8 +357,10 @@ class Mesh:
                     self._feed(ownership.NodeDrained(member.id, member.drained))
             case RankReady(_, job, index, serial) if job in self._jobs:
                 self._jobs[job].rank_in_place(index, serial, bytes(payload))
-            case wire.CancelWanted(job, index, _):
+            case wire.CancelWanted(job, index, _) if job in self._jobs:
                 self._feed(ownership.Cancelled(job, index))
+            case wire.CancelWanted(job, index, _):
+                self.jobs.cancel_elsewhere(job, index)
             case wire.Reply():
                 self._asking.answered(message)
 

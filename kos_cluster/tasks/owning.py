@@ -1,6 +1,6 @@
 """Who holds the table of a job's tasks and has them run: a connection to the mesh, or to an engine.
 
-A job (`tasks.job`) is the same with either; this is all that it asks of them.
+A job (`tasks.job`) is the same with either; this is all that it asks of them, and what the mesh asks of an engine.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ class Owner(Protocol):
     def resumed(self, job: Job, count: int, size_bytes: int, settled: Runs) -> None: ...
     def cancel(self, job: Job, index: int | None, *, waiting: bool = False) -> None: ...
     def close_job(self, job: Job) -> None: ...
+
+
+class Elsewhere(Protocol):
+    """An owner that is not the mesh: its jobs are listed, and cancelled by others, as the mesh's are."""
+
+    def summaries(self) -> list[JobSummary]: ...
+    def states(self, job: str) -> bytes: ...  # as JobTable.states
+    def stories(self, job: str, indices: Collection[int], /) -> list[Story]: ...
+    def cancel_wanted(self, job: str, index: int | None) -> None: ...  # of any job, also of none of its own
 
 
 class Blocks(Protocol):

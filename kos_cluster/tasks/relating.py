@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def find_related(jobs: Iterable[JobSummary], mesh: Mesh, needs: Needs, *, driven: bool) -> None:
     """Learn of these where the jobs are that such tasks are to be near to or apart from. Raises PlacementError."""
-    own = {job.job for job in mesh.jobs.summaries()}
+    own = {job.job for job in mesh.jobs.summaries() if not job.engine}
     ids = {member.name: member.id for member in mesh.members}
     elsewhere = places((job for job in jobs if job.job not in own), ids)
     mesh.feed(JobsElsewhere(elsewhere))

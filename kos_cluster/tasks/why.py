@@ -62,6 +62,8 @@ def explain(
     ]
     if summary is None:
         return rows
+    if summary.engine:
+        return _on_engine(id_, summary)
     waiting = summary.total - summary.done - summary.failed - summary.running
     if only:
         index = int(only) if only.isascii() and only.isdigit() else summary.total
@@ -78,6 +80,14 @@ def explain(
         state = _STATES_WITHOUT_END.get(summary.state, TaskState.WAITING)
         rows.append(Why(id_, waiting, state, "", _why_waiting(summary, standing, nodes)))
     return rows
+
+
+def _on_engine(id_: str, summary: JobSummary) -> list[Why]:
+    """Of a job on an engine only the counts are known, to others than its program and its engine."""
+    why = f"it is on engine {summary.engine}, which places its tasks itself: see 'kos engine status {summary.engine}'"
+    done = summary.done + summary.failed
+    counts = {TaskState.RUNNING: summary.running, TaskState.WAITING: summary.total - done - summary.running}
+    return [Why(id_, count, state, ", ".join(summary.nodes), why) for state, count in counts.items() if count > 0]
 
 
 def _waits_for(group: HeldTasks) -> str:

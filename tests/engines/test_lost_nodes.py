@@ -60,6 +60,7 @@ class Cast:
         self.first, self.second, self.third = (node["name"] for node in nodes)
 
 
+@pytest.mark.timeout(300)  # three starts of Dask; on a machine that has other work, too
 def test_with_its_supervisor_driver_and_coordinator_and_then_alone(
     mesh: EngineMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:

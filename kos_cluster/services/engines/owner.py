@@ -23,15 +23,16 @@ import queue
 import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
-from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Runs, Story, TaskState
+from kos_cluster.core.jobrows import STATES
+from kos_cluster.core.records import AttemptEnd, JobSummary, Needs, Runs, Story, TaskState
 from kos_cluster.errors import ArenaFullError, EngineError, StateError, TaskLostError, UnreachableError, UsageError
 from kos_cluster.services.engines.calls import BEGUN, DISPLAY, DISPLAY_END, Ended, HostedCall
+from kos_cluster.services.engines.calltables import Group, Row, Table
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.tasks import blocks
 from kos_cluster.tasks.futures import Outcome, Settled
@@ -44,45 +45,15 @@ from kos_cluster.tasks.output import PROGRESS_AFTER_S, PROGRESS_EVERY_S, tell
 OUT_LIMIT = 512  # calls of one job that are with the engine at once
 INLINE_BYTES = 256 << 10
 JOBS_KEPT = 64
+_STATE_CODES = {state: code for code, state in enumerate(STATES)} | {TaskState.RUNNING: STATES.index(TaskState.SENT)}
 
 
-@dataclass(eq=False, slots=True)
-class _Row:
-    """One task."""
-
-    index: int
-    state: TaskState = TaskState.WAITING
-    attempts: list[Attempt] = field(default_factory=list)
-    losses: int = 0  # attempts whose worker died beneath the engine's
-    sent_s: float = 0.0
-    sent: concurrent.futures.Future[Ended] | None = None
-    kept: list[blocks.BlockRef] = field(default_factory=list)  # that its call names
-    display: str = ""  # what has come of one
+_owners: weakref.WeakSet[EngineOwner] = weakref.WeakSet()
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class _Group:
-    """Jobs that share a cap."""
-
-    limit: int
-    capped: bool  # by whoever made it: what is with the engine is meant to run at once
-    out: int = 0
-    waiting: deque[tuple[_Table, _Row]] = field(default_factory=deque)
-
-
-@dataclass(eq=False, slots=True)
-class _Table:
-    """One job."""
-
-    id: str
-    name: str
-    user: str
-    job: Job | None  # None: it is over
-    group: _Group
-    rows: list[_Row] = field(default_factory=list)
-    left: int = 0  # that are not final
-    fn: bytes = b""  # as it travels
-    kept: list[blocks.BlockRef] = field(default_factory=list)
+def engine_of(job: str) -> str:
+    """The name of the engine that a job of this process runs on, or ran; empty: it is none of an engine."""
+    return next((owner.engine for owner in list(_owners) if owner.knows(job)), "")
 
 
 class EngineOwner:
@@ -96,13 +67,16 @@ class EngineOwner:
         self.holding = self.jobs = self.placing = self
         self._connection = connection
         self._user = mesh.credentials.peer.name
-        self._tables: OrderedDict[str, _Table] = OrderedDict()
-        self._groups: weakref.WeakValueDictionary[str, _Group] = weakref.WeakValueDictionary()  # by name
-        self._active: set[_Table] = set()
+        self._tables: OrderedDict[str, Table] = OrderedDict()
+        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()  # by name
+        self._active: set[Table] = set()
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="kos-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+        mesh.jobs.elsewhere.append(self)
+        self._listed = mesh.jobs.elsewhere
+        _owners.add(self)
 
     @property
     def usable(self) -> bool:
@@ -117,10 +91,10 @@ class EngineOwner:
         """Make a job known, before its first task."""
         self.blocks.used(job.spec.fn)
         options = job.spec.options
-        group = _Group(options.max_parallel or OUT_LIMIT, options.max_parallel > 0)
+        group = Group(options.max_parallel or OUT_LIMIT, options.max_parallel > 0)
         if job.spec.group:
             group = self._groups.setdefault(job.spec.group, group)
-        table = _Table(job.id, job.spec.name, self._user, job, group)
+        table = Table(job.id, job.spec.name, self._user, self.engine, job, group)
         self._tables[job.id] = table
 
     def close(self) -> None:
@@ -129,6 +103,7 @@ class EngineOwner:
             return
         self._note(self._stop)
         self._thread.join()
+        self._listed.remove(self)
         self._connection.close()
         atexit.unregister(self.close)
 
@@ -155,7 +130,7 @@ class EngineOwner:
 
     def summary(self, job: Job) -> JobSummary | None:
         table = self._tables.get(job.id)
-        return self._summary(table) if table is not None else None
+        return table.summary() if table is not None else None
 
     def stories(self, job: str, indices: Collection[int]) -> list[Story]:
         table = self._tables.get(job)
@@ -164,6 +139,23 @@ class EngineOwner:
 
     def standing(self, job: str) -> tuple[Needs, tuple[str, ...]] | None:
         return None
+
+    # ---- tasks.owning.Elsewhere; any thread
+
+    def summaries(self) -> list[JobSummary]:
+        return [table.summary() for table in list(self._tables.values())]
+
+    def states(self, job: str) -> bytes:
+        table = self._tables.get(job)
+        return bytes(_STATE_CODES[row.state] for row in list(table.rows)) if table is not None else b""
+
+    def knows(self, job: str) -> bool:
+        """Whether it has this job, or had it lately."""
+        return job in self._tables
+
+    def cancel_wanted(self, job: str, index: int | None) -> None:
+        if self._open:
+            self._note(self._cancel_named, job, index)
 
     # ---- the thread
 
@@ -190,23 +182,21 @@ class EngineOwner:
 
     def _add(self, job: Job, count: int) -> None:
         table = self._tables[job.id]
-        first = len(table.rows)
-        table.rows += [_Row(index) for index in range(first, first + count)]
-        table.left += count
+        rows = table.add(count)
         if table not in self._active:
             job.since_s = time.monotonic()
             self._active.add(table)
-        table.group.waiting.extend((table, row) for row in table.rows[first:])
+        table.group.waiting.extend((table, row) for row in rows)
         self._dispatch(table.group)
 
-    def _dispatch(self, group: _Group) -> None:
+    def _dispatch(self, group: Group) -> None:
         """Send what may go."""
         while group.waiting and group.out < group.limit:
             table, row = group.waiting.popleft()
             if row.state is TaskState.WAITING and table.job is not None:
                 self._send(table, table.job, row)
 
-    def _send(self, table: _Table, job: Job, row: _Row) -> None:
+    def _send(self, table: Table, job: Job, row: Row) -> None:
         spec, options = job.spec, job.spec.options
         try:
             self._check_usable()
@@ -231,7 +221,8 @@ class EngineOwner:
         except Exception as error:  # what it cannot take fails this task, and not this thread
             self._settle(table, row, error)
             return
-        row.state, row.sent, row.sent_s = TaskState.SENT, sent, time.time()
+        table.move(row, TaskState.SENT)
+        row.sent, row.sent_s = sent, time.time()
         table.group.out += 1
         sent.add_done_callback(lambda sent: self._notes.put(functools.partial(self._came, table, row, sent)))
 
@@ -251,11 +242,11 @@ class EngineOwner:
             return data
         return blocks.stand_in(kept[-1])
 
-    def _said(self, job: Job, table: _Table, row: _Row, stream: str, text: str) -> None:
+    def _said(self, job: Job, table: Table, row: Row, stream: str, text: str) -> None:
         """What a call says; in the connection's thread."""
         task = f"{table.id}.{row.index}"
         if stream == BEGUN:
-            self._notes.put(functools.partial(self._begun, row, text))
+            self._notes.put(functools.partial(self._begun, table, row, text))
         elif row.state in (TaskState.SENT, TaskState.RUNNING):  # else it was cancelled
             if stream == DISPLAY:
                 row.display += text
@@ -265,15 +256,14 @@ class EngineOwner:
             else:
                 tell(job.sink.write, task, stream, text.encode())
 
-    def _begun(self, row: _Row, node: str) -> None:
+    def _begun(self, table: Table, row: Row, node: str) -> None:
         if row.attempts and row.attempts[-1].end is AttemptEnd.OPEN:  # its engine's worker was lost, and it runs again
-            _close(row, AttemptEnd.NODE_LOST)
-        now = time.time()
-        row.attempts.append(Attempt(1 + len(row.attempts), node, row.sent_s, now))
+            row.close(AttemptEnd.NODE_LOST)
+        table.began(row, node)
         if row.state is TaskState.SENT:
-            row.state = TaskState.RUNNING
+            table.move(row, TaskState.RUNNING)
 
-    def _came(self, table: _Table, row: _Row, sent: concurrent.futures.Future[Ended]) -> None:
+    def _came(self, table: Table, row: Row, sent: concurrent.futures.Future[Ended]) -> None:
         """A call is done, or was cancelled."""
         table.group.out -= 1
         row.kept.clear()
@@ -286,14 +276,14 @@ class EngineOwner:
                 self._ended(table, row, sent.result())
         self._dispatch(table.group)
 
-    def _failed(self, table: _Table, row: _Row, error: BaseException) -> None:
+    def _failed(self, table: Table, row: Row, error: BaseException) -> None:
         if isinstance(error, TaskLostError):
-            _close(row, AttemptEnd.NODE_LOST, error.message)
+            row.close(AttemptEnd.NODE_LOST, error.message)
             error = TaskLostError(f"Task {table.id}.{row.index} was lost: {error.message}", error.hint)
         self._settle(table, row, error)
 
-    def _ended(self, table: _Table, row: _Row, ended: Ended) -> None:
-        _close(row, ended.end, ended.detail)
+    def _ended(self, table: Table, row: Row, ended: Ended) -> None:
+        row.close(ended.end, ended.detail)
         job = table.job
         if ended.end in (AttemptEnd.DONE, AttemptEnd.FAILED):
             self._settle(table, row, Outcome(ended.payload, ended.end is AttemptEnd.FAILED))
@@ -304,23 +294,28 @@ class EngineOwner:
         lost = ended.end is not AttemptEnd.TIMEOUT
         if lost and job is not None and row.losses < job.spec.options.retries:
             row.losses += 1
-            row.state = TaskState.WAITING
+            table.move(row, TaskState.WAITING)
             table.group.waiting.appendleft((table, row))
             return
         told = loss_error(f"{table.id}.{row.index}", ended.end, ended.node, len(row.attempts), ended.detail)
         self._settle(table, row, type(told)(told.message))  # the hint is of the mesh's tasks alone
 
-    def _settle(self, table: _Table, row: _Row, settled: Settled) -> None:
+    def _settle(self, table: Table, row: Row, settled: Settled) -> None:
         if isinstance(settled, Outcome) and not settled.failed:
-            row.state = TaskState.DONE
+            table.move(row, TaskState.DONE)
         else:
-            row.state = TaskState.CANCELLED if settled is None else TaskState.FAILED
+            table.move(row, TaskState.CANCELLED if settled is None else TaskState.FAILED)
         row.sent = None
         table.left -= 1
         if table.job is not None:
             table.job.settle_all([(row.index, 1)], settled)
         if not table.left:
             self._idle(table)
+
+    def _cancel_named(self, id_: str, index: int | None) -> None:
+        table = self._tables.get(id_)
+        if table is not None and table.job is not None:
+            self._cancel(table.job, index, False)
 
     def _cancel(self, job: Job, index: int | None, waiting: bool) -> None:
         table = self._tables.get(job.id)
@@ -329,20 +324,20 @@ class EngineOwner:
         for row in table.rows if index is None else table.rows[index : index + 1]:
             self._cancel_row(table, row, waiting)
 
-    def _cancel_row(self, table: _Table, row: _Row, waiting: bool) -> None:
+    def _cancel_row(self, table: Table, row: Row, waiting: bool) -> None:
         if row.state not in (TaskState.WAITING, TaskState.SENT, TaskState.RUNNING):
             return
         if waiting and (row.state is TaskState.RUNNING or (table.group.capped and row.state is TaskState.SENT)):
             return
         sent = row.sent
-        _close(row, AttemptEnd.CANCELLED)
+        row.close(AttemptEnd.CANCELLED)
         self._settle(table, row, None)
         if sent is not None:
             sent.cancel()  # its end is noted, and is no news then
 
     # ---- jobs
 
-    def _idle(self, table: _Table) -> None:
+    def _idle(self, table: Table) -> None:
         """All tasks so far are final."""
         self._active.discard(table)
         job = table.job
@@ -350,7 +345,7 @@ class EngineOwner:
             return
         if job.progress_shown:
             job.progress_shown = False
-            tell(job.sink.finished, self._summary(table))
+            tell(job.sink.finished, table.summary())
         if job.closed:
             self._retire(table, job)
 
@@ -360,7 +355,7 @@ class EngineOwner:
         if table is not None and not table.left:
             self._retire(table, job)
 
-    def _retire(self, table: _Table, job: Job) -> None:
+    def _retire(self, table: Table, job: Job) -> None:
         """A job that is over for good keeps its story for a while, and nothing that is large."""
         self.blocks.unused(job.spec.fn)
         job.lighten()
@@ -378,31 +373,6 @@ class EngineOwner:
             job = table.job
             if job is not None and now - job.since_s >= PROGRESS_AFTER_S:
                 job.progress_shown = True
-                summary = self._summary(table)
+                summary = table.summary()
                 waits = "" if summary.running else f"no worker of engine {self.engine} has begun a task of it."
                 tell(job.sink.progress, summary, waits)
-
-    def _summary(self, table: _Table) -> JobSummary:
-        rows = list(table.rows)
-        states = [row.state for row in rows]
-        cancelled = states.count(TaskState.CANCELLED)
-        nodes = {attempt.node for row in rows for attempt in row.attempts}
-        return JobSummary(
-            job=table.id,
-            name=table.name,
-            user=table.user,
-            total=len(rows),
-            done=states.count(TaskState.DONE),
-            failed=states.count(TaskState.FAILED) + cancelled,
-            running=states.count(TaskState.RUNNING),
-            since_s=time.time(),
-            nodes=tuple(sorted(nodes)),
-            reruns=sum(max(0, len(row.attempts) - 1) for row in rows),
-            cancelled=cancelled,
-        )
-
-
-def _close(row: _Row, end: AttemptEnd, cause: str = "") -> None:
-    """The attempt that is open, if there is one, has ended so."""
-    if row.attempts and row.attempts[-1].end is AttemptEnd.OPEN:
-        row.attempts[-1] = msgspec.structs.replace(row.attempts[-1], ended_s=time.time(), end=end, cause=cause)

@@ -19,10 +19,10 @@ from kos_cluster.services.engines import control, references
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import State
 from tests.engines.conformance import RESULT_S, EngineConformance
-from tests.engines.conftest import WORKERS, EngineMesh, connection, engine, mesh
+from tests.engines.conftest import WORKERS, EngineMesh, connection, engine, mesh, notebook
 from tests.mesh.conftest import until
 
-__all__ = ["connection", "engine", "mesh"]
+__all__ = ["connection", "engine", "mesh", "notebook"]
 
 pytestmark = [
     pytest.mark.whole,

@@ -156,34 +156,34 @@ class EngineConformance(Work):
     def test_a_lost_rank_is_replaced(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
         """The process of a rank itself, with all that it has started: the engine has nothing left to bring back."""
         pid = mesh.rank_of(connection.submit(lambda task: os.getpid()).result(RESULT_S))
-        shared = _shared_by(pid)
+        shared = shared_by(pid)
         os.kill(pid, signal.SIGKILL)
         until(lambda: "SIGKILL" in _row(mesh, engine.kind).why, "the loss is told")
         until(lambda: len(connection.standing().workers) == 2, "another has come")
-        until(lambda: not _still_shared(shared), "nothing of it is left in shared memory")
+        until(lambda: not still_shared(shared), "nothing of it is left in shared memory")
 
     def test_nothing_is_left_when_it_is_stopped(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:
         before = mesh.engine_processes()
         assert before
-        shared = set().union(*(_shared_by(process.pid) for process in before))
+        shared = set().union(*(shared_by(process.pid) for process in before))
         assert mesh.engine_files()
         assert mesh.ok("engine", "stop", engine.kind) == f"Engine {engine.kind} is stopped.\n"
         until(lambda: not any(map(psutil.Process.is_running, before)), "its processes have ended")
         until(lambda: not mesh.engine_files(), "its files are gone")
-        until(lambda: not _still_shared(shared), "nothing of it is left in shared memory")
+        until(lambda: not still_shared(shared), "nothing of it is left in shared memory")
         assert not [name for name in mesh.cluster.registers() if name.startswith("engine.")]
         with pytest.raises(EngineError, match="none is started"):
             control.find(mesh.cluster, engine.kind)
 
 
-def _shared_by(pid: int) -> set[int]:
+def shared_by(pid: int) -> set[int]:
     """What a process shares with others under a name, as semaphores: inodes, as they have another name at first."""
     with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/maps") as maps:
         return {int(fields[4]) for fields in map(str.split, maps) if fields[5:] and fields[5].startswith(SHARED)}
     return set()
 
 
-def _still_shared(inodes: set[int]) -> bool:
+def still_shared(inodes: set[int]) -> bool:
     return any(each.inode() in inodes for each in os.scandir(SHARED))
 
 

@@ -84,7 +84,9 @@ class Work:
         assert (over.error["ename"], over.error["evalue"]) == ("ZeroDivisionError", "division by zero")
         assert notebook.value("kept, ys") == "1 before"
 
-    def test_an_interrupt_stops_a_cell_there(self, notebook: Kernel, engine: Record, tmp_path: Path) -> None:
+    def test_an_interrupt_stops_a_cell_there(
+        self, notebook: Kernel, mesh: EngineMesh, engine: Record, tmp_path: Path
+    ) -> None:
         ok(notebook.run(f"folder, two = {str(tmp_path)!r}, [0, 1]"))
         cell = notebook.start(
             f"%%kos run --distribute --engine {engine.kind} --over two\nimport os, time\n"
@@ -92,6 +94,7 @@ class Work:
         )
         until(lambda: len(os.listdir(tmp_path)) == 2, "both elements run")
         pids = list(map(int, os.listdir(tmp_path)))
+        assert all(map(mesh.rank_of, pids))  # raises for a process that is not beneath the engine's
         notebook.interrupt()
         notebook.wait(lambda: cell.idle)
         assert cell.error["ename"] == "KeyboardInterrupt"
@@ -120,6 +123,7 @@ class Work:
         running, waiting = (executor.submit(calls.lasts, str(tmp_path / name)) for name in ("first", "second"))
         try:
             until((tmp_path / "first").exists, "the first call runs")
+            assert mesh.rank_of(int((tmp_path / "first").read_text()))
             assert waiting.cancel() and running.cancel()
             with pytest.raises(CancelledError):
                 running.result(RESULT_S)
@@ -127,7 +131,8 @@ class Work:
             assert executor.submit(abs, -1).result(RESULT_S) == 1
             assert not (tmp_path / "second").exists()
         finally:
-            running.cancel()
+            for call in (waiting, running):
+                call.cancel()
             executor.shutdown(cancel_futures=True)
 
     def test_references_cross_both_ways(self, mesh: EngineMesh, engine: Record) -> None:

@@ -15,7 +15,10 @@ DROPPED_LIMIT = 4096  # blocks in one message
 
 
 class KeepBlock(msgspec.Struct, frozen=True, tag=True):
-    """The block belongs to the owner that asks, until it drops it or ends. Reply: bool. BlockLostError: not here."""
+    """The block belongs to the owner that asks, until it drops it or ends; its writer need not hold it any more.
+
+    Reply: bool. BlockLostError: not here.
+    """
 
     instance: str
     block: str

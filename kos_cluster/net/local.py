@@ -97,6 +97,7 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     gpus: str = ""  # for CUDA_VISIBLE_DEVICES: those that the worker was given; empty when it was given none
     stream: tuple[int, int] | None = None  # its task yields: the owner has so many items, and wants those until there
     stays: dict[int, str] | None = None  # large results stay here, those of these tasks as blocks of these names
+    hold_s: float = 0.0  # for which the worker holds what it has laid, should nobody keep it sooner
 
 
 class ItemsWanted(msgspec.Struct, frozen=True, tag=True):

@@ -73,6 +73,7 @@ class Blocks:
         match ask:
             case asks.KeepBlock(instance, block, pin):
                 self._store.keep(block, self._owner(peer, instance), pin=pin)
+                self._store.passed_on(block)
             case asks.DropBlocks(instance, blocks):
                 if len(blocks) > asks.DROPPED_LIMIT:
                     raise LimitError(f"{len(blocks)} blocks are dropped at once, over {asks.DROPPED_LIMIT}.")

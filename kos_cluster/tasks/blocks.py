@@ -18,6 +18,7 @@ import os
 import pickle
 import re
 import secrets
+import time
 import weakref
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,7 +94,7 @@ class Counting(Protocol):
 arrivals = Arrivals()
 counting: weakref.WeakSet[Counting] = weakref.WeakSet()
 departed: dict[str, None] = {}  # the blocks whose references a task of this worker has pickled, since the last result
-_staying: list[str] = []  # blocks that this worker has written, and holds until it is given more work
+_staying: dict[str, float] = {}  # blocks that this worker has written and holds, and when it did; see `let_go`
 
 
 def arena_beneath() -> Path | None:
@@ -133,7 +134,7 @@ def result_stays(pieces: serialise.Segments, block: str = "") -> bytes:
 def _laid(block: str, pieces: serialise.Segments) -> BlockRef:
     assert here.arena is not None
     node = attached(here.arena).write(block, pieces)
-    _staying.append(block)
+    _staying[block] = time.monotonic()
     return BlockRef(block, sum(map(len, pieces)), node, here.node)
 
 
@@ -177,10 +178,15 @@ def take_departed() -> list[str]:
     return names
 
 
-def let_go() -> None:
-    """The node has taken the results before: whose they are keeps what they refer to."""
-    blocks = _staying.copy()
-    _staying.clear()
+def let_go(hold_s: float = 0.0) -> None:
+    """More work has come: whose the results before are keeps what they refer to, as the node has seen to that.
+
+    Where no node does, as the work is an engine's, each block is held for `hold_s` after it was written.
+    """
+    before_s = time.monotonic() - hold_s
+    blocks = [block for block, written_s in _staying.items() if written_s <= before_s]
+    for block in blocks:
+        del _staying[block]
     try:
         for block in blocks:
             assert here.arena is not None

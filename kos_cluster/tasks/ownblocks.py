@@ -151,6 +151,27 @@ class OwnBlocks:
         for block in blocks:
             self._note(block, -1)
 
+    def claim(self, node: str, blocks: Collection[str], outcome: TaskOutcome) -> None:
+        """As `adopt`, of a task's result that came by another way: the node of that name is asked to keep the blocks.
+
+        Those that are not there are somebody else's, or lost: who reads them will see. Not in the mesh thread.
+        """
+        self._mesh.run_there(self._claim(node, blocks, outcome))
+
+    async def _claim(self, node: str, blocks: Collection[str], outcome: TaskOutcome) -> None:
+        named = sorted(set(blocks).intersection(named_in(outcome.payload)))
+        kept = await asyncio.gather(*(self._kept(block, node) for block in named))
+        id_ = next((member.id for member in self._mesh.members if member.name == node), node)
+        self.adopt(id_, [block for block, is_kept in zip(named, kept, strict=True) if is_kept], [outcome])
+
+    async def _kept(self, block: str, node: str) -> bool:
+        try:
+            await self._mesh.ask_node(KeepBlock(self._mesh.instance, block), node)
+        except KosError as error:
+            log.info("Block %s of a result is not kept on %s: %s", block[:12], node, error)
+            return False
+        return True
+
     def drop_elsewhere(self, block: str) -> None:
         """A block is made again: what nodes out of reach may still have of it is not wanted. In the mesh thread."""
         for node in self._lives.keys() - self._mesh.linked():

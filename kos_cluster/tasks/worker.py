@@ -207,7 +207,7 @@ class Worker:
         here.node, here.owner, here.job = run.node, run.owner, run.job
         here.attempt, here.batch = run.attempt, run.batch
         self._interrupts.seen = False
-        blocks.let_go()
+        blocks.let_go(run.hold_s)
         self._scoreboard.take()  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
         refusal = self._prepare(run)

@@ -33,14 +33,15 @@ from kos_cluster.services.engines.engine import Connection, Task
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import Record
 from tests.engines.conftest import WORKERS, EngineMesh, listens_everywhere
+from tests.engines.work import Work
 from tests.mesh.conftest import until
 
 RESULT_S = 20.0  # for one call
 SHARED = "/dev/shm/"
 
 
-class EngineConformance:
-    """Subclass it in a module that says which KIND."""
+class EngineConformance(Work):
+    """Subclass it in a module that says which KIND. What people run on it through KOS comes first."""
 
     def test_it_is_listed(self, mesh: EngineMesh, engine: Record) -> None:
         listed = mesh.ok("engine", "list")

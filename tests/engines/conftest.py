@@ -16,6 +16,7 @@ from kos_cluster.services import embedded
 from kos_cluster.services.engines import control
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.spec import Record
+from tests.kernel.kernels import Kernel, ok
 from tests.mesh.conftest import Mesh
 
 NODES = 3
@@ -109,3 +110,14 @@ def connection(mesh: EngineMesh, engine: Record) -> Iterator[Connection]:
     opened = control.open_engine(mesh.cluster, engine.name)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def notebook(mesh: EngineMesh) -> Iterator[Kernel]:
+    """A kernel in that cluster, with the extension loaded."""
+    started = Kernel({})
+    try:
+        ok(started.run("%load_ext kos_kernel"))
+        yield started
+    finally:
+        started.stop()

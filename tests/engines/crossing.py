@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -11,23 +10,12 @@ import pytest
 
 from kos_cluster.errors import UsageError
 from kos_cluster.services.engines import references
+from tests.engines.calls import seen
 from tests.engines.conftest import EngineMesh
 from tests.mesh.conftest import until
 
 KIND = "dask"
 SIDE = 512  # of an array of 2 MiB
-
-Seen = tuple[str, bool, bool]  # the node, whether it can be written to, whether it lies in a mapped block
-
-
-def seen(array: numpy.ndarray) -> Seen:
-    """Where an array is that a process has."""
-    address = array.__array_interface__["data"][0]
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        start, _, end = line.split()[0].partition("-")
-        if int(start, 16) <= address < int(end, 16):
-            return os.environ["KOS_NODE"], array.flags.writeable, "memfd:kos-block" in line
-    raise AssertionError("it is nowhere")
 
 
 class References:

@@ -17,8 +17,6 @@ import pytest
 from kos_cluster.services.engines.dask import memory_limit
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.spec import Record
-from kos_kernel.listings import Facts, Table
-from kos_kernel.magics.command import command
 from tests.engines.conformance import RESULT_S, EngineConformance
 from tests.engines.conftest import WORKERS, EngineMesh
 from tests.engines.crossing import References
@@ -89,15 +87,6 @@ def test_no_port_of_it_takes_who_has_no_certificate(mesh: EngineMesh, engine: Re
             link.recv(1)
     with pytest.raises(OSError, match=r"reset by peer|Timed out"):
         distributed.Client(f"tcp://127.0.0.1:{ports[0]}", timeout=1)
-
-
-def test_a_notebook_gets_records(mesh: EngineMesh, engine: Record) -> None:
-    listed = command("engine list")
-    assert isinstance(listed, Table)
-    assert [(row["name"], row["kind"], row["wanted"]) for row in listed] == [("dask", "dask", WORKERS)]
-    status = command("engine status dask")
-    assert isinstance(status, Facts)
-    assert (status["state"], status["job"]) == ("serving", engine.job)
 
 
 def test_workers_that_go_pass_on_what_they_hold(mesh: EngineMesh, engine: Record, tmp_path: Path) -> None:

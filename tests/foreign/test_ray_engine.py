@@ -18,11 +18,11 @@ from kos_cluster.errors import AuthError, EngineError
 from kos_cluster.services.engines import control, references
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import State
-from tests.engines.conformance import RESULT_S, EngineConformance
-from tests.engines.conftest import WORKERS, EngineMesh, connection, engine, mesh
+from tests.engines.conformance import RESULT_S, EngineConformance, shared_by, still_shared
+from tests.engines.conftest import WORKERS, EngineMesh, connection, engine, mesh, notebook
 from tests.mesh.conftest import until
 
-__all__ = ["connection", "engine", "mesh"]
+__all__ = ["connection", "engine", "mesh", "notebook"]
 
 pytestmark = [
     pytest.mark.whole,
@@ -100,9 +100,18 @@ def test_a_block_is_read_where_it_lies_and_a_result_becomes_one(mesh: EngineMesh
     values = np.arange(1_000_000, dtype=float)
     ref = mesh.cluster.put(values)
     assert ray.get(ray.remote(_reads).remote(ref), timeout=RESULT_S) == (True, False, values.sum())
-    back = ray.get(ray.remote(lambda: references.laid(np.full(1_000_000, 3.0))).remote())
-    mesh.cluster._mesh.blocks.returned(back)
-    assert back.get().sum() == 3_000_000.0
+    made, where = ray.remote(_made).options(num_returns=2).remote()
+    back = references.block_of_object(made, mesh.cluster)
+    assert back.node_name == ray.get(where)
+    del made  # the block is KOS's now
+    assert mesh.cluster.submit(np.sum, back).result(RESULT_S) == 3_000_000.0
+    before = mesh.cluster.memory()[back.node_name].blocks
+    del back
+    until(lambda: mesh.cluster.memory()[ray.get(where)].blocks < before, "it is dropped with its last reference")
+
+
+def _made() -> tuple[Any, str]:
+    return np.full(1_000_000, 3.0), os.environ["KOS_NODE"]
 
 
 def _reads(ref: Any) -> tuple[bool, bool, float]:
@@ -119,9 +128,9 @@ class TestRay(EngineConformance):
 
 
 def test_the_loss_of_its_head_is_told_and_nothing_is_left(mesh: EngineMesh) -> None:
-    shared = set(os.listdir("/dev/shm"))
     mesh.ok("engine", "start", "ray", "--name", "night", "--workers", "1", "--allow-plaintext")
     processes = mesh.engine_processes()
+    shared = set().union(*(shared_by(process.pid) for process in processes))
     store = next(process for process in processes if process.name() == "gcs_server")
     begun_s = time.monotonic()
     os.kill(store.pid, signal.SIGKILL)
@@ -132,7 +141,7 @@ def test_the_loss_of_its_head_is_told_and_nothing_is_left(mesh: EngineMesh) -> N
     until(lambda: not any(map(psutil.Process.is_running, processes)), "all of it has ended")
     assert mesh.ok("engine", "stop", "night") == "Engine night is stopped.\n"
     until(lambda: not mesh.engine_files(), "its files are removed")
-    assert set(os.listdir("/dev/shm")) <= shared
+    until(lambda: not still_shared(shared), "nothing of it is left in shared memory")
 
 
 def test_what_a_killed_rank_has_started_ends_with_it(mesh: EngineMesh) -> None:

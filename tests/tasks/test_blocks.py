@@ -23,7 +23,7 @@ def test_a_worker_whose_arena_is_gone_says_so_and_goes_on(
         raise UnreachableError("The arena of this machine's node cannot be reached.")
 
     monkeypatch.setattr(blocks, "attached", gone)
-    monkeypatch.setattr(blocks, "_staying", ["x", "y"])
+    monkeypatch.setattr(blocks, "_staying", {"x": 0.0, "y": 0.0})
     monkeypatch.setattr(here, "arena", Path("arena"))
     let_go()
     assert not blocks._staying

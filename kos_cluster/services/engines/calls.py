@@ -28,6 +28,7 @@ class Ended(msgspec.Struct, frozen=True):
     payload: bytes = b""
     node: str = ""
     detail: str = ""  # how its worker ended, where it has no payload
+    blocks: tuple[str, ...] = ()  # that the payload refers to
 
 
 class HostedCall(msgspec.Struct, frozen=True):

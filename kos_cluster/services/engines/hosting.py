@@ -9,7 +9,7 @@ Rules. Nothing is unpickled here. Workers end with this process, however it ends
 results lie for a moment in the spool of the node beneath, where its daemon clears what a crash has left.
 
 Limits: `IDLE_LIMIT` workers wait for more calls. A call's output is read at `OUTPUT_RATE_BYTES_S`, so one that prints
-without end waits for that.
+without end waits for that. Blocks that a call has laid are held for `BLOCKS_HELD_S`, if nobody keeps them sooner.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ IDLE_LIMIT = 8
 STOP_POLL_S = 0.05  # between two looks whether a call is to stop
 OUTPUT_RATE_BYTES_S = 8 << 20
 START_TIMEOUT_S = 30.0  # for the loop of a host to run
+BLOCKS_HELD_S = 60.0  # that a call has laid on its node, until whoever submitted it keeps them
 PRELOADED = ("numpy", "kos_kernel.magics.warm", "kos_cluster.tasks.coroutines")
 
 _payloads = msgspec.msgpack.Decoder(list[bytes])
@@ -174,6 +175,7 @@ class Host:
             self._node,
             call.owner,
             seed=call.seed,
+            hold_s=BLOCKS_HELD_S,
         )
         if call.timeout_s is not None:
             running.ends_s = time.monotonic() + call.timeout_s
@@ -237,7 +239,7 @@ class Host:
         end = AttemptEnd.FAILED if done.failed else AttemptEnd.DONE
         if running.stopping is not None and done.failed:
             end = running.stopping
-        self._end(worker, running, Ended(end, outcome, self._node))
+        self._end(worker, running, Ended(end, outcome, self._node, blocks=tuple(done.blocks)))
         if done.retire or running.stopping is not None:
             self._processes.send(worker.number, local.Stop())
             return

@@ -286,7 +286,10 @@ class EngineOwner:
         row.close(ended.end, ended.detail)
         job = table.job
         if ended.end in (AttemptEnd.DONE, AttemptEnd.FAILED):
-            self._settle(table, row, Outcome(ended.payload, ended.end is AttemptEnd.FAILED))
+            outcome = Outcome(ended.payload, ended.end is AttemptEnd.FAILED)
+            if ended.blocks:
+                self.blocks.claim(ended.node, ended.blocks, outcome)
+            self._settle(table, row, outcome)
             return
         if ended.end is AttemptEnd.CANCELLED:
             self._settle(table, row, None)

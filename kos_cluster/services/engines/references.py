@@ -3,8 +3,9 @@
 Theory of operation. A process of an engine's worker stands on a node, and comes to that node's arena as any process of
 its user does. So a block is opened there by `BlockRef.get`, as it is in a task: read-only, and where it lies.
 What an engine holds becomes a block in the process that holds it (`laid`); then the client takes the block over, and
-the process lets it go (`let_go`). Both work on any engine. The rest is Dask's way of it: a future of a block's value,
-an array whose chunks are slices of a block, and blocks of futures and of a persisted array's chunks.
+the process need not hold it any more. Both work on any engine. The rest is Dask's way of it: a future of a block's
+value, an array whose chunks are slices of a block, and blocks of futures and of a persisted array's chunks; and Ray's:
+a block of an object. A reference in a Ray object, or given to a Ray task, is opened there by `get`.
 
 What is copied. A block that is read on the machine where it was made: nothing. One that is read on another comes to the
 node there once, as a whole, whoever reads it; so tasks that read one prefer the workers on its node. What Dask moves
@@ -38,6 +39,7 @@ from kos_cluster.tasks.futures import Future, StayedOutcome
 if TYPE_CHECKING:
     import dask.array
     import distributed
+    import ray
 
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # arrays of blocks, by their ids
 
@@ -68,7 +70,7 @@ def block_of_result(future: Future) -> BlockRef:
 
 
 def laid(value: Any) -> BlockRef:
-    """In a process of an engine: copy a value into its node's memory. It is held until it is `let_go`."""
+    """In a process of an engine: copy a value into its node's memory. It is held until somebody keeps it."""
     folder = arena_beneath()
     if folder is None:
         raise UsageError("There is no node beneath this process.", "Call this in a worker of an engine of KOS's.")
@@ -78,7 +80,7 @@ def laid(value: Any) -> BlockRef:
 
 
 def let_go(blocks: Sequence[str]) -> None:
-    """In the process that has `laid` these: somebody else keeps them now."""
+    """In the process that has `laid` these: they need not be held any more."""
     folder = arena_beneath()
     if folder is not None:
         for block in blocks:
@@ -131,6 +133,18 @@ def blocks_of(array: dask.array.Array, cluster: Cluster | None = None) -> Any:
     refs = _blocks_of(next(iter(futures.values())).client, [futures[key] for key in keys], cluster)
     by_key = dict(zip(keys, refs, strict=True))
     return _nested(array.__dask_keys__(), by_key)
+
+
+# ---- Ray
+
+
+def block_of_object(ref: ray.ObjectRef[Any], cluster: Cluster | None = None) -> BlockRef:
+    """What a Ray object holds as a block of the node where it is; of a small one, of any node of the engine's."""
+    import ray
+
+    block: BlockRef = ray.get(ray.remote(laid).options(num_cpus=0).remote(ref))
+    (cluster or connect())._mesh.blocks.take_over(block)
+    return block
 
 
 # ---- inside

@@ -23,12 +23,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVarTuple
 
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from traitlets.config import Config
-
 from kos_cluster.errors import KosError, StateError, UsageError
+from kos_cluster.services.engines import lazily
+
+lazily.put_here()  # before anything imports jsonschema
+
+import nbformat  # noqa: E402
+from nbclient import NotebookClient  # noqa: E402
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError  # noqa: E402
+from traitlets.config import Config  # noqa: E402
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_first_cluster.ipynb"
 NODES = 3

@@ -12,6 +12,9 @@ INPUTS := pyproject.toml constraints.txt
 FAULTS := $(addprefix tests/e2e/test_,faults.py partitions.py flagship.py lost_founder.py)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Where no bytecode is written, every `kos` command and every daemon compiles the whole package again: half of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .NOTPARALLEL:
 .PHONY: help demo test lint check foreign docs bench sim mutants faults clean system-packages
 
@@ -21,7 +24,7 @@ help:  ## list the targets
 demo: $(DEV)  ## run the first notebook on a local cluster of 3 nodes, beside a serial run
 	@$(BIN)/python -m kos_cluster.services.demo
 
-test: system-packages demo lint check  ## the demo, then every check and every test
+test: system-packages lint check  ## every check and every test, and the demo as one of them
 
 lint: $(DEV)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

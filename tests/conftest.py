@@ -20,7 +20,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
+from kos_cluster.services.engines import lazily
+
 BROWSER = "tests/browser/"
+
+lazily.put_here()  # before a test imports jsonschema
 
 # How long an example takes says only how busy the machine is.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

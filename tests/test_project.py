@@ -54,6 +54,11 @@ def test_no_tracked_file_names(what: str) -> None:
     assert not offenders, f"{what}:\n" + "\n".join(offenders)
 
 
+def test_no_merge_is_left_half_done() -> None:
+    left = [name_of(path) for path in tracked() if re.search(rb"^(<{7}|>{7}) ", path.read_bytes(), re.MULTILINE)]
+    assert left == []
+
+
 def test_the_version_has_one_source() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" not in project
@@ -95,12 +100,20 @@ def test_the_package_is_what_was_promised() -> None:
     assert document["tool"]["importlinter"]["contracts"]
 
 
-def test_one_command_runs_the_demo_the_checks_and_every_test() -> None:
-    recipe = subprocess.run(
-        ["make", "--dry-run", "--always-make", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+def recipe(target: str) -> str:
+    return subprocess.run(
+        ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    for step in ("kos_cluster.services.demo", "ruff check", "mypy", "lint-imports", "pytest"):
-        assert step in recipe, recipe
+
+
+def test_one_command_runs_the_demo_the_checks_and_every_test() -> None:
+    """The demo is run by `tests/notebooks/test_first_cluster.py`, as `make demo` does it."""
+    steps = recipe("test")
+    for step in ("ruff check", "mypy", "lint-imports", "-m pytest -n"):
+        assert step in steps, steps
+    assert not re.search(r"-m pytest .*(tests/|-k |-m |--ignore)", steps), "not every test"
+    assert "-m kos_cluster.services.demo" in recipe("demo")
+    assert "demo.main()" in (ROOT / "tests" / "notebooks" / "test_first_cluster.py").read_text()
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 

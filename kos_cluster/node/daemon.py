@@ -82,9 +82,9 @@ NODES_SAY = (
     wire.OwnerEnded,
     wire.Reply,
 )
-# Imported in the fork server when it is idle, where installed.
+# Imported in the fork server when it is idle, where installed; what gangs need once one has asked for slots here.
 PRELOADED = ("numpy", "kos_kernel.magics.warm", "kos_cluster.tasks.coroutines")
-PRELOADED_FOR_GANGS = ("kos_cluster.tasks.comm.ranks",)  # 10 MB; so not before a gang has asked for slots here
+PRELOADED_FOR_GANGS = ("kos_cluster.tasks.comm.ranks", "kos_cluster.tasks.comm.communicator")  # 10 MB
 PRELOAD_AFTER_S = 1.0  # after the start
 
 

@@ -10,6 +10,7 @@ kept in `artefacts/`, which is not under version control.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from kos_cluster.services.engines import lazily
 from tests.browser.lab import TOKEN, Lab, Server, free_port
 from tests.e2e.conftest import Machine, _until
 from tests.kernel import laptop
@@ -68,6 +70,7 @@ def server(chromium: str, machine: Machine) -> Iterator[Server]:
     page = machine.home / "jupyter/labconfig/page_config.json"
     page.parent.mkdir()
     page.write_text(json.dumps({"buildCheck": False, "disabledExtensions": dict.fromkeys(NOT_USED, True)}))
+    folders |= lazily.put_beneath(os.environ)  # the server imports jsonschema
     log = machine.home / "lab.log"
     with log.open("wb") as out:
         process = subprocess.Popen(words, env=machine.environ | folders, cwd=machine.work, stdout=out, stderr=out)

@@ -35,6 +35,12 @@ def home(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return short_folder
 
 
+def test_a_command_does_not_load_what_only_ranks_of_gangs_need() -> None:
+    """numpy would be a quarter of its start."""
+    code = "import sys, kos_cluster.cli.looking, kos_cluster.tasks.cluster as c; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "mentions"),
     [

@@ -13,7 +13,7 @@ are, which is so before any rank is through its next one. `restored` comes befor
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,7 +28,9 @@ from kos_cluster.core.gang.checkpoints import (
 )
 from kos_cluster.errors import LimitError, UsageError
 from kos_cluster.tasks import serialise
-from kos_cluster.tasks.comm.communicator import Communicator
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.comm.communicator import Communicator
 
 CHECKPOINT_LIMIT_BYTES = 512 << 20  # of all ranks' states of one step, pickled; the owner holds two steps at most
 MARK = b"\xc1"  # before what a rank says of checkpoints; MessagePack never begins with it

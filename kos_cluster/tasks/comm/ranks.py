@@ -3,7 +3,8 @@
 Theory of operation. The task of a rank is its function, wrapped. The wrapper listens, tells the owner where, and waits
 until the owner tells where all are; then it sets the variables that launchers of other libraries set (torchrun's), and
 calls the function. A program gets the same variables, and its listening sockets as descriptors: it makes its own
-communicator when it first asks for one.
+communicator when it first asks for one. What they speak with holds arrays, so it is imported in ranks alone: every
+`kos` command comes by here, and would load numpy for nothing.
 
 Rules: user code runs only when every rank is in place. `MASTER_PORT` is kept free for whatever listens there with
 SO_REUSEADDR, as torch's store does; what other libraries send is theirs, and not encrypted by KOS.
@@ -19,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -29,10 +30,12 @@ from kos_cluster.net.channel import Channel
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.local import HOST_VARIABLE
 from kos_cluster.tasks.comm.checkpoints import Checkpointer
-from kos_cluster.tasks.comm.communicator import Communicator
-from kos_cluster.tasks.comm.endpoint import Endpoint, Listeners
 from kos_cluster.tasks.comm.table import Table
 from kos_cluster.tasks.context import here
+
+if TYPE_CHECKING:
+    from kos_cluster.tasks.comm.communicator import Communicator
+    from kos_cluster.tasks.comm.endpoint import Listeners
 
 RANK_GONE_CODE = 75  # of a program that ended because another rank had (EX_TEMPFAIL)
 DESCRIPTORS = "KOS_RANK_FDS"  # in a program's environment: its listeners and its table
@@ -85,6 +88,9 @@ class RankCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         global _current, _checkpointer
+        from kos_cluster.tasks.comm.communicator import Communicator
+        from kos_cluster.tasks.comm.endpoint import Endpoint
+
         listeners, table = _meet()
         os.environ.update(variables(table, here.index))
         _current = Communicator(Endpoint(here.index, table, listeners, _own_credentials))
@@ -141,6 +147,8 @@ def variables(table: Table, rank: int) -> Mapping[str, str]:
 
 def _meet() -> tuple[Listeners, Table]:
     """Say where this rank listens, and wait for the others."""
+    from kos_cluster.tasks.comm.endpoint import Listeners
+
     assert here.meet is not None
     try:
         listeners = Listeners.open(os.environ.get(HOST_VARIABLE) or "127.0.0.1")
@@ -199,6 +207,9 @@ def _table_file(table: Table) -> Iterator[int]:
 def _inherited(descriptors: str) -> Communicator:
     """The communicator of a program. Raises StateError when its descriptors are not there (any more)."""
     global _checkpointer
+    from kos_cluster.tasks.comm.communicator import Communicator
+    from kos_cluster.tasks.comm.endpoint import Endpoint, Listeners
+
     try:
         remote, local, held, asking, file = map(int, descriptors.split(","))
         table = msgspec.msgpack.decode(os.pread(file, os.fstat(file).st_size, 0), type=Table)

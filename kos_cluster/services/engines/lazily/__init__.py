@@ -1,7 +1,8 @@
 """Modules in the place of others that take long to load and are hardly used: they load those when they are.
 
 Ray imports jsonschema, which imports `rfc3987_syntax` for a check of one format where JupyterLab has brought it; that
-builds a grammar, for 80 % of the time that importing Ray takes (measured in ADR 035), in each of Ray's processes.
+builds a grammar, for 80 % of the time that importing Ray takes (measured in ADR 035), in each of Ray's processes. What
+executes notebooks imports jsonschema, too.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import msgspec
 
-from kos_cluster import errors
 from kos_cluster.dmem import protocol
 from kos_cluster.dmem.segments import Segment, write_all
-from kos_cluster.errors import KosError, UnreachableError
+from kos_cluster.errors import UnreachableError
 from kos_cluster.net import unixsockets
+from kos_cluster.net.outcome import from_wire
 
 RELEASES_LIMIT = 1 << 16  # that wait because the arena takes none just now
 INTERRUPTED_LIMIT = 64  # requests whose late answers are known; what others gave is released when the process ends
@@ -166,7 +166,7 @@ class Attached:
                 self._interrupted.popitem(last=False)
             raise
         if isinstance(answer, protocol.Refused):
-            raise getattr(errors, answer.error, KosError)(answer.message, answer.hint)
+            raise from_wire((answer.error, answer.message, answer.hint))
         return answer, descriptors
 
     def _answer(self, serial: int) -> tuple[protocol.FromArena, list[int]]:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from kos_cluster import errors
 from kos_cluster.core.arena import Owner
 from kos_cluster.dmem import protocol
 from kos_cluster.dmem.segments import Segment
-from kos_cluster.errors import KosError, ProtocolError, UnreachableError
+from kos_cluster.errors import ProtocolError, UnreachableError
 from kos_cluster.net import unixsockets
+from kos_cluster.net.outcome import from_wire
 
 ANSWER_TIMEOUT_S = 5.0  # for the other arena, which may have to read the block back; then it is sent over the network
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,7 +60,7 @@ def _asked(stream: socket.socket, block: str) -> tuple[Segment, list[Owner]]:
             raise ConnectionResetError("it closed the connection")
         answer = _decode(packet)
         if isinstance(answer, protocol.Refused):
-            raise getattr(errors, answer.error, KosError)(answer.message, answer.hint)
+            raise from_wire((answer.error, answer.message, answer.hint))
         if not isinstance(answer, protocol.Shared) or not descriptors:
             raise ProtocolError("An arena gave no descriptor.")
         return Segment.shared(descriptors[0], answer.size_bytes), answer.keepers

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -34,12 +34,12 @@ from kos_cluster.net.identity import (
     request_curve_key,
     timestamp,
 )
+from kos_cluster.net.signingrequests import checked
 
 AUTHORITY_LIFETIME_S = 20 * 365 * 86400
 PEER_LIFETIME_S = 365 * 86400
 WRAP_SECRET_BYTES = 32
 SERIAL_BITS = 63  # a serial travels as a MessagePack integer; Ed25519 does not need it to be unguessable
-REQUEST_LIMIT_BYTES = 4096
 
 
 class CertificateAuthority:
@@ -93,11 +93,10 @@ class CertificateAuthority:
 
     def certify(self, request_pem: bytes, granted: Certificate) -> bytes:
         """The certificate, in PEM, as it was granted. Raises AuthError for a request that is bad or of other keys."""
-        request = _checked_request(request_pem)
-        public_key = request.public_key()
+        public_key, curve_public = checked(request_pem, lambda asked: (asked.public_key(), request_curve_key(asked)))
         if not isinstance(public_key, Ed25519PublicKey):
             raise AuthError("A signing request is not for an Ed25519 key.")
-        if request_curve_key(request) != granted.curve_public:
+        if curve_public != granted.curve_public:
             raise AuthError("A signing request is for another key than the one that was granted.")
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, granted.name)])
         builder = _builder(subject, self._certificate.subject, public_key, granted.serial, granted.not_after_s)
@@ -163,7 +162,7 @@ def new_serial() -> int:
 
 def requested_curve_key(request_pem: bytes) -> bytes:
     """The CURVE public key that a signing request asks to have certified. Raises AuthError when it is not good."""
-    return request_curve_key(_checked_request(request_pem))
+    return checked(request_pem, request_curve_key)
 
 
 def authority_sha256(certificate_pem: bytes) -> str:
@@ -171,20 +170,6 @@ def authority_sha256(certificate_pem: bytes) -> str:
     public_key = load_certificate(certificate_pem).public_key()
     der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
-
-
-def _checked_request(request_pem: bytes) -> x509.CertificateSigningRequest:
-    if len(request_pem) > REQUEST_LIMIT_BYTES:
-        raise AuthError(f"A signing request is larger than {REQUEST_LIMIT_BYTES} bytes.")
-    try:
-        request = x509.load_pem_x509_csr(request_pem)
-        valid = request.is_signature_valid
-        request_curve_key(request)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        raise AuthError(f"A signing request is malformed ({error}).") from None
-    if not valid:
-        raise AuthError("A signing request is not signed with the key that it asks for.")
-    return request
 
 
 def _builder(

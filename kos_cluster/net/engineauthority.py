@@ -19,7 +19,6 @@ import re
 import time
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -28,9 +27,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from kos_cluster.core.names import checked
 from kos_cluster.errors import AuthError, UsageError
 from kos_cluster.net.identity import CLOCK_SKEW_S, key_usage, timestamp
+from kos_cluster.net.signingrequests import checked as checked_request
 
 LIFETIME_S = 30 * 86400.0  # of a part's certificate, and so of an engine that is not started anew
-REQUEST_LIMIT_BYTES = 4096
 HOST_LIMIT_CHARACTERS = 253  # of a DNS name
 _SCALAR_BYTES = 48  # 128 bits more than the order of P-256, so that the remainder is not biased (FIPS 186-5, A.2.1)
 _SERIAL_BYTES = 16
@@ -119,17 +118,9 @@ def ends_s(certificate_pem: str) -> float:
 
 
 def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
-    if len(request_pem) > REQUEST_LIMIT_BYTES:
-        raise AuthError(f"A signing request is larger than {REQUEST_LIMIT_BYTES} bytes.")
-    try:
-        request = x509.load_pem_x509_csr(request_pem)
-        key, valid = request.public_key(), request.is_signature_valid
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        raise AuthError(f"A signing request is malformed ({error}).") from None
+    key = checked_request(request_pem, x509.CertificateSigningRequest.public_key)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise AuthError("A signing request for an engine is not for a key of the curve P-256.")
-    if not valid:
-        raise AuthError("A signing request is not signed with the key that it asks for.")
     return key
 
 

@@ -10,17 +10,17 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from kos_cluster import errors
 from kos_cluster.core import raft
 from kos_cluster.core.names import checked
 from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.identities import Identity
 from kos_cluster.core.roles import Role
 from kos_cluster.core.voters import change_refused
-from kos_cluster.errors import KosError, NoSuchNodeError, StateError, UnreachableError
+from kos_cluster.errors import NoSuchNodeError, StateError, UnreachableError
 from kos_cluster.net.administration import LeaveCluster
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LockReleased, LockRenewed, LockState, LockWanted
+from kos_cluster.net.outcome import from_wire
 from kos_cluster.node.controlplane import ControlPlane
 from kos_cluster.node.coordinating import is_caught_up
 from kos_cluster.node.draining import drained, removing
@@ -111,8 +111,7 @@ class Administration:
         except TimeoutError:
             raise UnreachableError("The coordinator does not answer.", "Try again in a few seconds.") from None
         if reply.error is not None:
-            kind, message, hint = reply.error
-            raise getattr(errors, kind, KosError)(message, hint)
+            raise from_wire(reply.error)
 
     async def drain(self, name: str, drain: bool) -> bool:
         member = self._control.named(name)

@@ -29,7 +29,6 @@ from typing import Any
 
 import msgspec
 
-from kos_cluster import errors
 from kos_cluster.core import raft
 from kos_cluster.core.ordering import Action, Ordering, Write
 from kos_cluster.core.replicated import commands, replies
@@ -38,6 +37,7 @@ from kos_cluster.core.replicated.state import ClusterState
 from kos_cluster.core.voters import undecided_sentence
 from kos_cluster.errors import KosError, StateError, UnreachableError
 from kos_cluster.net import controlplane, wire
+from kos_cluster.net.outcome import from_wire
 from kos_cluster.node.alarm import Alarm
 from kos_cluster.node.forwarding import Forwarding
 from kos_cluster.node.raftlog import RaftLog
@@ -174,7 +174,7 @@ class Consensus:
             finally:
                 self._session.end(serial)
         if isinstance(reply, replies.Refusal):
-            raise getattr(errors, reply.error, KosError)(reply.message, reply.hint)
+            raise from_wire((reply.error, reply.message, reply.hint))
         return reply
 
     async def change(self, change: raft.Change) -> bool:

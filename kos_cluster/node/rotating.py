@@ -19,11 +19,11 @@ from pathlib import Path
 
 import msgspec
 
-from kos_cluster import errors
 from kos_cluster.core.replicated import commands
 from kos_cluster.errors import KosError, UnreachableError
 from kos_cluster.net.administration import Renew
 from kos_cluster.net.identity import Credentials, load_certificate
+from kos_cluster.net.outcome import from_wire
 from kos_cluster.node.controlplane import ControlPlane
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,7 @@ class Rotation:
         except TimeoutError:
             raise UnreachableError("The coordinator does not answer.", "Try again in a few seconds.") from None
         if reply.error is not None:
-            name, message, hint = reply.error
-            raise getattr(errors, name, KosError)(message, hint)
+            raise from_wire(reply.error)
         return msgspec.msgpack.decode(reply.value, type=bytes)
 
 

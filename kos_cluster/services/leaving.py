@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kos_cluster import errors
-from kos_cluster.errors import AuthError, KosError, UnreachableError
+from kos_cluster.errors import AuthError, UnreachableError
 from kos_cluster.net import wire
 from kos_cluster.net.administration import LeaveCluster
 from kos_cluster.net.identity import Credentials
+from kos_cluster.net.outcome import from_wire
 from kos_cluster.services.asking import asking, run_within
 
 TELL_TIMEOUT_S = 15.0
@@ -32,8 +32,7 @@ def tell_left(credentials: Credentials, addresses: Sequence[str]) -> bool | None
         except (TimeoutError, UnreachableError, AuthError):
             continue  # it is not there, or does not know us any more: another one may
         if reply.error is not None:
-            name, message, hint = reply.error
-            raise getattr(errors, name, KosError)(message, hint)
+            raise from_wire(reply.error)
         return msgspec.msgpack.decode(reply.value, type=bool)
     return None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from kos_cluster import errors
 from kos_cluster.errors import KosError, UnreachableError
 from kos_cluster.net import wire
+from kos_cluster.net.outcome import from_wire
 from kos_cluster.tasks.attachment import Attachment
 
 REQUEST_TIMEOUT_S = 5.0
@@ -43,8 +43,7 @@ class Asking:
             self._waiting.pop(number, None)
             del self._asked[number]
         if reply.error is not None:
-            name, message, hint = reply.error
-            raise getattr(errors, name, KosError)(message, hint)
+            raise from_wire(reply.error)
         return bytes(reply.value)
 
     async def all(self, question: wire.Asked, enough_s: float = REQUEST_TIMEOUT_S) -> dict[str, bytes]:

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kos_cluster.core.roles import Role
 from kos_cluster.errors import AuthError, UsageError
 from kos_cluster.net.authority import CertificateAuthority
-from kos_cluster.net.engineauthority import LIFETIME_S, REQUEST_LIMIT_BYTES, make_request
+from kos_cluster.net.engineauthority import LIFETIME_S, make_request
 from kos_cluster.net.identity import verify_peer
+from kos_cluster.net.signingrequests import REQUEST_LIMIT_BYTES
 
 CLUSTER = CertificateAuthority.create("lab")
 HOST = "10.1.2.3"

@@ -100,7 +100,7 @@ def engine_stop_(parsed: argparse.Namespace, console: Console) -> int:
 def engine_dashboard_(parsed: argparse.Namespace, console: Console) -> int:
     """Lead a port of this machine to an engine's dashboard, until it is interrupted or terminated."""
     cluster = kos.connect(parsed.cluster)
-    record = control.find(cluster, parsed.name)
+    record = control.serving(control.find(cluster, parsed.name))
     ended = threading.Event()
     dashboard = dashboards.opened(cluster, record, parsed.port)
     with dashboard.port, sigterm.handled(lambda *_: ended.set()):

@@ -52,6 +52,7 @@ from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.joblist import everybodys
 from kos_cluster.tasks.options import Options, split_options
 from kos_cluster.tasks.relating import find_related
+from kos_cluster.tasks.streaming import yields
 from kos_cluster.tasks.submission import new_job_id
 
 if TYPE_CHECKING:
@@ -385,8 +386,14 @@ def _gone(error: BaseException | None) -> RankGoneError | None:
     return None
 
 
-def prepared(fn: Callable[..., Any], keywords: dict[str, Any]) -> tuple[RankCall, Options, dict[str, Any]]:
+def prepared(fn: Any, keywords: dict[str, Any]) -> tuple[RankCall, Options, dict[str, Any]]:
     """A function as each rank's task, how that is run, and the keywords that are the function's own."""
+    if not callable(fn) or yields(fn):
+        raise UsageError(
+            f"A gang cannot run {fn!r} as its ranks: that is no function which returns.", "Give a function."
+        )
+    if keywords.get("retries") is not None:
+        raise UsageError("Ranks of a gang are not tried again one by one.", "Give restarts=N: then all start anew.")
     options, own = split_options(keywords)
     return RankCall(profiling.applied(fn)), replace(options, retries=0, fresh=True), own
 

@@ -157,5 +157,9 @@ def test_ranks_in_different_collectives_are_told_of_both(mesh: Mesh):
 
 
 def test_outside_of_a_gang_there_is_no_communicator():
-    with pytest.raises(UsageError, match=r"outside of a gang.*cluster\.gang"):
-        kos.comm()
+    named = []
+    for call in (kos.comm, kos.restored, lambda: kos.checkpoint(1)):
+        with pytest.raises(UsageError, match=r"outside of a gang.*cluster\.gang") as refused:
+            call()
+        named.append(refused.value.message.partition("(")[0])
+    assert named == ["kos.comm", "kos.restored", "kos.checkpoint"]

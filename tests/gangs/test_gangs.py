@@ -268,6 +268,14 @@ def test_a_gang_that_never_fits_is_refused_at_once_with_the_arithmetic(mesh: Mes
         mesh.cluster.gang(where, 2, spread=True, pack=True)
 
 
+def test_what_no_gang_can_do_is_refused_before_it_starts(mesh: Mesh):
+    with pytest.raises(UsageError, match=r"not tried again one by one.*restarts=N"):
+        mesh.cluster.gang(where, 2, retries=3)
+    for no_function in (5, (lambda: (yield 1))):
+        with pytest.raises(UsageError, match="that is no function which returns"):
+            mesh.cluster.gang(no_function, 2)  # type: ignore[arg-type]
+
+
 def test_a_gang_waits_for_all_of_its_slots_and_says_so(mesh: Mesh, tmp_path: Path):
     first = mesh.cluster.gang(hold, 6, str(tmp_path))
     running(tmp_path, 6)

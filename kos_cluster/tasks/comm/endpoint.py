@@ -230,8 +230,11 @@ class Endpoint:
             answer = _receive(stream)
         except OSError as error:
             stream.close()
-            broke = f"The link to {self.named(rank)} broke: {error.strerror or error}."
-            raise RankGoneError(broke, rank=rank) from None
+            raise RankGoneError(
+                f"Rank {self.rank} cannot speak with {self.named(rank)}: {error.strerror or error}.",
+                "That rank has returned before this call, or has ended: the gang's own error tells which.",
+                rank,
+            ) from None
         if answer != TAKEN:
             stream.close()
             why = answer.decode(errors="replace")

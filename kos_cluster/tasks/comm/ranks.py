@@ -46,12 +46,16 @@ _checkpointer: Checkpointer | None = None
 
 def comm() -> Communicator:
     """This rank's communicator. Raises UsageError outside of a gang."""
+    return _own("comm")
+
+
+def _own(called: str) -> Communicator:
     global _current
     if _current is None and DESCRIPTORS in os.environ:
         _current = _inherited(os.environ.pop(DESCRIPTORS))
     if _current is None:
         raise UsageError(
-            "kos.comm() was called outside of a gang.",
+            f"kos.{called}() was called outside of a gang.",
             "Call it in a function that cluster.gang() runs, or in a script that 'kos run --gang N' starts.",
         )
     return _current
@@ -62,16 +66,16 @@ def checkpoint(state: Any) -> int:
 
     Returns its number, from 1. Raises UsageError outside of a gang, NotPicklableError, LimitError.
     """
-    return _own_checkpointer().checkpoint(state)
+    return _own_checkpointer("checkpoint").checkpoint(state)
 
 
 def restored() -> Any:
     """In a gang that was started anew: what this rank handed in for the last checkpoint. None where there was none."""
-    return _own_checkpointer().restored()
+    return _own_checkpointer("restored").restored()
 
 
-def _own_checkpointer() -> Checkpointer:
-    comm()  # a program's is made when it first asks
+def _own_checkpointer(called: str) -> Checkpointer:
+    _own(called)  # a program's is made when it first asks
     assert _checkpointer is not None
     return _checkpointer
 

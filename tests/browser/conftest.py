@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from kos_cluster.services.engines import lazily
-from tests.browser.lab import TOKEN, Lab, Server, free_port
+from tests.browser.lab import TOKEN, Lab, Notebook, Server, free_port
+from tests.browser.watching import CELLS, LOAD, MONITOR, NAME
 from tests.e2e.conftest import Machine, _until
 from tests.kernel import laptop
 
@@ -107,3 +108,15 @@ def lab(chromium: str, server: Server, machine: Machine) -> Iterator[Lab]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield Lab(browser.new_context(), server, machine, PICTURES)
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def notebook(lab: Lab) -> Iterator[Notebook]:
+    """The notebook whose cells stand in `watching`, with its monitor."""
+    lab.write(NAME, *CELLS)
+    opened = lab.open(NAME, 1280, 1000)
+    opened.run(LOAD)
+    opened.run(MONITOR)
+    opened.monitor.wait_for()
+    yield opened
+    opened.close()

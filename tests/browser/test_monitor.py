@@ -1,16 +1,12 @@
 """The monitor as a user sees it: in JupyterLab, in a headless Chromium, on a cluster of three nodes.
 
-Most tests share one notebook, whose cells stand below, and each leaves the monitor as it found it, until the last ones:
-these take a node away.
+The tests share one notebook, whose cells stand in `watching`, and each leaves the monitor as it found it.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from statistics import median
@@ -18,11 +14,9 @@ from typing import Any
 
 import pytest
 
-from kos_cluster.core.roles import Role
-from kos_cluster.home import ClusterHome, Home
 from tests.browser import looking, probes
-from tests.browser.lab import Lab, Notebook, saved, until
-from tests.kernel.clusters import add_user
+from tests.browser.lab import Notebook, until
+from tests.browser.watching import CELL, CELLS, MANY, MONITOR, SLOW, move, row
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
@@ -32,34 +26,6 @@ FIRST_PAINT_LIMIT_MS = 500
 CORE_SHARE_LIMIT = 0.02
 LEGIBLE_LEAST = 15  # texts whose contrast is judged; a dialog has the fewest
 TABS_LIMIT = 20  # buttons of jobs that are in sight
-ROOT = Path(__file__).parents[2]
-LOAD, MONITOR, MANY, SLOW, CELL = range(5)
-CELLS = (
-    f"import sys, time, kos_cluster as kos\nsys.path.insert(0, {str(ROOT)!r})\n"
-    "cluster = kos.connect()\nx = 21\nCELSIUS = [20]",
-    "%kos monitor",
-    "def square(n):\n    if n % 20_000 == 7:\n        raise ValueError(n)\n    return n * n\n"
-    "many = cluster.map(square, range(100_000), name='many')\nlen(many.futures)",
-    "def slow(n):\n    time.sleep(60)\nlist(cluster.map(slow, range(9), name='slow', retries=3))",
-    "%%kos run --distribute\ny = x * 2\nprint('twice', y)",
-)
-
-
-@pytest.fixture(scope="module")
-def notebook(lab: Lab) -> Iterator[Notebook]:
-    lab.write("watch.ipynb", *CELLS)
-    opened = lab.open("watch.ipynb", 1280, 1000)
-    opened.run(LOAD)
-    opened.run(MONITOR)
-    opened.monitor.wait_for()
-    yield opened
-    opened.close()
-
-
-def row(notebook: Notebook, of: str, /, **wanted: str) -> Any:
-    """The row of a list with these data attributes."""
-    marks = "".join(f'[data-{name}="{value}"]' for name, value in wanted.items())
-    return notebook.monitor.locator(f".kos-row.kos-{of}{marks}")
 
 
 def test_it_shows_the_nodes_and_follows_the_work(notebook: Notebook) -> None:
@@ -102,12 +68,6 @@ def test_the_figures_of_the_cluster_and_of_each_node_move(notebook: Notebook) ->
 
 MEASURED = ("busy", "cpu", "memory", "network")
 BYTES = r"[\d.]+ (?:B|[KMGT]iB)"
-
-
-def move(shown: list[Callable[[], str | None]]) -> None:
-    """Wait until each has shown something, and then something else."""
-    before = [until(each, "something is shown") for each in shown]
-    until(lambda: all(each() != first for each, first in zip(shown, before, strict=True)), "all of them move")
 
 
 def test_a_hundred_thousand_tasks_are_listed_smoothly(notebook: Notebook) -> None:
@@ -460,153 +420,3 @@ def test_a_cluster_that_does_not_answer_is_told_in_the_monitor(notebook: Noteboo
         expect(trouble).to_have_text("" if answers == "True" else "No node of cluster 'lab' answers. Type 'kos up'.")
         expect(imagined.locator(".kos-row.kos-node").first).to_be_visible()  # as it was last
     notebook.empty(CELL)
-
-
-def test_a_restarted_kernel_shows_it_again_and_opens_no_port_for_it(notebook: Notebook) -> None:
-    notebook.restart()
-    if notebook.monitor.is_visible():  # JupyterLab leaves what it shows
-        notebook.look()
-        expect(notebook.monitor.locator(".kos-live")).to_contain_text("no news")
-    notebook.run(LOAD)
-    notebook.write(SLOW, "import os\nprint('process', os.getpid())")
-    kernel = re.search(r"process (\d+)", notebook.run(SLOW).inner_text())
-    assert kernel
-    before = looking.listening(int(kernel[1]))
-    notebook.run(MONITOR)
-    expect(notebook.monitor.locator(".kos-live")).to_have_text("live")
-    expect(row(notebook, "node", state="alive")).to_have_count(3)
-    move([lambda: notebook.monitor.get_attribute("data-at")])
-    assert before, "Jupyter comes to it by its ports"
-    assert looking.listening(int(kernel[1])) == before
-
-
-def test_voila_shows_the_same_notebook(lab: Lab) -> None:
-    """The second notebook, as it is in JupyterLab when all its cells have run."""
-    for name in ("02_monitor.ipynb", "monitor.png"):
-        shutil.copy(ROOT / "notebooks" / name, lab.machine.work)
-    opened = lab.open("02_monitor.ipynb")
-    try:
-        for index in range(opened.page.locator(".jp-Notebook .jp-CodeCell").count()):
-            opened.run(index)
-        until(lambda: opened.page.evaluate(probes.PICTURES) == [True], "its picture is shown")
-        shows_the_second_notebook(opened.page)
-    finally:
-        opened.close()
-    page = lab.page("voila/render/02_monitor.ipynb", 1000, 900)
-    try:
-        shows_the_second_notebook(page)
-        page.screenshot(path=lab.pictures / "voila.png")
-        page.locator(".kos-monitor .kos-row.kos-node").first.click()
-        expect(page.locator("dialog[open] figure").first).to_be_visible()
-    finally:
-        page.close()
-
-
-def shows_the_second_notebook(page: Any) -> None:
-    monitor = page.locator(".kos-monitor").first
-    monitor.scroll_into_view_if_needed()
-    expect(monitor.locator(".kos-row.kos-node[data-state=alive]")).to_have_count(3)
-    expect(monitor.locator(".kos-live")).to_have_text("live")
-    move([lambda: monitor.get_attribute("data-at")])
-    expect(page.locator(".kos-still").first).to_be_hidden()
-    steps = monitor.locator(".kos-row.kos-job[data-state=failed]", has_text="steps").first
-    expect(steps).to_contain_text("300")
-    for shown in ("3 of 300 tasks failed", "failed after 1 attempt on node", "3 of 3 nodes alive; node"):
-        expect(page.locator(".jp-OutputArea-output", has_text=shown).first).to_be_visible()
-
-
-def test_a_killed_node_turns_dead_and_its_work_is_done_elsewhere(notebook: Notebook, lab: Lab, tmp_path: Path) -> None:
-    ready = ClusterHome(Home(lab.machine.home), "local").ready("node3")
-    assert ready is not None
-    go = tmp_path / "go"
-    code = (
-        f"import os\ndef work(n):\n    while not os.path.exists({str(go)!r}):\n        time.sleep(0.01)\n    return n\n"
-        "sum(cluster.map(work, range(9), name='work'))"
-    )
-    notebook.write(SLOW, code)
-    cell = notebook.run(SLOW, wait=False)
-    expect(notebook.monitor.locator(".kos-row.kos-job", has_text="work")).to_contain_text("running")
-    until(lambda: "3" in notebook.monitor.locator('.kos-tile[data-key="busy"] b').inner_text(), "all three work")
-    os.kill(ready.pid, signal.SIGKILL)
-    expect(row(notebook, "node", node="node3", state="dead")).to_be_visible()
-    expect(row(notebook, "event", kind="dead").first).to_be_visible()
-    expect(row(notebook, "event", kind="rerun").first).to_be_visible()
-    go.touch()
-    expect(cell).to_contain_text("36")
-    notebook.picture("killed", notebook.monitor)
-
-
-def test_a_node_is_removed_only_when_that_is_confirmed(notebook: Notebook) -> None:
-    page = notebook.page
-    asked = page.locator("dialog[open]")
-    for answer, left in (("Back", 1), ("Remove node3", 0)):
-        row(notebook, "node", node="node3", state="dead").click()
-        page.get_by_role("button", name="Remove…").click()
-        expect(asked.locator("h3")).to_have_text("Remove node3 for good?")
-        expect(asked).to_contain_text("it must join anew, with a new token")
-        asked.get_by_role("button", name=answer, exact=True).click()
-        expect(asked).to_have_count(0)
-        expect(row(notebook, "node", node="node3")).to_have_count(left)
-    expect(row(notebook, "node")).to_have_count(2)
-
-
-ROLES = {Role.CLIENT: True, Role.OBSERVER: False}  # whether it may cancel
-
-
-def test_what_a_role_may_not_do_is_not_offered(notebook: Notebook, lab: Lab, tmp_path_factory: Any) -> None:
-    shown = "from tests.browser.synthetic import show_to\n"
-    for role in ROLES:
-        folder = tmp_path_factory.mktemp(role)
-        add_user(lab.machine.home, role, folder)
-        shown += f"display(show_to({str(folder)!r}))\n"
-    notebook.write(CELL, f"rest = cluster.map(time.sleep, [600], name='rest')\n{shown}")
-    cell = notebook.run(CELL)
-    for place, (role, cancels) in enumerate(ROLES.items()):
-        theirs = cell.locator(".kos-monitor").nth(place)
-        theirs.scroll_into_view_if_needed()
-        expect(theirs).to_contain_text(f", {role}")
-        job = theirs.locator(".kos-row.kos-job", has_text="rest")
-        expect(job.get_by_role("button", name=re.compile("^Story of"))).to_be_visible()
-        expect(job.get_by_role("button", name=re.compile("^Cancel"))).to_be_visible(visible=cancels)
-        theirs.locator('.kos-row.kos-node[data-node="node1"]').click()
-        expect(theirs.locator("dialog[open] figure").first).to_be_visible()
-        assert theirs.locator("dialog[open] button").all_inner_texts() == ["Close"]
-        notebook.page.keyboard.press("Escape")
-    notebook.look()
-    job = notebook.monitor.locator(".kos-row.kos-job", has_text="rest")
-    job.get_by_role("button", name=re.compile("^Cancel")).click()
-    expect(job).to_have_attribute("data-state", "cancelled")
-    notebook.empty(CELL)
-
-
-def test_a_notebook_that_is_closed_and_opened_again_shows_it_live(notebook: Notebook, lab: Lab) -> None:
-    until(lambda: saved_pictures(notebook, lab), "a picture is in the file")
-    notebook.close()
-    notebook.page = lab.open("watch.ipynb").page
-    expect(notebook.monitor.locator(".kos-live")).to_have_text("live")
-    expect(row(notebook, "node", state="alive")).to_have_count(2)
-    expect(notebook.page.locator(".kos-still")).to_be_hidden()
-
-
-def test_what_is_saved_shows_a_picture_when_the_kernel_is_gone(notebook: Notebook, lab: Lab) -> None:
-    pictures = until(lambda: saved_pictures(notebook, lab), "a picture is in the file")
-    assert "node1" in "".join(pictures[0]["text/plain"])
-    expect(notebook.page.locator(".kos-still")).to_be_hidden()
-    lab.stop_kernels()
-    again = lab.open("watch.ipynb")
-    try:
-        expect(again.page.locator(".kos-still svg")).to_be_visible()
-        expect(again.page.locator(".kos-still svg")).to_contain_text("node1")
-        expect(again.page.get_by_text("Error displaying widget")).to_be_hidden()
-        again.picture("reopened")
-    finally:
-        again.close()
-
-
-def saved_pictures(notebook: Notebook, lab: Lab) -> list[dict[str, Any]]:
-    """Save, and give the output in the file that has a picture, once it is the monitor's alone and of now."""
-    notebook.page.keyboard.press("Control+s")
-    bundles = [output.get("data", {}) for output in saved(lab, "watch.ipynb")]
-    pictures = [bundle for bundle in bundles if "image/svg+xml" in bundle]
-    # JupyterLab may have saved by itself while there were others, or a node more.
-    return pictures if ["2 of 2 nodes" in "".join(each["image/svg+xml"]) for each in pictures] == [True] else []

@@ -32,6 +32,7 @@ def test_prints_and_displays_of_threads_land_in_their_cell(kernel: Any, tmp_path
     )
     cells = {kind: kernel.run(code.format(word=kind)) for kind, code in STARTS.items()}
     assert all(cell.text() == "" and not cell.error for cell in cells.values()), [c.shown() for c in cells.values()]
+    # It runs until they have printed: what they say must not land in the cell that is running then.
     last = kernel.run(f"open({path!r}, 'w').close()\ntime.sleep(0.2)")
     for kind, cell in cells.items():  # a print may come in two pieces, when another thread's is sent in between
         kernel.wait(lambda cell=cell, kind=kind: f"[display_data] {kind!r}" in cell.shown() and "\n" in cell.text())

@@ -29,6 +29,13 @@ def coordinator(mesh: Mesh) -> str:
     return next((row["name"] for row in mesh.cluster.nodes() if row["coordinator"]), "")
 
 
+def is_waited_for(mesh: Mesh, name: str) -> bool:
+    """Whether somebody waits for this lock, which is held."""
+    with pytest.raises(LockHeldError) as caught:
+        mesh.cluster.lock(name, wait=0).__enter__()
+    return "1 waiting" in str(caught.value)
+
+
 def test_a_lock_has_one_holder_and_each_a_larger_token(mesh: Mesh) -> None:
     with mesh.cluster.lock("one", ttl=5) as first:
         assert first.held and first.token > 0
@@ -53,7 +60,7 @@ def test_who_waits_gets_it_when_it_is_given_up(mesh: Mesh) -> None:
     with mesh.cluster.lock("next"):
         thread = threading.Thread(target=wait)
         thread.start()
-        time.sleep(0.2)
+        until(lambda: is_waited_for(mesh, "next"), "the other one waits")
         order.append("first")
     thread.join(10)
     assert order == ["first", "second True"]
@@ -61,7 +68,7 @@ def test_who_waits_gets_it_when_it_is_given_up(mesh: Mesh) -> None:
 
 def test_a_lease_is_renewed_while_it_is_held(mesh: Mesh) -> None:
     with mesh.cluster.lock("kept", ttl=1) as lock:
-        time.sleep(2.5)
+        time.sleep(2.5)  # the lease would have ended twice
         assert lock.held
         with pytest.raises(LockHeldError):
             mesh.cluster.lock("kept", wait=0).__enter__()
@@ -142,17 +149,13 @@ def test_an_interrupted_wait_leaves_no_place_behind(mesh: Mesh) -> None:
             """
             import kos_cluster as kos
             cluster = kos.connect()
-            print("waits", flush=True)
             cluster.lock("busy").__enter__()
             """
         )
-        assert program.stdout is not None and program.stdout.readline() == "waits\n"
-        time.sleep(0.3)
+        until(lambda: is_waited_for(mesh, "busy"), "the program waits")
         program.send_signal(signal.SIGINT)
         program.wait(10)
-        with pytest.raises(LockHeldError) as caught:
-            mesh.cluster.lock("busy", wait=0).__enter__()
-        assert "waiting" not in str(caught.value)
+        assert not is_waited_for(mesh, "busy")
 
 
 def test_a_lock_outlives_the_coordinator(three: Mesh) -> None:

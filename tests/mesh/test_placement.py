@@ -34,6 +34,7 @@ def test_labels_and_nodes_lead_to_nodes_and_away_from_them(mesh: Mesh):
 
 
 def _stay_and_tell(_: int) -> str:
+    """A call that is long enough for the other to be placed while it runs."""
     time.sleep(0.2)
     return where()
 

@@ -1,4 +1,4 @@
-"""What a program sees of tasks on a real cluster: results, errors, options, cancelling, nesting."""
+"""What a program sees of tasks on a real cluster: results, errors, options, nesting."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ import pytest
 import kos_cluster as kos
 from kos_cluster import errors
 from kos_cluster.core.records import AttemptEnd, TaskState
-from kos_cluster.home import EMBEDDED_NAME, ClusterHome
-from kos_cluster.net.administration import ClusterStatus, Status
 from kos_cluster.tasks.failures import RemoteTraceback
-from kos_cluster.tasks.mesh import Mesh as Connection
 from tests.mesh.conftest import Mesh, until
 
 
@@ -175,54 +172,6 @@ def test_what_cannot_be_pickled_is_named(mesh: Mesh):
         mesh.cluster.submit(lambda: lock)
 
 
-def test_a_timeout_stops_the_task_alone_that_is_over_it(mesh: Mesh):
-    before = time.monotonic()
-    with pytest.raises(errors.TaskTimeoutError, match="longer than its timeout"):
-        mesh.cluster.submit(time.sleep, 60, timeout=0.3).result()
-    assert time.monotonic() - before < 10
-    futures = mesh.cluster.map(lambda n: time.sleep(60 if n == 2 else 0) or n, range(5), timeout=0.3).futures
-    assert isinstance(futures.pop(2).exception(10), errors.TaskTimeoutError)
-    assert [future.result(10) for future in futures] == [0, 1, 3, 4]
-
-
-def test_cancel_stops_a_running_task(mesh: Mesh, tmp_path: Path):
-    mark = tmp_path / "running"
-
-    def run(path: str) -> None:
-        Path(path).touch()
-        time.sleep(60)
-
-    future = mesh.cluster.submit(run, str(mark))
-    until(mark.exists, "the task runs")
-    assert future.cancel()
-    with pytest.raises(concurrent.futures.CancelledError):
-        future.result(10)
-    until(lambda: mesh.cluster.status()["running"] == 0, "its slot is free")
-
-
-def test_an_interrupt_stops_remote_work_within_a_second(mesh: Mesh, tmp_path: Path):
-    program = mesh.program(
-        f"""
-        import time, pathlib, kos_cluster as kos
-        def work(number):
-            path = pathlib.Path({str(tmp_path)!r}) / str(number)
-            path.touch()
-            try:
-                time.sleep(60)
-            finally:
-                path.unlink()
-        list(kos.connect().map(work, range(8)))
-        """
-    )
-    until(lambda: len(list(tmp_path.iterdir())) == 2, "tasks run on both nodes")
-    program.send_signal(signal.SIGINT)
-    sent = time.monotonic()
-    until(lambda: not list(tmp_path.iterdir()), "no task runs any more")
-    assert time.monotonic() - sent < 5.0  # 1 s, and what a loaded machine adds
-    assert program.wait(20) != 0
-    assert "KeyboardInterrupt" in program.communicate()[1]
-
-
 def test_tasks_that_submit_tasks_do_not_deadlock(mesh: Mesh):
     def parent(depth: int) -> int:
         if depth == 0:
@@ -231,21 +180,6 @@ def test_tasks_that_submit_tasks_do_not_deadlock(mesh: Mesh):
 
     # More parents wait at once than the cluster has slots.
     assert list(mesh.cluster.map(parent, [2, 2, 2])) == [4, 4, 4]
-
-
-def test_children_are_cancelled_with_their_parent(mesh: Mesh, tmp_path: Path):
-    def child(path: str) -> None:
-        Path(path).touch()
-        time.sleep(60)
-
-    def parent(folder: str) -> None:
-        futures = [kos.connect().submit(child, f"{folder}/{number}") for number in range(2)]
-        futures[0].result()
-
-    future = mesh.cluster.submit(parent, str(tmp_path))
-    until(lambda: list(tmp_path.iterdir()), "a child runs")
-    future.cancel()
-    until(lambda: mesh.cluster.status()["running"] == 0, "parent and children have stopped")
 
 
 def test_local_modules_travel_and_so_do_their_edits(mesh: Mesh, tmp_path: Path):
@@ -319,24 +253,6 @@ def test_a_worker_that_always_dies_fails_with_its_last_words(mesh: Mesh):
         mesh.cluster.submit(die, retries=1).result(20)
 
 
-def test_jobs_logs_and_cancel_by_id_from_elsewhere(mesh: Mesh, tmp_path: Path):
-    mark = tmp_path / "running"
-
-    def speak(path: str) -> None:
-        print("listening", flush=True)
-        Path(path).touch()
-        time.sleep(60)
-
-    future = mesh.cluster.submit(speak, str(mark), name="speaker")
-    until(mark.exists, "the task runs")
-    until(lambda: any(job.name == "speaker" for job in mesh.cluster.jobs()), "the job is listed")
-    assert (future.task, b"listening\n") in mesh.cluster.logs(future.job)
-    assert mesh.cluster.cancel(future.job)
-    with pytest.raises(concurrent.futures.CancelledError):
-        future.result(10)
-    assert not mesh.cluster.cancel("nosuchid")
-
-
 def test_a_callback_may_submit_while_another_thread_does(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A submit of a new function asks the mesh thread, in which the callback runs."""
     go, again, called = tmp_path / "go", [], threading.Event()
@@ -381,71 +297,6 @@ def test_a_silent_submitter_catches_up(mesh: Mesh):
     )
     out, err = program.communicate(timeout=60)
     assert out == "True\n{'done'}\n", err
-
-
-def test_work_of_a_client_that_is_killed_is_freed_at_once(mesh: Mesh, tmp_path: Path):
-    program = mesh.program(
-        f"""
-        import time, pathlib, kos_cluster as kos
-        def work(number):
-            pathlib.Path({str(tmp_path)!r}, str(number)).touch()
-            time.sleep(60)
-        list(kos.connect().map(work, range(4)))
-        """
-    )
-    until(lambda: len(list(tmp_path.iterdir())) == 2, "tasks run")
-    program.kill()
-    program.communicate()
-    until(lambda: mesh.cluster.status()["running"] == 0, "its work is stopped", 10)
-
-
-def test_work_is_freed_at_once_when_its_owner_closes_the_connection(mesh: Mesh, tmp_path: Path):
-    program = mesh.program(
-        f"""
-        import sys, time, pathlib, kos_cluster as kos
-        def work(number):
-            pathlib.Path({str(tmp_path)!r}, str(number)).touch()
-            time.sleep(60)
-        cluster = kos.connect()
-        results = cluster.map(work, range(4))
-        while len(list(pathlib.Path({str(tmp_path)!r}).iterdir())) < 2:
-            time.sleep(0.01)
-        cluster.close()
-        print("closed", flush=True)
-        time.sleep(60)
-        """
-    )
-    assert program.stdout is not None and program.stdout.readline() == "closed\n"
-    until(lambda: mesh.cluster.status()["running"] == 0, "its work is stopped", 10)
-    assert program.poll() is None, "although the process goes on"
-
-
-def test_a_question_that_is_out_when_the_connection_closes_ends_in_a_sentence(mesh: Mesh):
-    connection = Connection(ClusterHome(mesh.home, EMBEDDED_NAME))
-    connection.start()
-    asked, ended = threading.Event(), []
-
-    async def unanswered(*_: object) -> bytes:
-        asked.set()
-        return await asyncio.get_running_loop().create_future()
-
-    connection._asking.one = unanswered
-
-    def ask() -> None:
-        try:
-            connection.request(Status(), ClusterStatus)
-        except BaseException as error:
-            ended.append(error)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    assert asked.wait(30)
-    connection.close()
-    asking.join(30)
-    assert [str(error) for error in ended] == [
-        "The connection to the cluster was closed meanwhile. Call kos.connect() again."
-    ]
-    assert isinstance(ended[0], errors.StateError)
 
 
 def test_a_forked_child_connects_anew(mesh: Mesh):
@@ -568,15 +419,6 @@ def test_exceptions_with_constructors_of_their_own_keep_their_type(mesh: Mesh):
     )
     out, err = program.communicate(timeout=30)
     assert out == "1 and 2 1 2\n", err
-
-
-def test_a_cancelled_future_is_cancelled_at_once(mesh: Mesh):
-    future = mesh.cluster.submit(time.sleep, 60)
-    assert future.cancel()
-    assert future.cancelled() and future.done()
-    done = mesh.cluster.submit(int, 1)
-    assert done.result() == 1
-    assert not done.cancel()
 
 
 def test_a_deleted_folder_is_no_obstacle(mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

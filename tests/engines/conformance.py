@@ -1,4 +1,4 @@
-"""What every engine must do, as a class of tests over the interface alone: `services.engines.engine`.
+"""What every engine must do, as a class of tests: over the interface alone, `services.engines.engine`, and by `work`.
 
 How a third engine is added. Write `services/engines/KIND.py` with an ENGINE, name the kind in `kinds.KINDS`, give it an
 extra of its name in pyproject.toml, and run this suite by a module of its own:
@@ -12,7 +12,7 @@ extra of its name in pyproject.toml, and run this suite by a module of its own:
 
 All tests of a module share one cluster of three nodes and one engine of three workers; those here change their number,
 and the last one stops the engine. So what only one engine has (its dataframes, its actors) is tested before them, with
-the fixtures `engine` and `connection`.
+the fixtures `engine` and `connection`. A module in another folder imports all the fixtures of `conftest`.
 """
 
 from __future__ import annotations

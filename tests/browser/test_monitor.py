@@ -279,6 +279,16 @@ def test_an_engine_is_listed_and_its_dashboard_opened_through_the_nodes_port(not
     expect(opened.value.get_by_text("the engine itself, at /status")).to_be_visible()
     opened.value.close()
     expect(engine.get_by_role("link")).to_have_attribute("href", re.compile("^http://127.0.0.1:"))
+    expect(engine.get_by_text("It asks for this token")).to_be_hidden()
+
+    other = notebook.monitor.locator(".kos-engine[data-engine=ray]")
+    with notebook.page.context.expect_page() as opened:
+        other.get_by_role("button", name="Dashboard of ray").click()
+    expect(opened.value.get_by_text(re.compile("the engine itself, at /$"))).to_be_visible()
+    opened.value.close()
+    said = notebook.cell(SLOW).locator(".jp-OutputArea").inner_text()
+    token = said.rpartition("the token is ")[2].split()[0]
+    expect(other.get_by_text(f"It asks for this token: {token}")).to_be_visible()
     assert_accessible(notebook)
     notebook.picture("engines", notebook.monitor)
     notebook.write(SLOW, ENDED)
@@ -301,8 +311,14 @@ supervisor = cluster.detach(time.sleep, [600])
 record = Record(name='dask', kind='dask', id='0' * 16, job=supervisor.id, state=State.SERVING, wanted=2, cpus=1,
     memory_bytes=0, restarts_left=0, plaintext=False, since_s=time.time(), node='node1', workers=2, waiting=3,
     running=1, held_bytes=5 << 20, address=Address('tls://127.0.0.1:1', server.server_port))
-cluster.register('engine.dask').set(msgspec.json.encode(record).decode())"""
-ENDED = "cluster.register('engine.dask').set(None)\nsupervisor.cancel()\nserver.shutdown()"
+ray = msgspec.structs.replace(record, name='ray', kind='ray', id='1' * 16)
+for each in (record, ray):
+    cluster.register('engine.' + each.name).set(msgspec.json.encode(each).decode())
+print('the token is', cluster.engine_keys(ray.id, '127.0.0.1').secret)"""
+ENDED = """for each in (record, ray):
+    cluster.register('engine.' + each.name).set(None)
+supervisor.cancel()
+server.shutdown()"""
 
 
 def test_a_listing_is_a_table_and_a_profile_a_flame_graph(notebook: Notebook) -> None:

@@ -17,7 +17,7 @@ import pytest
 import kos_cluster as kos
 from kos_cluster.core.records import JobSummary
 from kos_cluster.errors import StateError, TaskLostError, TaskTimeoutError, UsageError
-from kos_cluster.services.engines import control, launching
+from kos_cluster.services.engines import control, launching, references
 from kos_cluster.services.engines import owner as owners
 from kos_cluster.services.engines.launching import Launcher, Owners
 from kos_cluster.services.engines.spec import Record, State
@@ -293,3 +293,14 @@ def test_what_runs_on_an_engine_ends_with_its_connection_and_the_next_has_its_ow
         opened_again.close()
     with pytest.raises(StateError, match="is closed"):
         opened_again.of("night")
+
+
+def test_the_block_of_a_result_is_kept_by_the_connection_whose_result_it_is(mesh: Mesh):
+    connected = tasks_mesh.Mesh(mesh.home.cluster())
+    connected.start()
+    with Cluster(connected) as other:
+        made = other.submit(numpy.ones, 1 << 18)
+        block = references.block_of_result(made)
+        del made
+        connected.run_there(connected.blocks._tell_now())  # what nobody needs is dropped
+        assert block.node_name in ("node1", "node2") and block.get().sum() == 1 << 18

@@ -66,7 +66,7 @@ from kos_cluster.tasks.why import Why, WouldGo, explain
 
 if TYPE_CHECKING:
     from kos_cluster.services.engines.engine import Connection
-    from kos_cluster.services.engines.launching import Launcher
+    from kos_cluster.services.engines.launching import Launcher, Owners
 
 REMOVAL_TIMEOUT_S = 30.0  # for a node's answer; longer than it and the coordinator take at most
 
@@ -110,6 +110,7 @@ class Cluster:
         self._mesh = mesh
         self._submission = Submission(mesh)
         self._engines: dict[str, Connection] = {}  # that `engine` has connected to, by name
+        self._owners: Owners | None = None  # of what runs on engines
         self._opening = threading.Lock()  # an engine
         atexit.register(self.close)
 
@@ -225,7 +226,9 @@ class Cluster:
         """
         from kos_cluster.services.engines import launching
 
-        return launching.launcher(self, self._mesh, self._submission, name)
+        with self._opening:
+            self._owners = self._owners or launching.Owners(self, self._mesh)
+        return launching.launcher(self._owners, self._submission, name)
 
     def launch(self, spec: JobSpec, id: str = "") -> Job:
         """A job of one's own; add tasks to it and close it. The level below `submit` and `map`."""
@@ -271,8 +274,12 @@ class Cluster:
                 known = self._engines[name] = control.open_engine(self, name)
             return known.client
 
-    def leave_engine(self, *names: str) -> None:
-        """Close what `engine` has connected to by these names: it is about to be stopped."""
+    def leave_engine(self, id: str, *names: str) -> None:
+        """Cancel what runs there, and close what `engine` has connected to by these names: it is about to be stopped,
+        and a client that is left behind tells of that on stderr.
+        """
+        if self._owners is not None:
+            self._owners.leave(id)
         with self._opening:
             left = [self._engines.pop(name) for name in names if name in self._engines]
         for connection in left:
@@ -474,7 +481,9 @@ class Cluster:
         self._mesh.request(StopNode(), bool, node=name)
 
     def close(self) -> None:
-        """End the connection. Tasks that are not done are cancelled."""
+        """End the connection. Tasks that are not done are cancelled, those on engines too."""
+        if self._owners is not None:
+            self._owners.close()
         while self._engines:
             self._engines.popitem()[1].close()
         self._mesh.close()

@@ -56,7 +56,7 @@ class JobGroup:
 
     def __init__(
         self,
-        cluster: Launcher,
+        launcher: Launcher,
         refusal: Callable[[], Exception],
         *,
         cap: int = 0,
@@ -65,7 +65,7 @@ class JobGroup:
         alone: bool = False,
         waits_at_exit: bool = False,
     ) -> None:
-        self._cluster = cluster
+        self._launcher = launcher
         self._refusal = refusal
         self._options = Options(max_parallel=cap)
         self._alone = alone or serves > 0
@@ -166,7 +166,7 @@ class JobGroup:
     def finish(self) -> None:
         """Close, and wait."""
         self.close()
-        if self._cluster.usable:  # a forked child has no thread that would bring the results
+        if self._launcher.usable:  # a forked child has no thread that would bring the results
             self.wait()
 
     # ---- inside
@@ -180,7 +180,7 @@ class JobGroup:
             return list(self._unfinished)
 
     def _each(self, jobs: Iterable[Job], do: Callable[[Job], None]) -> None:
-        if self._cluster.usable:  # else they have ended with the connection
+        if self._launcher.usable:  # else they have ended with the connection
             for job in jobs:
                 do(job)
 
@@ -199,7 +199,7 @@ class JobGroup:
             group=self._name,
             alone=alone or self._alone,
         )
-        return self._cluster.launch(spec)
+        return self._launcher.launch(spec)
 
     def _add(self, job: Job, call: Call, then: Then) -> Future:
         """Called with the lock."""

@@ -9,13 +9,15 @@ import socket
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 import distributed
 import numpy as np
 import pytest
 
+from kos_cluster.services.engines import control, daskcalls
 from kos_cluster.services.engines.dask import memory_limit
-from kos_cluster.services.engines.engine import Connection
+from kos_cluster.services.engines.engine import Connection, Task
 from kos_cluster.services.engines.spec import Record
 from tests.engines.conformance import RESULT_S, EngineConformance
 from tests.engines.conftest import WORKERS, EngineMesh
@@ -89,6 +91,19 @@ def test_no_port_of_it_takes_who_has_no_certificate(mesh: EngineMesh, engine: Re
         distributed.Client(f"tcp://127.0.0.1:{ports[0]}", timeout=1)
 
 
+def test_its_head_keeps_nothing_of_what_calls_say(mesh: EngineMesh, engine: Record) -> None:
+    own = control.open_engine(mesh.cluster, engine.name)
+    said: list[str] = []
+    try:
+        own.submit(_speaks, write=lambda _, text: said.append(text)).result(RESULT_S)
+        assert said == ["word"] * 10
+        assert own.client.run_on_scheduler(_kept_of, own.client.id) == 0
+    finally:
+        own.close()
+    client = mesh.cluster.engine("dask")
+    until(lambda: client.run_on_scheduler(_kept_of, own.client.id) is None, "nor its name, once it has gone")
+
+
 def test_workers_that_go_pass_on_what_they_hold(mesh: EngineMesh, engine: Record, tmp_path: Path) -> None:
     client = mesh.cluster.engine("dask")
     futures = client.map(_noted, range(9), path=str(tmp_path / "ran"), pure=False)
@@ -97,6 +112,17 @@ def test_workers_that_go_pass_on_what_they_hold(mesh: EngineMesh, engine: Record
     assert client.gather(futures) == list(range(9))
     assert (tmp_path / "ran").read_text() == "x" * 9  # none of them has run again
     mesh.ok("engine", "scale", "dask", str(WORKERS))
+
+
+def _speaks(task: Task) -> None:
+    for _ in range(10):
+        task.write("stdout", "word")
+
+
+def _kept_of(client: str, dask_scheduler: Any) -> int | None:
+    """How many events there are of a client's calls; None: not even a name for them."""
+    topic = dask_scheduler._broker._topics.get(daskcalls.TOPIC + client)
+    return None if topic is None else len(topic.events)
 
 
 def _noted(item: int, path: str) -> int:

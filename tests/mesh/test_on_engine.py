@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import sys
 import time
@@ -15,9 +16,13 @@ import pytest
 
 import kos_cluster as kos
 from kos_cluster.core.records import JobSummary
-from kos_cluster.errors import TaskLostError, TaskTimeoutError, UsageError
+from kos_cluster.errors import StateError, TaskLostError, TaskTimeoutError, UsageError
+from kos_cluster.services.engines import control, launching, references
 from kos_cluster.services.engines import owner as owners
-from kos_cluster.services.engines.launching import Launcher
+from kos_cluster.services.engines.launching import Launcher, Owners
+from kos_cluster.services.engines.spec import Record, State
+from kos_cluster.tasks import mesh as tasks_mesh
+from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.failures import RemoteTraceback
 from tests.engines.stand_in import NODE, StandIn
 from tests.mesh.conftest import Mesh, until
@@ -67,6 +72,7 @@ def _by_value() -> Callable[[str], str]:
 
 
 waits_for = _by_value()
+LAUNCHER = launching.launcher  # before any stand-in takes its place
 
 
 def gone(pid: int) -> bool:
@@ -249,3 +255,52 @@ def test_many_calls_are_not_all_with_the_engine_at_once(on: Launcher, engine: St
     assert len(engine.submitted) == 4
     (tmp_path / "gate").touch()
     assert len(list(results)) == 20
+
+
+def test_what_runs_on_an_engine_ends_with_its_connection_and_the_next_has_its_own(
+    mesh: Mesh, engine: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record = Record("night", "any", "id", "job", State.SERVING, 1, 1, 0, 0, False, 0.0)
+    opened: list[StandIn] = []
+
+    def open_engine(*_: Any) -> StandIn:
+        opened.append(StandIn())
+        return opened[-1]
+
+    monkeypatch.setattr(control, "find", lambda *_: record)
+    monkeypatch.setattr(control, "open_engine", open_engine)
+    monkeypatch.setattr(launching, "launcher", LAUNCHER)
+    for _ in range(2):
+        connected = tasks_mesh.Mesh(mesh.home.cluster())
+        connected.start()
+        with Cluster(connected) as cluster:
+            assert list(cluster.on_engine("night").map(len, [bytes(300_000)])) == [300_000]
+            runs = cluster.on_engine("night").map(waits_for, [str(tmp_path / "gate")])
+            until(lambda: (tmp_path / "gate.begun").exists(), "it runs")
+            pid = int((tmp_path / "gate.begun").read_text())
+        with pytest.raises(concurrent.futures.CancelledError):
+            next(runs)
+        until(functools.partial(gone, pid), "its worker has ended")
+        (tmp_path / "gate.begun").unlink()
+    assert [connection.usable for connection in opened] == [False, False]  # one a connection, and left
+    opened_again = Owners(mesh.cluster, mesh.cluster._mesh)
+    try:
+        first = opened_again.of("night")
+        opened[-1].usable = False
+        assert opened_again.of("night") is not first
+        assert first.closed
+    finally:
+        opened_again.close()
+    with pytest.raises(StateError, match="is closed"):
+        opened_again.of("night")
+
+
+def test_the_block_of_a_result_is_kept_by_the_connection_whose_result_it_is(mesh: Mesh):
+    connected = tasks_mesh.Mesh(mesh.home.cluster())
+    connected.start()
+    with Cluster(connected) as other:
+        made = other.submit(numpy.ones, 1 << 18)
+        block = references.block_of_result(made)
+        del made
+        connected.run_there(connected.blocks._tell_now())  # what nobody needs is dropped
+        assert block.node_name in ("node1", "node2") and block.get().sum() == 1 << 18

@@ -22,7 +22,6 @@ from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostE
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.heads import as_seen, ending
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
-from kos_cluster.services.engines.launching import leave
 from kos_cluster.services.engines.looking import LOOPBACK
 from kos_cluster.services.engines.registers import encoded, forget, records
 from kos_cluster.services.engines.spec import (
@@ -140,8 +139,7 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
 def stop(cluster: Cluster, name: str) -> Record:
     """Stop an engine; returns when its ranks have been stopped and nothing is written of it. Its last record."""
     record = find(cluster, name)
-    leave(record.id)  # before its head is gone: a client that is left behind tells of that on stderr
-    cluster.leave_engine(name, record.name, record.kind)
+    cluster.leave_engine(record.id, name, record.name, record.kind)
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, stop=True)
     cluster.register(wanted_of(record.name)).set(encoded(wish))
     ended = _Seldom(lambda: _job_ended(cluster, record))

@@ -194,14 +194,16 @@ class _Connection:
     def __init__(self, address: Address, credentials: Credentials) -> None:
         import distributed
 
+        from kos_cluster.services.engines.daskcalls import TOPIC
+
         self._address = address
-        self._topic = f"kos-{secrets.token_hex(8)}"
         self._writes: dict[str, Write] = {}  # of calls that have not ended
         self._cancelled: list[str] = []  # calls that are to be stopped
         try:
             self.client = distributed.Client(address.head, security=_security(credentials), timeout=CONNECT_TIMEOUT_S)
         except OSError as error:
             raise _refusal(address, error) from error
+        self._topic = TOPIC + self.client.id
         self.client.subscribe_topic(self._topic, self._said)
 
     @property

@@ -3,7 +3,7 @@
 Rules. A call says something with its worker's events, which reach the client before the end of its task does. How often
 a call may be lost with its worker is its annotation `RETRIES`. Dask counts the losses of each task, and gives it up
 when they are more than the scheduler's `allowed_failures`; so the count of a call begins as far below that as it has
-tries.
+tries. What calls say is kept by the scheduler only until it has sent it: Dask would keep 1,000 events of each topic.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from kos_cluster.services.engines.engine import Task
 
 RETRIES = "kos_retries"
+TOPIC = "kos-"  # and the id of the client: the topic of what its calls say
 COUNTED = "kos_counted"  # a question to the scheduler
 TEXT_LIMIT_CHARACTERS = 1 << 16  # of one event; a longer text becomes several
 EARLY_LIMIT = 4096  # cancelled calls that are remembered, should their tasks begin yet
@@ -90,6 +91,21 @@ class AtHead(SchedulerPlugin):  # type: ignore[misc]  # Dask has no types
         )
         held_bytes = sum(worker.nbytes for worker in workers)
         return [worker.address for worker in workers], max(0, open_ - running), running, held_bytes
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """An event was sent to those who want it."""
+        if not topic.startswith(TOPIC):
+            return
+        if topic.removeprefix(TOPIC) in self._scheduler.clients:
+            self._scheduler._broker.truncate(topic)
+        else:  # a call that goes on after its client has gone
+            self._forget(topic)
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        self._forget(TOPIC + client)
+
+    def _forget(self, topic: str) -> None:
+        self._scheduler._broker._topics.pop(topic, None)
 
     def update_graph(self, scheduler: Any, *, annotations: dict[str, dict[Any, Any]], **_: Any) -> None:
         for key, retries in annotations.get(RETRIES, {}).items():

@@ -54,9 +54,17 @@ PRELOADED = ("numpy", "kos_kernel.magics.warm", "kos_cluster.tasks.coroutines")
 _payloads = msgspec.msgpack.Decoder(list[bytes])
 
 
-@functools.cache
+_making = threading.Lock()
+
+
 def host() -> Host:
-    """This process's own, made for its first call."""
+    """This process's own, made for its first call: one, however many threads begin with calls at once."""
+    with _making:
+        return _host()
+
+
+@functools.cache
+def _host() -> Host:
     return Host(references.run_folder(), os.environ.get("KOS_NODE", os.uname().nodename))
 
 

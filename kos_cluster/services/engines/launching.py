@@ -1,10 +1,11 @@
 """An engine in the place of the mesh: what `map`, `kos.Executor` and a notebook's cells run on, if it is asked for.
 
 Theory of operation. A call becomes the same job as on the mesh, made by the same code; only who holds its tasks is
-another (`owner`). So results, futures, executors and cells need not know where a job runs. A process has one
-connection to an engine, which is kept for its next job.
+another (`owner`). So results, futures, executors and cells need not know where a job runs. A connection to the cluster
+has one owner for an engine, which is kept for its next job.
 
-Rules. What an engine cannot honour is refused before anything of it is sent: an engine places its tasks itself.
+Rules. What an engine cannot honour is refused before anything of it is sent: an engine places its tasks itself. An
+owner ends with the connection that it was made for, whose blocks it uses; one that is let go is closed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from kos_cluster.errors import UsageError
+from kos_cluster.errors import StateError, UsageError
 from kos_cluster.services.engines.owner import EngineOwner
 from kos_cluster.tasks import output
 from kos_cluster.tasks.job import Job, JobSpec
@@ -40,8 +41,7 @@ NOT_HONOURED = (
     "priority",
 )
 
-_owners: dict[tuple[str, int], EngineOwner] = {}  # by the id of the engine, and which of its lives it is
-_opening = threading.Lock()
+Life = tuple[str, int]  # the id of an engine, and which of its lives it is
 
 
 class Launcher:
@@ -82,26 +82,49 @@ def check(options: Options, engine: str) -> None:
             )
 
 
-def launcher(cluster: Cluster, mesh: Mesh, submission: Submission, engine: str) -> Launcher:
-    """What runs jobs on the engine of that name or kind. Raises EngineError, UnreachableError, AuthError."""
-    from kos_cluster.services.engines import control
+class Owners:
+    """Those of one connection to the cluster. Any thread."""
 
-    record = control.serving(control.find(cluster, engine))
-    life = record.id, record.life
-    with _opening:
-        owner = _owners.get(life)
-        if owner is not None and not owner.usable:
+    def __init__(self, cluster: Cluster, mesh: Mesh) -> None:
+        self._cluster = cluster
+        self._mesh = mesh
+        self._by_life: dict[Life, EngineOwner] = {}
+        self._opening = threading.Lock()
+        self._closed = False
+
+    def of(self, engine: str) -> EngineOwner:
+        """That of the engine of that name or kind. Raises EngineError, UnreachableError, AuthError, StateError."""
+        from kos_cluster.services.engines import control
+
+        record = control.serving(control.find(self._cluster, engine))
+        life = record.id, record.life
+        self._let_go(lambda _, owner: not owner.usable)
+        with self._opening:
+            if self._closed:
+                raise StateError("The connection to the cluster is closed.", "Call kos.connect() again.")
+            owner = self._by_life.get(life)
+            if owner is None:
+                connection = control.open_engine(self._cluster, record.name)
+                owner = self._by_life[life] = EngineOwner(record.name, connection, self._mesh)
+        return owner
+
+    def leave(self, engine: str) -> None:
+        """The engine of this id is about to be stopped: cancel what runs there for this connection, and let it go."""
+        self._let_go(lambda life, _: life[0] == engine)
+
+    def close(self) -> None:
+        """Cancel what is not done, and leave all engines. No more are opened."""
+        with self._opening:
+            self._closed = True
+        self._let_go(lambda *_: True)
+
+    def _let_go(self, which: Callable[[Life, EngineOwner], bool]) -> None:
+        with self._opening:
+            owners = [self._by_life.pop(life) for life, owner in list(self._by_life.items()) if which(life, owner)]
+        for owner in owners:  # without the lock, as it ends futures, whose callbacks may come back here
             owner.close()
-        if owner is None or not owner.usable:
-            owner = _owners[life] = EngineOwner(record.name, control.open_engine(cluster, record.name), mesh)
-        for key in [key for key, other in _owners.items() if not other.usable]:
-            del _owners[key]
-        return Launcher(submission, owner)
 
 
-def leave(engine: str) -> None:
-    """The engine of this id is about to be stopped: cancel what this process has there, and let it go."""
-    with _opening:
-        owners = [_owners.pop(life) for life in list(_owners) if life[0] == engine]
-    for owner in owners:
-        owner.close()
+def launcher(owners: Owners, submission: Submission, engine: str) -> Launcher:
+    """What runs jobs on the engine of that name or kind. Raises what `Owners.of` does."""
+    return Launcher(submission, owners.of(engine))

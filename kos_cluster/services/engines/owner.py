@@ -22,9 +22,10 @@ import os
 import queue
 import threading
 import time
+import traceback
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -67,10 +68,13 @@ class EngineOwner:
         self.holding = self.jobs = self.placing = self
         self._connection = connection
         self._user = mesh.credentials.peer.name
-        self._tables: OrderedDict[str, Table] = OrderedDict()
+        self._tables: dict[str, Table] = {}  # those that are over last; changed in the owner's thread alone
         self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()  # by name
         self._active: set[Table] = set()
         self._notes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._noting = threading.Lock()
+        self._stopped = False
+        self._left = False  # the engine
         self._thread = threading.Thread(target=self._serve, name="kos-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -89,20 +93,22 @@ class EngineOwner:
 
     def open(self, job: Job) -> None:
         """Make a job known, before its first task."""
+        self._note(self._open_job, job)
         self.blocks.used(job.spec.fn)
-        options = job.spec.options
-        group = Group(options.max_parallel or OUT_LIMIT, options.max_parallel > 0)
-        if job.spec.group:
-            group = self._groups.setdefault(job.spec.group, group)
-        table = Table(job.id, job.spec.name, self._user, self.engine, job, group)
-        self._tables[job.id] = table
 
     def close(self) -> None:
-        """Cancel what is not done, and leave the engine."""
-        if not self._open:
+        """Cancel what is not done, and leave the engine. Nothing is taken from the beginning of this on."""
+        if self.pid != os.getpid():
             return
-        self._note(self._stop)
+        with self._noting:
+            if not self.closed:
+                self.closed = True
+                self._notes.put(self._stop)
         self._thread.join()
+        with self._noting:
+            if self._left:  # another thread has closed this too
+                return
+            self._left = True
         self._listed.remove(self)
         self._connection.close()
         atexit.unregister(self.close)
@@ -143,7 +149,7 @@ class EngineOwner:
     # ---- tasks.owning.Elsewhere; any thread
 
     def summaries(self) -> list[JobSummary]:
-        return [table.summary() for table in list(self._tables.values())]
+        return [table.summary() for table in self._tables.copy().values()]
 
     def states(self, job: str) -> bytes:
         table = self._tables.get(job)
@@ -154,31 +160,54 @@ class EngineOwner:
         return job in self._tables
 
     def cancel_wanted(self, job: str, index: int | None) -> None:
-        if self._open:
+        with suppress(StateError):  # its tasks end with the connection
             self._note(self._cancel_named, job, index)
 
     # ---- the thread
 
     def _note(self, call: Callable[..., None], *args: object) -> None:
-        if self.closed:
-            raise StateError(f"The connection to engine {self.engine} is closed.", "Ask for the engine again.")
-        self._notes.put(functools.partial(call, *args))
+        with self._noting:
+            if self.closed:
+                raise StateError(f"The connection to engine {self.engine} is closed.", "Ask for the engine again.")
+            self._notes.put(functools.partial(call, *args))
 
     def _serve(self) -> None:
-        while not self.closed:
-            try:
-                self._notes.get(timeout=PROGRESS_EVERY_S if self._active else None)()
-            except queue.Empty:
+        try:
+            self._take_notes()
+            failure = StateError(f"The connection to engine {self.engine} was closed.", "Ask for the engine again.")
+        except BaseException as error:
+            traceback.print_exc()
+            told = f"The thread of engine {self.engine} has failed ({error!r})."
+            failure = StateError(told, "Ask for the engine again, and report it.")
+        with self._noting:
+            self.closed = True
+        for table in self._tables.values():
+            if table.job is not None:
+                table.job.abandon(failure)
+
+    def _take_notes(self) -> None:
+        """Until this is to stop. Progress is shown in between, however many notes there are."""
+        show_s = time.monotonic()
+        while not self._stopped:
+            with suppress(queue.Empty):
+                note = self._notes.get(timeout=max(0.0, show_s - time.monotonic()) if self._active else None)
+                note()
+            if time.monotonic() >= show_s:
                 self._show_progress()
+                show_s = time.monotonic() + PROGRESS_EVERY_S
 
     def _stop(self) -> None:
-        failure = StateError(f"The connection to engine {self.engine} was closed.", "Ask for the engine again.")
+        self._stopped = True
         for table in list(self._active):
-            job = table.job
-            self._cancel(job, None, False) if job is not None else None
-            if job is not None:
-                job.abandon(failure)
-        self.closed = True
+            if table.job is not None:
+                self._cancel(table.job, None, False)
+
+    def _open_job(self, job: Job) -> None:
+        options = job.spec.options
+        group = Group(options.max_parallel or OUT_LIMIT, options.max_parallel > 0)
+        if job.spec.group:
+            group = self._groups.setdefault(job.spec.group, group)
+        self._tables[job.id] = Table(job.id, job.spec.name, self._user, self.engine, job, group)
 
     def _add(self, job: Job, count: int) -> None:
         table = self._tables[job.id]
@@ -257,6 +286,8 @@ class EngineOwner:
                 tell(job.sink.write, task, stream, text.encode())
 
     def _begun(self, table: Table, row: Row, node: str) -> None:
+        if row.state not in (TaskState.SENT, TaskState.RUNNING):  # it was cancelled meanwhile
+            return
         if row.attempts and row.attempts[-1].end is AttemptEnd.OPEN:  # its engine's worker was lost, and it runs again
             row.close(AttemptEnd.NODE_LOST)
         table.began(row, node)
@@ -365,7 +396,7 @@ class EngineOwner:
         table.job = None
         table.fn = b""
         table.kept.clear()
-        self._tables.move_to_end(table.id)
+        self._tables[table.id] = self._tables.pop(table.id)
         over = [old for old in self._tables.values() if old.job is None]
         for old in over[: max(0, len(over) - JOBS_KEPT)]:
             del self._tables[old.id]

@@ -5,7 +5,8 @@ tasks. So a connection has an actor, the relay, which keeps texts until the conn
 texts it has handed over, and its future is done when as many have come. The call runs in a thread, as Ray stops a task
 by an interrupt of the main one: that sets the task's `stopped`, and the main thread goes on to wait.
 
-Limits: `PENDING_CHARACTERS` wait in a call's process, and as many in the relay; who writes more waits.
+Limits: `PENDING_CHARACTERS` wait in a call's process, and as many in the relay, where calls hand over one lot each at a
+time: its texts stay with that question until there is room. Who writes more waits.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class Relay:
         self._changed = asyncio.Condition()
 
     async def say(self, texts: list[Text]) -> None:
-        """Returns when there is room for more."""
+        """Returns when there was room for these."""
         async with self._changed:
+            await self._changed.wait_for(lambda: self._characters < PENDING_CHARACTERS)
             self._texts += texts
             self._characters += sum(len(text) for *_, text in texts)
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: self._characters < PENDING_CHARACTERS)
 
     async def hear(self) -> list[Text]:
         """All that there is, as soon as there is something."""
@@ -126,15 +127,20 @@ class _Task:
     def _pass_on(self) -> None:
         import ray
 
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._texts) or self._closed)
-                texts, self._texts, self._characters = self._texts, [], 0
-                self._changed.notify_all()
-            if not texts:
-                return
-            try:
+        try:
+            while texts := self._taken():
                 ray.get(self._relay.say.remote(texts))
-            except ray.exceptions.RayError:  # the connection is gone, and who would read it with it
-                self.stopped.set()
-                return
+        except ray.exceptions.RayError:  # the connection is gone, and who would read it with it
+            self.stopped.set()
+        finally:
+            with self._changed:  # nobody makes room any more: who waits for it would wait for good
+                self._closed = True
+                self._changed.notify_all()
+
+    def _taken(self) -> list[Text]:
+        """What waits to be passed on; nothing, when nothing comes any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._texts) or self._closed)
+            texts, self._texts, self._characters = self._texts, [], 0
+            self._changed.notify_all()
+            return texts

@@ -33,6 +33,8 @@ from kos_cluster.services.engines.engine import Address, Credentials, Standing, 
 from kos_cluster.services.engines.raygcs import Gcs, Node
 from kos_cluster.services.engines.raynodes import client_of, store_of
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 RETIRE_S = 10.0
 TEXTS_TIMEOUT_S = 5.0
@@ -55,6 +57,7 @@ class RayConnection:
         self._texts: _Texts | None = None
         self._run: Any = None
         self._open: dict[str, concurrent.futures.Future[Any]] = {}  # calls that have not ended
+        self._answers = True  # the head, as of the last look
         self._closed = threading.Event()
 
     @property
@@ -70,11 +73,7 @@ class RayConnection:
 
     @property
     def usable(self) -> bool:
-        try:
-            self._gcs.check()
-        except (KosError, ValueError):  # ValueError: it is closed
-            return False
-        return True
+        return self._answers and not self._closed.is_set()
 
     def submit(
         self, call: Callable[[Task], T], /, *, cpus: int = 1, retries: int = 0, write: Write | None = None
@@ -84,19 +83,23 @@ class RayConnection:
         with self._lock:
             if self._run is None:
                 self._run = ray.remote(raycalls.run)
-            if self._texts is None and write is not None:
+            if write is not None and (self._texts is None or self._texts.ended):
                 self._texts = _Texts(ray)
-            texts = self._texts
+            texts = self._texts if write is not None else None
         outer: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._open[id_] = outer
-        outer.add_done_callback(lambda _: self._open.pop(id_, None))
         relay = None
         if write is not None and texts is not None:
-            relay = texts.expect(id_, write)
+            relay = texts.expect(id_, write, lambda error: self._lose(id_, error))
         task = self._run.options(num_cpus=cpus, max_retries=retries, retry_exceptions=False, name="kos-call")
-        inner = task.remote(call, id_, relay)
+        self._open[id_] = outer
+        outer.add_done_callback(lambda _: self._open.pop(id_, None))
+        try:
+            inner = task.remote(call, id_, relay)
+        except BaseException:
+            self._open.pop(id_, None)
+            raise
         outer.add_done_callback(lambda done: _stop(ray, inner) if done.cancelled() else None)
-        inner.future().add_done_callback(lambda done: self._ended(id_, done, outer, relay is not None))
+        inner.future().add_done_callback(lambda done: self._ended(id_, done, texts))
         return outer
 
     def standing(self) -> Standing:
@@ -122,32 +125,45 @@ class RayConnection:
 
     # ---- inside
 
-    def _ended(
-        self, id_: str, done: concurrent.futures.Future[Any], outer: concurrent.futures.Future[Any], said: bool
-    ) -> None:
+    def _ended(self, id_: str, done: concurrent.futures.Future[Any], texts: _Texts | None) -> None:
         """Settle a call's future with what its task has come to; a thread of Ray calls it."""
         error = done.exception()
         returned = raycalls.Returned(0, error=_told(error)) if error is not None else done.result()
         if returned.trace and returned.error is not None:
             returned.error.__cause__ = _Remote(returned.trace)
-        texts = self._texts
-        if said and texts is not None:
-            texts.when_heard(id_, returned.texts, lambda: _settle(outer, returned))
+        if texts is not None:
+            texts.when_heard(id_, returned.texts, lambda: self._settle(id_, returned))
         else:
-            _settle(outer, returned)
+            self._settle(id_, returned)
+
+    def _lose(self, id_: str, error: Exception | None) -> None:
+        told = "it was closed" if error is None else f"{error}".rstrip(".") or type(error).__name__
+        lost = TaskLostError(f"A call was lost with the way to its engine: {told}.")
+        self._settle(id_, raycalls.Returned(0, error=lost))
+
+    def _settle(self, id_: str, returned: raycalls.Returned) -> None:
+        """Once, as one that was given up may come back after all; and unless it was cancelled."""
+        outer = self._open.pop(id_, None)
+        if outer is None or not outer.set_running_or_notify_cancel():
+            return
+        if returned.error is not None:
+            outer.set_exception(returned.error)
+        else:
+            outer.set_result(returned.value)
 
     def _watch(self) -> None:
-        """Fail what is open when the head is gone: Ray itself would wait for it."""
+        """Look whether the head is there. Fail what is open when it is gone: Ray itself would wait for it."""
         heard_s = time.monotonic()
         while not self._closed.wait(WATCH_S):
             try:
                 self._gcs.check()
-                heard_s = time.monotonic()
+                heard_s, self._answers = time.monotonic(), True
             except (KosError, ValueError) as error:  # ValueError: it was closed meanwhile
+                self._answers = False
                 if time.monotonic() - heard_s > LOST_S:
                     lost = TaskLostError(f"A call was lost with the head of its engine: {error}")
-                    for outer in list(self._open.values()):
-                        _settle(outer, raycalls.Returned(0, error=lost))
+                    for id_ in list(self._open):
+                        self._settle(id_, raycalls.Returned(0, error=lost))
 
     def _see_off(self, going: list[Node]) -> None:
         """End those who have not ended by themselves: they hold results, or still run something."""
@@ -161,7 +177,7 @@ class RayConnection:
             for node in left.values():
                 self._gcs.shut_down(node)
         except (KosError, ValueError) as error:  # the head is gone, or this connection was closed
-            logging.getLogger(__name__).info("workers of Ray that were to go could not be seen off: %s", error)
+            log.info("workers of Ray that were to go could not be seen off: %s", error)
 
 
 class _Remote(Exception):
@@ -169,16 +185,6 @@ class _Remote(Exception):
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0]}"
-
-
-def _settle(outer: concurrent.futures.Future[Any], returned: raycalls.Returned) -> None:
-    """Unless it was cancelled."""
-    if not outer.set_running_or_notify_cancel():
-        return
-    if returned.error is not None:
-        outer.set_exception(returned.error)
-    else:
-        outer.set_result(returned.value)
 
 
 def _stop(ray: Any, inner: Any) -> None:
@@ -198,6 +204,7 @@ def _told(error: BaseException) -> BaseException:
 @dataclass(eq=False)
 class _Expected:
     write: Write
+    lost: Callable[[Exception | None], None]  # called when no more can be heard and it has not ended
     heard: int = 0
     awaited: int = -1  # texts that there are, once the call has ended
     then: Callable[[], None] | None = None
@@ -213,24 +220,26 @@ class _Texts:
         self._lock = threading.Lock()
         self._expected: dict[str, _Expected] = {}
         self._closed = False
+        self.ended = False  # nothing can be heard any more
         self._thread = threading.Thread(target=self._take, name="kos-ray-texts", daemon=True)
         self._thread.start()
 
-    def expect(self, id_: str, write: Write) -> Any:
+    def expect(self, id_: str, write: Write, lost: Callable[[Exception | None], None]) -> Any:
         """The relay that this call is to be given."""
         with self._lock:
-            self._expected[id_] = _Expected(write)
+            self._expected[id_] = _Expected(write, lost)
         return self._relay
 
     def when_heard(self, id_: str, count: int, then: Callable[[], None]) -> None:
         """Call `then` when so many texts of this call have been written."""
         with self._lock:
-            expected = self._expected[id_]
-            expected.awaited, expected.then = count, then
-            expected.until_s = time.monotonic() + TEXTS_TIMEOUT_S
-            done = expected.heard >= count
+            expected = self._expected.get(id_)  # None: it was given up
+            if expected is not None:
+                expected.awaited, expected.then = count, then
+                expected.until_s = time.monotonic() + TEXTS_TIMEOUT_S
+            done = expected is None or expected.heard >= count or self.ended
             if done:
-                del self._expected[id_]
+                self._expected.pop(id_, None)
         if done:
             then()
 
@@ -239,18 +248,40 @@ class _Texts:
         self._ray.kill(self._relay)
 
     def _take(self) -> None:
-        while not self._closed:
-            try:
-                texts = self._ray.get(self._relay.hear.remote())
-            except self._ray.exceptions.RayError:
-                texts = []
-                time.sleep(raycalls.POLL_S)
-            for id_, stream, text in texts:
-                expected = self._expected.get(id_)
-                if expected is not None:
-                    expected.write(stream, text)
-                    expected.heard += 1
-            self._settle()
+        failure: Exception | None = None
+        try:
+            while not self._closed:
+                self._hear()
+        except Exception as error:  # the way is gone: Ray Client raises ConnectionError then
+            failure = error
+            if not self._closed:
+                log.warning("What calls on Ray say is not heard any more: %r", error)
+        self._end(failure)
+
+    def _hear(self) -> None:
+        try:
+            texts = self._ray.get(self._relay.hear.remote())
+        except self._ray.exceptions.RayError:
+            texts = []
+            time.sleep(raycalls.POLL_S)
+        for id_, stream, text in texts:
+            expected = self._expected.get(id_)
+            if expected is not None:
+                expected.write(stream, text)
+                expected.heard += 1
+        self._settle()
+
+    def _end(self, failure: Exception | None) -> None:
+        """Nobody waits for what will not come."""
+        with self._lock:
+            self.ended = True
+            left = list(self._expected.values())
+            self._expected.clear()
+        for each in left:
+            if each.then is not None:
+                each.then()  # it has ended, and only what it said last is missing
+            else:
+                each.lost(failure)
 
     def _settle(self) -> None:
         now = time.monotonic()

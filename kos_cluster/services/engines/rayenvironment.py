@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,17 +24,20 @@ NO_PORT = "-1"
 OUTLIVED_S = 10**8  # that a driver lives on without a head; Ray has 60 s, and then ends its process
 _FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
 
+_writing = threading.Lock()
+
 
 def of_member(credentials: Credentials) -> dict[str, str]:
     """What a process needs that speaks with a Ray. For this process and its descendants, and while it lives."""
     texts = (credentials.authority, credentials.certificate, credentials.key)
-    for variable, text in zip(_FILES, texts, strict=True):
-        fd = _memory_file(variable)
-        os.truncate(fd, 0)
-        os.pwrite(fd, text.encode(), 0)
+    with _writing:
+        files = {variable: _memory_file(variable) for variable in _FILES}
+        for fd, text in zip(files.values(), texts, strict=True):
+            os.truncate(fd, 0)
+            os.pwrite(fd, text.encode(), 0)
     return {
         "RAY_USE_TLS": "1",
-        **{variable: f"/proc/{os.getpid()}/fd/{_memory_file(variable)}" for variable in _FILES},
+        **{variable: f"/proc/{os.getpid()}/fd/{fd}" for variable, fd in files.items()},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": credentials.secret,
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -13,33 +13,41 @@ between its own workers is Dask's copy. A result that becomes a block is copied 
 that of the node; its bytes never leave the node.
 
 Rules. A block lives as long as a client has its reference: keep it for as long as the engine may read it, also to make
-a lost result again. What is read from a block cannot be written to.
+a lost result again. What is read from a block cannot be written to. When one of several cannot become a block, none
+does.
+
+Limits: `LAY_TIMEOUT_S` for workers to lay what they hold.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import secrets
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from kos_cluster.dmem.attached import attached
-from kos_cluster.errors import UsageError
+from kos_cluster.errors import UnreachableError, UsageError
 from kos_cluster.home import Home
 from kos_cluster.tasks import serialise
 from kos_cluster.tasks.blocks import BlockRef, arena_beneath, named_in
 from kos_cluster.tasks.cluster import Cluster, connect
 from kos_cluster.tasks.futures import Future, StayedOutcome
+from kos_cluster.tasks.mesh import Mesh
 
 if TYPE_CHECKING:
     import dask.array
     import distributed
     import ray
+
+LAY_TIMEOUT_S = 60.0
 
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # arrays of blocks, by their ids
 
@@ -63,9 +71,11 @@ def block_of_result(future: Future) -> BlockRef:
         raise UsageError(
             f"The result of task {future.task} is small, so it is in no block.", "Pass it as it is, or cluster.put it."
         )
-    members = {member["id"]: member["name"] for member in connect().nodes()}
+    mesh = future.owner
+    assert isinstance(mesh, Mesh)  # results of an engine's calls do not stay
+    members = {member.id: member.name for member in mesh.members}
     ref = BlockRef(named_in(outcome.payload)[0], outcome.size_bytes, outcome.node, members.get(outcome.node, ""))
-    connect()._mesh.blocks.returned(ref)
+    mesh.blocks.returned(ref)
     return ref
 
 
@@ -189,24 +199,57 @@ def _blocks_of(
 ) -> list[BlockRef]:
     from distributed import wait
 
-    wait(futures)
+    blocks = (cluster or connect())._mesh.blocks
+    with client.as_current():
+        wait(futures)
     holders = client.who_has(list(futures))
     made = [
         client.submit(_laid_here, future, pure=False, workers=list(holders[future.key]), allow_other_workers=False)
         for future in futures
     ]
-    told = client.gather(made)
-    blocks = (cluster or connect())._mesh.blocks
-    held: dict[str, list[str]] = {}
-    for ref, worker in told:
-        held.setdefault(worker, []).append(ref.id)
+    told: list[tuple[BlockRef, str]] = []
     try:
+        with suppress(TimeoutError), client.as_current():
+            wait(made, LAY_TIMEOUT_S)
+        told = _told(client, made)
+        if len(told) < len(made):
+            raise _unlaid(made)
         for ref, _ in told:
             blocks.take_over(ref)
     finally:
-        for worker, names in held.items():
-            client.run(let_go, names, workers=[worker])
+        client.cancel([future for future in made if future.status == "pending"])
+        _have_let_go(client, told)
     return [ref for ref, _ in told]
+
+
+def _told(client: distributed.Client, made: Sequence[distributed.Future]) -> list[tuple[BlockRef, str]]:
+    """Of those that are laid: the block, and the worker that holds it."""
+    laid_ = [future for future in made if future.status == "finished"]
+    with suppress(TimeoutError):  # one of these workers has gone meanwhile
+        gather = functools.partial(client.gather, laid_, errors="skip", asynchronous=True)
+        return list(client.sync(gather, callback_timeout=LAY_TIMEOUT_S))
+    return []
+
+
+def _unlaid(made: Sequence[distributed.Future]) -> BaseException:
+    """Why not all are blocks."""
+    for future in made:
+        if future.status == "error":
+            error = future.exception()
+            assert isinstance(error, BaseException)
+            return error
+    return UnreachableError(
+        f"What Dask holds did not become blocks within {LAY_TIMEOUT_S:g} s: a worker that has it is gone, or busy.",
+        "Compute or persist it again, then ask again.",
+    )
+
+
+def _have_let_go(client: distributed.Client, told: Sequence[tuple[BlockRef, str]]) -> None:
+    held: dict[str, list[str]] = {}
+    for ref, worker in told:
+        held.setdefault(worker, []).append(ref.id)
+    for worker, names in held.items():
+        client.run(let_go, names, workers=[worker], on_error="ignore")  # one that has gone holds nothing
 
 
 def _laid_here(value: Any) -> tuple[BlockRef, str]:

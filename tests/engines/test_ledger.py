@@ -8,52 +8,12 @@ import msgspec
 import pytest
 
 from kos_cluster.core.replicated.settings import VALUE_LIMIT_BYTES
-from kos_cluster.errors import StateError, UnreachableError
+from kos_cluster.errors import StateError
 from kos_cluster.services.engines.engine import Address, Standing
 from kos_cluster.services.engines.ledger import Ledger, Superseded
 from kos_cluster.services.engines.registers import decoded, encoded, records
 from kos_cluster.services.engines.spec import Began, Record, State, Wanted, head_of, record_of, shortened, wanted_of
-
-
-class Registers:
-    """A cluster's registers. `fails`: the next write gets no answer; "done" says that it was done all the same."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, str] = {}
-        self.fails = ""
-        self.writes = 0
-
-    def register(self, name: str) -> _Register:
-        return _Register(self, name)
-
-    def registers(self) -> dict[str, str]:
-        return self.held
-
-
-class _Register:
-    def __init__(self, registers: Registers, name: str) -> None:
-        self.name = name
-        self._all = registers
-
-    def get(self) -> str | None:
-        return self._all.held.get(self.name)
-
-    def set(self, value: str | None) -> None:
-        self._all.writes += 1
-        if value is None:
-            self._all.held.pop(self.name, None)
-        else:
-            self._all.held[self.name] = value
-
-    def compare_and_set(self, expected: str | None, value: str) -> bool:
-        fails, self._all.fails = self._all.fails, ""
-        if fails != "lost":
-            if self.get() != expected:
-                return False
-            self.set(value)
-        if fails:
-            raise UnreachableError("No node answered.")
-        return True
+from tests.engines.supervised import Registers
 
 
 def made(name: str = "dask", id_: str = "e1") -> Record:

@@ -119,11 +119,15 @@ def find(cluster: Cluster, name_or_kind: str) -> Record:
 
 
 def scale(cluster: Cluster, name: str, workers: int) -> Record:
-    """Bring the number of workers to this; returns when the head knows them. Raises EngineError, UsageError."""
+    """Bring the number of workers to this; returns when the head knows them. Raises EngineError, UsageError.
+
+    What this gives up on, or is interrupted in, is not wanted any more. A newer wish takes the place of one that waits.
+    """
     check_count("workers", workers, 1, WORKERS_LIMIT)
     record = serving(find(cluster, name))
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, workers)
-    cluster.register(wanted_of(record.name)).set(encoded(wish))
+    register = cluster.register(wanted_of(record.name))
+    register.set(encoded(wish))
 
     def reached() -> Record | None:
         now = serving(find(cluster, record.name))
@@ -132,9 +136,19 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
                 f"Engine {now.name!r} was not scaled to {workers} workers: {now.refusal.rstrip('.')}.",
                 "'kos nodes' shows what there is.",
             )
+        if now.answered != wish.id and register.get() != encoded(wish):
+            raise EngineError(
+                f"Engine {now.name!r} was not scaled to {workers} workers: somebody else has wished something newer.",
+                f"Type 'kos engine status {now.name}' to see how many it has.",
+            )
         return now if now.answered == wish.id and now.workers == workers else None
 
-    return _awaited(reached, SCALE_TIMEOUT_S, f"Engine {record.name!r} was not scaled to {workers} workers")
+    try:
+        return _awaited(reached, SCALE_TIMEOUT_S, f"Engine {record.name!r} was not scaled to {workers} workers")
+    except BaseException:
+        with suppress(KosError):
+            register.compare_and_set(encoded(wish), None)
+        raise
 
 
 def stop(cluster: Cluster, name: str) -> Record:

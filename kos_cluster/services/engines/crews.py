@@ -1,8 +1,8 @@
 """The gangs of one life of an engine: the first one, with the head in it, and those of workers that came later.
 
-Rules. One further gang at a time waits for its slots. Lost ranks are replaced after a pause that doubles with each
-replacement, up to `PAUSE_MOST_S`, until workers have lasted for `STEADY_S`: what fails at once does not fail all the
-time. Used by the supervisor's thread alone.
+Rules. One further gang at a time waits for its slots, and one that nobody wants any more is withdrawn. Lost ranks are
+replaced after a pause that doubles with each replacement, up to `PAUSE_MOST_S`, until workers have lasted for
+`STEADY_S`: what fails at once does not fail all the time. Used by the supervisor's thread alone.
 """
 
 from __future__ import annotations
@@ -44,10 +44,6 @@ class Crews:
     def placed(self) -> bool:
         """Whether the first gang has its slots."""
         return bool(self._first.nodes)
-
-    @property
-    def first_job(self) -> str:
-        return self._first.jobs[-1]
 
     @property
     def head_node(self) -> str:
@@ -101,6 +97,13 @@ class Crews:
         self._gangs.remove(further)
         error = further.exception()
         return _told(error) if error is not None else "they have ended"
+
+    def withdraw(self) -> None:
+        """Want no more of further workers that wait."""
+        if self._further is not None:
+            self._further.cancel()
+            self._gangs.remove(self._further)
+            self._further = None
 
     def replace(self, count: int, address: Address) -> None:
         """Ask for workers in place of lost ones, unless that was done a moment ago."""

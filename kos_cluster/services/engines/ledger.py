@@ -43,6 +43,7 @@ class Ledger:
         self._written: str | None = None
         self._unsure: str | None = None  # what a write without an answer may have written
         self._counted_s = float("-inf")
+        self._wanted: Wanted | None = None  # as it was read last
 
     def claim(self) -> Record | None:
         """Write the first record where there is none; else the one that is there, ours if it is this engine's."""
@@ -77,15 +78,19 @@ class Ledger:
         self.write(answered=wanted.id, refusal=shortened(refusal))
 
     def wanted(self) -> Wanted | None:
-        """A wish for this engine that has no answer yet."""
-        wanted = self._read(wanted_of(self.record.name), Wanted)
+        """A wish for this engine that has no answer yet. While nobody can tell, it is the one that there was."""
+        with suppress(UnreachableError):
+            self._wanted = self._read(wanted_of(self.record.name), Wanted)
+        wanted = self._wanted
         if wanted is None or wanted.engine != self.record.id or wanted.id == self.record.answered:
             return None
         return wanted
 
     def began(self) -> Began | None:
         """That the head and the workers of this life serve."""
-        began = self._read(head_of(self.record.name), Began)
+        began = None
+        with suppress(UnreachableError):
+            began = self._read(head_of(self.record.name), Began)
         return began if began is not None and (began.engine, began.life) == (self.record.id, self.record.life) else None
 
     def forget(self) -> None:
@@ -94,11 +99,8 @@ class Ledger:
             forget(self._cluster, self.record.name)
 
     def _read(self, name: str, kind: type[T]) -> T | None:
-        """None also while nobody can tell, which is no reason to end an engine that works."""
-        with suppress(UnreachableError):
-            text = self._cluster.register(name).get()
-            return None if text is None else decoded(name, text, kind)
-        return None
+        text = self._cluster.register(name).get()
+        return None if text is None else decoded(name, text, kind)
 
     def _flush(self) -> None:
         text = encoded(self.record)

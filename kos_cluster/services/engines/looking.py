@@ -33,6 +33,7 @@ class Looking:
         self._stop = threading.Event()
         self._connection: Connection | None = None
         self._leaving = 0  # workers that are to be let go
+        self._retires = False
         self.refusal = ""  # why workers that were to be let go could not be
         self._heard_s = time.monotonic() + FIRST_S
         self.standing: Standing | None = None
@@ -44,9 +45,18 @@ class Looking:
         """For how long the head has not answered."""
         return time.monotonic() - self._heard_s
 
+    @property
+    def retires(self) -> bool:
+        """Whether workers are being let go."""
+        return self._retires
+
     def retire(self, count: int) -> None:
         """Have so many workers let go, soon; `refusal` says when that cannot be."""
         self.refusal, self._leaving = "", count
+
+    def withdraw(self) -> None:
+        """Let nobody go who has not been asked to."""
+        self.refusal, self._leaving = "", 0
 
     def stop(self) -> None:
         self._stop.set()
@@ -76,11 +86,13 @@ class Looking:
 
     def _retire(self, connection: Connection) -> None:
         """Once, also when that fails: which of them have gone by then is not known."""
+        self._retires = True
         count, self._leaving = self._leaving, 0
         try:
             gone = connection.retire(count)
+            if len(gone) < count:
+                self.refusal = f"{count - len(gone)} of them hold what no other worker has room for"
         except KosError as error:
             self.refusal = error.message
-            return
-        if len(gone) < count:
-            self.refusal = f"{count - len(gone)} of them hold what no other worker has room for"
+        finally:
+            self._retires = False

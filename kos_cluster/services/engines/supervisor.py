@@ -143,6 +143,10 @@ class _Supervisor:
                 wanted = self._wanted()
                 if wanted is not None:
                     self._carry_out(wanted, crews, looking)
+                elif self._wish:  # who wished it has given up
+                    self._wish = ""
+                    crews.withdraw()
+                    looking.withdraw()
                 else:
                     self._mend(crews)
                 self._tell(crews, looking)
@@ -199,32 +203,46 @@ class _Supervisor:
 
     def _carry_out(self, wanted: Wanted, crews: Crews, looking: Looking) -> None:
         """Bring the number of workers to what is wanted, a step at a time."""
-        have = crews.workers
         if self._wish != wanted.id:
-            if crews.waits and not crews.settled():
-                return  # for those in place of lost ones
-            self._wish = wanted.id
-            if wanted.workers < have:
-                looking.retire(have - wanted.workers)
-            elif wanted.workers > have:
-                crews.grow(wanted.workers - have, self._ledger.record.address)
+            looking.withdraw()
+            if not looking.retires:  # else how many are left is known when it has done so
+                self._take_up(wanted, crews, looking)
             return
         refusal = crews.settled() or looking.refusal
         if refusal:
             looking.refusal = ""
+            self._wish = ""
             self._ledger.answer(wanted, refusal)
-        elif not crews.waits and have <= wanted.workers:
+        elif not crews.waits and crews.workers <= wanted.workers:
+            self._wish = ""
             self._ledger.write(wanted=wanted.workers, answered=wanted.id, refusal="")
+
+    def _take_up(self, wanted: Wanted, crews: Crews, looking: Looking) -> None:
+        """Begin with a wish. Workers that wait, for an older one or in place of lost ones, are not wanted any more."""
+        if self._wish:
+            crews.settled()  # why the older one cannot be had is for nobody
+        else:
+            self._mended(crews)
+        crews.withdraw()
+        self._wish = wanted.id
+        have = crews.workers
+        if wanted.workers < have:
+            looking.retire(have - wanted.workers)
+        elif wanted.workers > have:
+            crews.grow(wanted.workers - have, self._ledger.record.address)
 
     def _mend(self, crews: Crews) -> None:
         """Replace ranks that were lost."""
         record = self._ledger.record
         if crews.waits:
-            why = crews.settled()
-            if why:
-                self._ledger.write(why=f"lost workers could not be replaced: {why}")
+            self._mended(crews)
         elif crews.workers < record.wanted:
             crews.replace(record.wanted - crews.workers, record.address)
+
+    def _mended(self, crews: Crews) -> None:
+        why = crews.settled()
+        if why:
+            self._ledger.write(why=f"lost workers could not be replaced: {why}")
 
     def _tell(self, crews: Crews, looking: Looking) -> None:
         """Write down what has changed: losses at once, what the head counts less often."""

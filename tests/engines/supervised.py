@@ -13,7 +13,7 @@ import pytest
 from kos_cluster.core.jobrows import CANCELLED, DONE, FAILED, SENT
 from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.errors import KosError, TaskLostError, UnreachableError
-from kos_cluster.services.engines import control, looking, supervisor
+from kos_cluster.services.engines import control, ledger, looking, supervisor
 from kos_cluster.services.engines.engine import Address, Standing
 from kos_cluster.services.engines.registers import decoded, encoded
 from kos_cluster.services.engines.spec import Began, Record, Spec, State, head_of, record_of
@@ -187,9 +187,24 @@ def record(cluster: StandIn, name: str = "dask") -> Record:
     return decoded("", cluster.held[record_of(name)], Record)
 
 
+class Supervisor(threading.Thread):
+    """Of an engine. `ended`: what it has raised."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.ended: list[BaseException] = []
+        self._run_it = run
+
+    def run(self) -> None:
+        try:
+            self._run_it()
+        except BaseException as error:
+            self.ended.append(error)
+
+
 @contextmanager
-def supervised(cluster: StandIn, workers: int, restarts: int = 0) -> Iterator[threading.Thread]:
-    """An engine that serves, with its supervisor in a thread that is given; it is stopped at the end."""
+def supervised(cluster: StandIn, workers: int, restarts: int = 0) -> Iterator[Supervisor]:
+    """An engine that serves, with its supervisor; it is stopped at the end."""
     spec = Spec("dask", "dask", "e1", workers, restarts=restarts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervisor, "LOOK_S", 0.005)
@@ -198,16 +213,9 @@ def supervised(cluster: StandIn, workers: int, restarts: int = 0) -> Iterator[th
         patch.setattr(looking, "engine_of", lambda kind: cluster)
         patch.setattr(control, "POLL_S", 0.005)
         patch.setattr(control, "leave", lambda engine: None)
-        run = supervisor._Supervisor(cast(Any, cluster), spec).run
-        ended: list[BaseException] = []
-
-        def runs() -> None:
-            try:
-                run()
-            except BaseException as error:
-                ended.append(error)
-
-        thread = threading.Thread(target=runs, daemon=True)
+        patch.setattr(ledger, "CHECKED_AGAIN_S", 0.05)
+        patch.setenv("KOS_TASK", "j1.0")
+        thread = Supervisor(supervisor._Supervisor(cast(Any, cluster), spec).run)
         thread.start()
         until(lambda: record_of("dask") in cluster.held and record(cluster).state is State.SERVING, "it serves")
         until(lambda: record(cluster).workers == workers, "its workers are counted")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any, cast
 
 import pytest
 
-from kos_cluster.errors import EngineError
+import kos_cluster as kos
+from kos_cluster.cli import main as command
+from kos_cluster.core.replicated.jobs import JobState
+from kos_cluster.errors import EngineError, GangError, LimitError, StateError
 from kos_cluster.services.engines import control
-from kos_cluster.services.engines.spec import Record
+from kos_cluster.services.engines.spec import Record, State, head_of, record_of, wanted_of
 from tests.engines.supervised import StandIn, record, supervised
 from tests.mesh.conftest import until
 
@@ -47,6 +51,61 @@ def test_an_engine_that_lost_a_worker_in_a_full_cluster_is_scaled_to_what_is_lef
         until(lambda: len(cluster.gangs) == 2, "another worker is asked for")
         assert scale(cluster, 1).wanted == 1
         assert "was lost" in record(cluster).why
+
+
+def test_full_registers_end_no_engine(capfd: pytest.CaptureFixture[str]) -> None:
+    cluster = StandIn(slots=3)
+    with supervised(cluster, workers=2) as supervisor:
+        cluster.refuses = LimitError("They are full.")
+        cluster.lose()
+        cluster.slots += 1
+        until(lambda: cluster.live() == 2, "the lost one is replaced")
+        assert supervisor.is_alive()
+        assert record(cluster).why == ""
+        cluster.refuses = None
+        until(lambda: "was lost" in record(cluster).why, "what could not be written is")
+    assert not cluster.held
+    assert capfd.readouterr().out.count("They are full.") == 1
+
+
+def test_a_failure_that_cannot_be_written_is_told_all_the_same() -> None:
+    cluster = StandIn(slots=2)
+    with supervised(cluster, workers=1) as supervisor:
+        cluster.refuses = LimitError("They are full.")
+        cluster.gangs[0].refuse(GangError("The head was killed."))
+        supervisor.join(30)
+        assert not supervisor.is_alive()
+        assert "The head was killed; lost: 0 tasks" in str(supervisor.ended[0])
+        cluster.job = JobState.FAILED
+        (seen,) = control.engines(cast(Any, cluster))
+        assert (seen.state, seen.why) == (State.FAILED, "its supervisor has ended; see 'kos attach j1'")
+
+
+def test_what_others_write_into_its_registers_ends_no_engine() -> None:
+    cluster = StandIn(slots=2)
+    with supervised(cluster, workers=1) as supervisor:
+        for register in (wanted_of("dask"), head_of("dask"), record_of("dask")):
+            cluster.held[register] = "junk"
+        until(lambda: cluster.held[record_of("dask")] != "junk", "its record is there again")
+        assert supervisor.is_alive()
+        assert scale(cluster, 1).workers == 1
+
+
+def test_a_register_of_somebody_elses_hides_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = StandIn(slots=2)
+    cluster.held["engine.speed"] = "5"
+    with supervised(cluster, workers=1):
+        assert [each.name for each in control.engines(cast(Any, cluster))] == ["dask"]
+        with pytest.raises(StateError, match=r"'kos register engine\.speed --unset'"):
+            control.stop(cast(Any, cluster), "speed")
+        with pytest.raises(EngineError, match="There is no engine 'ray': there are dask"):
+            control.find(cast(Any, cluster), "ray")
+        monkeypatch.setattr(kos, "connect", lambda name: cluster)
+        out, err = io.StringIO(), io.StringIO()
+        assert command.run(["engine", "list"], out, err) == 0
+        assert "dask" in out.getvalue()
+        assert "kos: The register engine.speed holds nothing that this version knows of an engine" in err.getvalue()
+    assert list(cluster.held) == ["engine.speed"]
 
 
 def _with_another(monkeypatch: pytest.MonkeyPatch, cluster: StandIn, workers: int, newer: int) -> None:

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostError, UsageError
+from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, StateError, TaskLostError, UsageError
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.heads import as_seen, ending
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
 from kos_cluster.services.engines.launching import leave
 from kos_cluster.services.engines.looking import LOOPBACK
-from kos_cluster.services.engines.registers import encoded, forget, records
+from kos_cluster.services.engines.registers import decoded, encoded, forget, records, strangers
 from kos_cluster.services.engines.spec import (
     WORKERS_LIMIT,
     Record,
@@ -78,7 +78,7 @@ def spec_of(
 def start(cluster: Cluster, spec: Spec) -> Record:
     """Start an engine; returns when it serves. Raises EngineError, PlacementError, UsageError."""
     check_installed(engine_of(spec.kind), _packages(cluster))
-    taken = next((record for record in _records(cluster) if record.name == spec.name), None)
+    taken = _named(cluster.registers(), spec.name)
     if taken is not None:
         raise _taken(taken)
     job = cluster.detach(supervise, [spec], name=f"{SUPERVISOR}{spec.name} ({spec.kind})")
@@ -92,9 +92,12 @@ def start(cluster: Cluster, spec: Spec) -> Record:
 
 def engines(cluster: Cluster, patience_s: float = FAILOVER_S) -> list[Record]:
     """All engines of the cluster, by name, those that have failed too. Raises UnreachableError."""
-    members = cluster.heard().members or ()
-    told = records(cluster.registers(patience_s))
-    return [as_seen(_as_it_is(cluster, record), members, time.time()) for record in told]
+    return _seen(cluster, cluster.registers(patience_s))
+
+
+def unreadable(cluster: Cluster) -> list[StateError]:
+    """What is in registers that are named as those of engines are, and is none. Raises UnreachableError."""
+    return strangers(cluster.registers())
 
 
 def is_supervisor(job: JobSummary) -> bool:
@@ -103,10 +106,15 @@ def is_supervisor(job: JobSummary) -> bool:
 
 
 def find(cluster: Cluster, name_or_kind: str) -> Record:
-    """The engine of this name; else the only one of this kind. Raises EngineError when there is none, UsageError."""
-    known = engines(cluster)
-    found = [record for record in known if record.name == name_or_kind]
-    found = found or [record for record in known if record.kind == name_or_kind]
+    """The engine of this name; else the only one of this kind.
+
+    Raises EngineError when there is none, StateError when there is something else of that name, UsageError.
+    """
+    registers = cluster.registers()
+    known = _seen(cluster, registers)
+    if _named(registers, name_or_kind) is not None:
+        return next(record for record in known if record.name == name_or_kind)
+    found = [record for record in known if record.kind == name_or_kind]
     if len(found) == 1:
         return found[0]
     if found:
@@ -218,8 +226,15 @@ def _packages(cluster: Cluster) -> dict[str, dict[str, str]]:
     return {name: packages for name, packages in told.items() if packages}
 
 
-def _records(cluster: Cluster) -> list[Record]:
-    return records(cluster.registers())
+def _seen(cluster: Cluster, registers: Mapping[str, str]) -> list[Record]:
+    members = cluster.heard().members or ()
+    return [as_seen(_as_it_is(cluster, record), members, time.time()) for record in records(registers)]
+
+
+def _named(registers: Mapping[str, str], name: str) -> Record | None:
+    """The record of an engine as its supervisor wrote it. Raises StateError when there is something else."""
+    held = registers.get(record_of(name))
+    return None if held is None else decoded(record_of(name), held, Record)
 
 
 def _as_it_is(cluster: Cluster, record: Record) -> Record:
@@ -259,7 +274,7 @@ def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:
     over = _Seldom(lambda: job.state().state in ENDED)
 
     def serving() -> Record | None:
-        record = next((record for record in _records(cluster) if record.id == spec.id), None)
+        record = next((record for record in records(cluster.registers()) if record.id == spec.id), None)
         if record is not None and record.state is State.SERVING:
             return record
         if over.look():

@@ -1,12 +1,11 @@
 """Reading and writing what the cluster knows of its engines.
 
-Rules: what is written with `swap` is written only if the register holds what the writer wrote there before, so of two
-supervisors of one engine the former one ends. What is in a register and is no record is told, not guessed at.
+Rules: what is in a register and is no record is told, not guessed at, and is nothing to the engines beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -37,9 +36,22 @@ def decoded(name: str, text: str, kind: type[T]) -> T:
 
 
 def records(registers: Mapping[str, str]) -> list[Record]:
-    """The engines of a cluster, by name."""
-    named = [name for name in sorted(registers) if name.startswith(PREFIX) and "." not in name[len(PREFIX) :]]
-    return [decoded(name, registers[name], Record) for name in named]
+    """The engines of a cluster, by name; what `strangers` has is left out."""
+    return [each for each in _read(registers) if isinstance(each, Record)]
+
+
+def strangers(registers: Mapping[str, str]) -> list[StateError]:
+    """What is named as an engine's record is, and is none."""
+    return [each for each in _read(registers) if isinstance(each, StateError)]
+
+
+def _read(registers: Mapping[str, str]) -> Iterator[Record | StateError]:
+    for name in sorted(registers):
+        if name.startswith(PREFIX) and "." not in name[len(PREFIX) :]:
+            try:
+                yield decoded(name, registers[name], Record)
+            except StateError as error:
+                yield error
 
 
 def forget(cluster: Cluster, name: str) -> None:

@@ -17,13 +17,15 @@ nanny does, is nothing to the supervisor.
 
 Rules. The supervisor alone writes the engine's record, over what it wrote last: one that was replaced, because its node
 was held to be lost, writes nothing more and ends. When the supervisor is lost, its gangs end with it. Of an engine that
-never served nothing is left; one that has failed later stays listed until it is stopped.
+never served nothing is left; one that has failed later stays listed until it is stopped. What a register holds or
+refuses, and any other error of KOS's beside the gangs, ends no engine that serves.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 import kos_cluster as kos
 from kos_cluster.errors import EngineError, KosError
@@ -32,6 +34,7 @@ from kos_cluster.services.engines.heads import SILENT_S, Ends
 from kos_cluster.services.engines.ledger import Ledger, Superseded
 from kos_cluster.services.engines.looking import Looking
 from kos_cluster.services.engines.spec import Record, Spec, State, Wanted, lost_with
+from kos_cluster.services.engines.troubles import Troubles
 from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.25
@@ -56,7 +59,8 @@ class _Supervisor:
     def __init__(self, cluster: Cluster, spec: Spec) -> None:
         self._cluster = cluster
         self._spec = spec
-        self._ledger = Ledger(cluster, _first_record(spec))
+        self._troubles = Troubles(spec.name)
+        self._ledger = Ledger(cluster, _first_record(spec), self._troubles)
         self._served = False  # some life has
         self._wish = ""  # the one that is being carried out
 
@@ -111,6 +115,7 @@ class _Supervisor:
         """Wait until all of the first gang serve."""
         until_s = float("inf")
         while (began := self._ledger.began()) is None:
+            self._ledger.catch_up()
             wanted = self._wanted()
             if wanted is not None:
                 self._ledger.answer(wanted, "it has not begun to serve")
@@ -140,16 +145,14 @@ class _Supervisor:
                 failure = crews.failure()
                 if failure:
                     raise _Lost(failure)
-                wanted = self._wanted()
-                if wanted is not None:
-                    self._carry_out(wanted, crews, looking)
-                elif self._wish:  # who wished it has given up
-                    self._wish = ""
-                    crews.withdraw()
-                    looking.withdraw()
+                try:
+                    self._look(crews, looking)
+                except Superseded:
+                    raise
+                except KosError as error:  # it works on, and what could not be is tried with the next look
+                    self._troubles.came("look", str(error))
                 else:
-                    self._mend(crews)
-                self._tell(crews, looking)
+                    self._troubles.over("look")
                 if news := ends.news(time.time()):
                     print(f"Engine {self._spec.name}: {news}.", flush=True)
                 time.sleep(LOOK_S)
@@ -189,7 +192,8 @@ class _Supervisor:
         if self._served:
             self._ledger.write(state=State.FAILED, workers=0, why=told.message)
         else:
-            self._ledger.forget()
+            with suppress(KosError):  # what is left is seen to have no supervisor
+                self._ledger.forget()
         return told
 
     # ---- what is wanted, and what is there
@@ -200,6 +204,19 @@ class _Supervisor:
         if wanted is not None and wanted.stop:
             raise _Stopped
         return wanted
+
+    def _look(self, crews: Crews, looking: Looking) -> None:
+        wanted = self._wanted()
+        if wanted is not None:
+            self._carry_out(wanted, crews, looking)
+        elif self._wish:  # who wished it has given up
+            self._wish = ""
+            crews.withdraw()
+            looking.withdraw()
+        else:
+            self._mend(crews)
+        self._tell(crews, looking)
+        self._ledger.catch_up()
 
     def _carry_out(self, wanted: Wanted, crews: Crews, looking: Looking) -> None:
         """Bring the number of workers to what is wanted, a step at a time."""
@@ -229,7 +246,11 @@ class _Supervisor:
         if wanted.workers < have:
             looking.retire(have - wanted.workers)
         elif wanted.workers > have:
-            crews.grow(wanted.workers - have, self._ledger.record.address)
+            try:
+                crews.grow(wanted.workers - have, self._ledger.record.address)
+            except KosError as error:
+                self._wish = ""
+                self._ledger.answer(wanted, error.message)
 
     def _mend(self, crews: Crews) -> None:
         """Replace ranks that were lost."""

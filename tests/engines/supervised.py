@@ -116,7 +116,9 @@ class StandIn(Registers):
         self.gangs: list[Gang] = []
         self.job = JobState.DRIVEN  # the state of the supervisor's job
         self.connected = 0
+        self.closed = 0
         self.fault: Exception | None = None  # what the head's next answer is
+        self.mute = False  # the head is
 
     # ---- what a cluster has
 
@@ -170,6 +172,8 @@ class StandIn(Registers):
 
     def standing(self) -> Standing:
         fault, self.fault = self.fault, None
+        if self.mute:
+            raise UnreachableError("It does not answer.")
         if fault is not None:
             raise fault
         return Standing([str(number) for number in range(self.live())], 0, 0, 0)
@@ -180,6 +184,7 @@ class StandIn(Registers):
         return ["worker"] * count
 
     def close(self) -> None:
+        self.closed += 1
         self.usable = False
 
 
@@ -218,7 +223,7 @@ def supervised(cluster: StandIn, workers: int, restarts: int = 0) -> Iterator[Su
         thread = Supervisor(supervisor._Supervisor(cast(Any, cluster), spec).run)
         thread.start()
         until(lambda: record_of("dask") in cluster.held and record(cluster).state is State.SERVING, "it serves")
-        until(lambda: record(cluster).workers == workers, "its workers are counted")
+        until(lambda: cluster.connected, "its head is looked at")
         try:
             yield thread
         finally:

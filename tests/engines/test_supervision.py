@@ -10,8 +10,8 @@ import pytest
 import kos_cluster as kos
 from kos_cluster.cli import main as command
 from kos_cluster.core.replicated.jobs import JobState
-from kos_cluster.errors import EngineError, GangError, LimitError, StateError
-from kos_cluster.services.engines import control
+from kos_cluster.errors import AuthError, EngineError, GangError, LimitError, StateError
+from kos_cluster.services.engines import control, supervisor
 from kos_cluster.services.engines.spec import Record, State, head_of, record_of, wanted_of
 from tests.engines.supervised import StandIn, record, supervised
 from tests.mesh.conftest import until
@@ -55,12 +55,12 @@ def test_an_engine_that_lost_a_worker_in_a_full_cluster_is_scaled_to_what_is_lef
 
 def test_full_registers_end_no_engine(capfd: pytest.CaptureFixture[str]) -> None:
     cluster = StandIn(slots=3)
-    with supervised(cluster, workers=2) as supervisor:
+    with supervised(cluster, workers=2) as running:
         cluster.refuses = LimitError("They are full.")
         cluster.lose()
         cluster.slots += 1
         until(lambda: cluster.live() == 2, "the lost one is replaced")
-        assert supervisor.is_alive()
+        assert running.is_alive()
         assert record(cluster).why == ""
         cluster.refuses = None
         until(lambda: "was lost" in record(cluster).why, "what could not be written is")
@@ -70,12 +70,12 @@ def test_full_registers_end_no_engine(capfd: pytest.CaptureFixture[str]) -> None
 
 def test_a_failure_that_cannot_be_written_is_told_all_the_same() -> None:
     cluster = StandIn(slots=2)
-    with supervised(cluster, workers=1) as supervisor:
+    with supervised(cluster, workers=1) as running:
         cluster.refuses = LimitError("They are full.")
         cluster.gangs[0].refuse(GangError("The head was killed."))
-        supervisor.join(30)
-        assert not supervisor.is_alive()
-        assert "The head was killed; lost: 0 tasks" in str(supervisor.ended[0])
+        running.join(30)
+        assert not running.is_alive()
+        assert "The head was killed; lost: 0 tasks" in str(running.ended[0])
         cluster.job = JobState.FAILED
         (seen,) = control.engines(cast(Any, cluster))
         assert (seen.state, seen.why) == (State.FAILED, "its supervisor has ended; see 'kos attach j1'")
@@ -83,11 +83,11 @@ def test_a_failure_that_cannot_be_written_is_told_all_the_same() -> None:
 
 def test_what_others_write_into_its_registers_ends_no_engine() -> None:
     cluster = StandIn(slots=2)
-    with supervised(cluster, workers=1) as supervisor:
+    with supervised(cluster, workers=1) as running:
         for register in (wanted_of("dask"), head_of("dask"), record_of("dask")):
             cluster.held[register] = "junk"
         until(lambda: cluster.held[record_of("dask")] != "junk", "its record is there again")
-        assert supervisor.is_alive()
+        assert running.is_alive()
         assert scale(cluster, 1).workers == 1
 
 
@@ -106,6 +106,41 @@ def test_a_register_of_somebody_elses_hides_no_engine(monkeypatch: pytest.Monkey
         assert "dask" in out.getvalue()
         assert "kos: The register engine.speed holds nothing that this version knows of an engine" in err.getvalue()
     assert list(cluster.held) == ["engine.speed"]
+
+
+def test_a_dead_connection_to_the_head_is_made_anew() -> None:
+    """Dask's client closes itself for good when it has not reached its scheduler for 10 s."""
+    cluster = StandIn(slots=3)
+    with supervised(cluster, workers=2):
+        cluster.usable = False
+        until(lambda: cluster.connected == 2, "it is connected again")
+        assert scale(cluster, 1).workers == 1
+        assert cluster.closed == 1
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("cannot schedule"), AuthError("It is expired.")])
+def test_whatever_a_look_at_the_head_raises_is_told_and_the_next_one_taken(
+    fault: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster = StandIn(slots=3)
+    with supervised(cluster, workers=2):
+        cluster.fault = fault
+        until(lambda: cluster.connected == 2, "it is connected again")
+        assert scale(cluster, 1).workers == 1
+    assert f"a look at its head has raised {type(fault).__name__}: {fault}" in capfd.readouterr().out
+
+
+def test_a_silence_of_the_head_does_not_erase_what_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SILENT_S", 0.05)
+    cluster = StandIn(slots=3)
+    with supervised(cluster, workers=2):
+        cluster.lose()
+        until(lambda: "was lost" in record(cluster).why, "the loss is told")
+        cluster.mute = True
+        until(lambda: record(cluster).silent, "the silence is told")
+        cluster.mute = False
+        until(lambda: not record(cluster).silent, "and that it is over")
+        assert "was lost" in record(cluster).why
 
 
 def _with_another(monkeypatch: pytest.MonkeyPatch, cluster: StandIn, workers: int, newer: int) -> None:

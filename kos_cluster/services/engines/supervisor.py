@@ -138,7 +138,7 @@ class _Supervisor:
 
     def _serve(self, crews: Crews) -> None:
         """Until the head is lost, or the user wants no more."""
-        looking = Looking(self._cluster, self._spec, self._ledger.record.address)
+        looking = Looking(self._cluster, self._spec, self._ledger.record.address, self._troubles)
         ends = Ends(self._ledger.record)
         try:
             while True:

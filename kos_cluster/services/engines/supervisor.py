@@ -257,8 +257,8 @@ class _Supervisor:
         record = self._ledger.record
         if crews.waits:
             self._mended(crews)
-        elif crews.workers < record.wanted:
-            crews.replace(record.wanted - crews.workers, record.address)
+        else:
+            crews.keep(record.wanted, record.address)
 
     def _mended(self, crews: Crews) -> None:
         why = crews.settled()

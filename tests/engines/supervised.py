@@ -29,6 +29,8 @@ class Registers:
         self.held: dict[str, str] = {}
         self.fails = ""
         self.refuses: KosError | None = None  # what each write gets
+        self.when_asked: dict[str, Callable[[], object]] = {}  # happens once, after a register was read
+        self.when_set: dict[str, Callable[[], object]] = {}  # and after it was written
         self.writes = 0
 
     def register(self, name: str) -> _Register:
@@ -44,7 +46,9 @@ class _Register:
         self._all = registers
 
     def get(self) -> str | None:
-        return self._all.held.get(self.name)
+        held = self._all.held.get(self.name)
+        self._all.when_asked.pop(self.name, _nothing)()
+        return held
 
     def set(self, value: str | None) -> None:
         if self._all.refuses is not None and value is not None:
@@ -54,16 +58,21 @@ class _Register:
             self._all.held.pop(self.name, None)
         else:
             self._all.held[self.name] = value
+        self._all.when_set.pop(self.name, _nothing)()
 
     def compare_and_set(self, expected: str | None, value: str | None) -> bool:
         fails, self._all.fails = self._all.fails, ""
         if fails != "lost":
-            if self.get() != expected:
+            if self._all.held.get(self.name) != expected:
                 return False
             self.set(value)
         if fails:
             raise UnreachableError("No node answered.")
         return True
+
+
+def _nothing() -> None:
+    pass
 
 
 class Gang:
@@ -137,6 +146,16 @@ class StandIn(Registers):
 
     def heard(self) -> Any:
         return SimpleNamespace(members=())
+
+    def packages(self) -> dict[str, dict[str, str]]:
+        return {"node1": {"distributed": "1"}}
+
+    def detach(self, fn: Callable[..., None], args: list[Spec], name: str) -> Any:
+        """The supervisor serves at once."""
+        (spec,) = args
+        made = Record(spec.name, spec.kind, spec.id, "j2", State.SERVING, 1, 1, 0, 0, False, 0.0)
+        assert self.register(record_of(spec.name)).compare_and_set(None, encoded(made))
+        return self.attach("j2")
 
     def attach(self, job: str) -> Any:
         return SimpleNamespace(state=lambda: SimpleNamespace(state=self.job), cancel=lambda: True)

@@ -47,6 +47,7 @@ def test_who_follows_a_lost_supervisor_goes_on_and_the_former_one_ends() -> None
     assert former is not None
     assert former.address.head == "tls://x:1"
     second.write(life=2)
+    first.forget()  # it does not know yet
     with pytest.raises(Superseded, match="Another supervisor has taken over"):
         first.write(workers=2)
     first.forget()  # which it has no right to any more

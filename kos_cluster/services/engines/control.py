@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, StateError, TaskLostError, UsageError
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.heads import as_seen, ending
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
 from kos_cluster.services.engines.launching import leave
 from kos_cluster.services.engines.looking import LOOPBACK
-from kos_cluster.services.engines.registers import decoded, encoded, forget, records, strangers
+from kos_cluster.services.engines.registers import decoded, encoded, forget, is_record_of, records, strangers
 from kos_cluster.services.engines.spec import (
     WORKERS_LIMIT,
     Record,
@@ -33,6 +34,7 @@ from kos_cluster.services.engines.spec import (
     Wanted,
     check,
     check_count,
+    name_taken,
     record_of,
     wanted_of,
 )
@@ -79,8 +81,10 @@ def start(cluster: Cluster, spec: Spec) -> Record:
     """Start an engine; returns when it serves. Raises EngineError, PlacementError, UsageError."""
     check_installed(engine_of(spec.kind), _packages(cluster))
     taken = _named(cluster.registers(), spec.name)
-    if taken is not None:
-        raise _taken(taken)
+    if taken is not None and _job_state(cluster, taken) == JobState.CANCELLED:  # it had no time to remove its record
+        forget(cluster, taken.name, taken.id)
+    elif taken is not None:
+        raise name_taken(_as_it_is(cluster, taken))
     job = cluster.detach(supervise, [spec], name=f"{SUPERVISOR}{spec.name} ({spec.kind})")
     try:
         return _started(cluster, spec, job)
@@ -169,20 +173,19 @@ def stop(cluster: Cluster, name: str) -> Record:
     ended = _Seldom(lambda: _job_ended(cluster, record))
 
     def gone() -> Record | None:
-        if cluster.register(record_of(record.name)).get() is None:
-            return record
-        if ended.look():  # nobody carries the wish out any more
-            forget(cluster, record.name)
-            return record
-        return None
+        held = cluster.register(record_of(record.name)).get()
+        there = held is not None and is_record_of(record.name, held, record.id)
+        return None if there and not ended.look() else record  # if that has ended, nobody carries the wish out any more
 
     try:
-        return _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
+        _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
     except EngineError:
         with suppress(NoSuchTaskError):
             cluster.attach(record.job).cancel()
-        forget(cluster, record.name)
+        forget(cluster, record.name, record.id)
         raise
+    forget(cluster, record.name, record.id)  # what a supervisor that was killed has left
+    return record
 
 
 def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
@@ -246,10 +249,16 @@ def _as_it_is(cluster: Cluster, record: Record) -> Record:
 
 
 def _job_ended(cluster: Cluster, record: Record) -> bool:
+    state = _job_state(cluster, record)
+    return state is None or state in ENDED
+
+
+def _job_state(cluster: Cluster, record: Record) -> str | None:
+    """Of its supervisor's job; None when that ended so long ago that it is forgotten."""
     try:
-        return cluster.attach(record.job).state().state in ENDED
+        return cluster.attach(record.job).state().state
     except NoSuchTaskError:
-        return True
+        return None
 
 
 def serving(record: Record) -> Record:
@@ -261,13 +270,6 @@ def serving(record: Record) -> Record:
     if record.state in (State.STARTING, State.LOST):
         hint = f"Type 'kos engine status {record.name}' to see when it serves."
     raise EngineError(f"Engine {record.name!r} is {record.state}{told}.", hint)
-
-
-def _taken(record: Record) -> UsageError:
-    return UsageError(
-        f"There is an engine {record.name!r} already ({record.kind}, {record.state}).",
-        f"Give this one another --name, or type 'kos engine stop {record.name}' first.",
-    )
 
 
 def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:

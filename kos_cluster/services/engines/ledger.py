@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar
 import msgspec
 
 from kos_cluster.errors import EngineError, KosError, StateError, UnreachableError
-from kos_cluster.services.engines.registers import decoded, encoded, forget
+from kos_cluster.services.engines.registers import decoded, encoded, forget, sweep
 from kos_cluster.services.engines.spec import Began, Record, Wanted, head_of, record_of, shortened, wanted_of
 from kos_cluster.services.engines.troubles import Troubles
 
@@ -58,9 +58,15 @@ class Ledger:
         """
         held = self._register.get()
         if held is None:
-            with suppress(UnreachableError):
-                self._flush()
-            return None
+            try:
+                with suppress(UnreachableError):
+                    self._flush()
+                    sweep(self._cluster, self.record.name, lambda engine: engine != self.record.id)
+                return None
+            except Superseded:  # somebody was faster
+                held = self._register.get()
+                if held is None:
+                    raise
         former = decoded(self._register.name, held, Record)
         if former.id == self.record.id:
             self._written, self.record = held, former
@@ -111,8 +117,9 @@ class Ledger:
 
     def forget(self) -> None:
         """Remove all that is written of it, if it is ours."""
-        if self._written is not None:
-            forget(self._cluster, self.record.name)
+        ours = {self._written, self._unsure} - {None}
+        if ours and self._register.get() in ours:
+            forget(self._cluster, self.record.name, self.record.id)
 
     def _read(self, name: str, kind: type[T], otherwise: T | None) -> T | None:
         """`otherwise` while nobody can tell, which is no reason to end an engine that works."""

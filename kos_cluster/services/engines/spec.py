@@ -136,6 +136,14 @@ def check_count(name: str, value: object, least: int, most: int) -> None:
         raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")
 
 
+def name_taken(record: Record) -> UsageError:
+    """That an engine has the name that another one was to have."""
+    return UsageError(
+        f"There is an engine {record.name!r} already ({record.kind}, {record.state}).",
+        f"Give this one another --name, or type 'kos engine stop {record.name}' first.",
+    )
+
+
 def lost_with(record: Record) -> str:
     """What is lost with a head, as of the last look at it."""
     tasks = record.waiting + record.running

@@ -33,7 +33,7 @@ from kos_cluster.services.engines.crews import Crews
 from kos_cluster.services.engines.heads import SILENT_S, Ends
 from kos_cluster.services.engines.ledger import Ledger, Superseded
 from kos_cluster.services.engines.looking import Looking
-from kos_cluster.services.engines.spec import Record, Spec, State, Wanted, lost_with
+from kos_cluster.services.engines.spec import Record, Spec, State, Wanted, lost_with, name_taken
 from kos_cluster.services.engines.troubles import Troubles
 from kos_cluster.tasks.cluster import Cluster
 
@@ -82,15 +82,12 @@ class _Supervisor:
     # ---- lives
 
     def _claim(self) -> None:
-        """Take the name, or the place of a supervisor that was lost. Raises Superseded."""
+        """Take the name, or the place of a supervisor that was lost. Raises UsageError."""
         former = self._ledger.claim()
         if former is None:
             return
         if former.id != self._spec.id:
-            raise Superseded(
-                f"There is an engine {self._spec.name!r} already ({former.kind}, {former.state}).",
-                f"Give this one another --name, or type 'kos engine stop {self._spec.name}' first.",
-            )
+            raise name_taken(former)
         self._served = bool(former.address.head)
         if self._served:
             self._next_life(f"its supervisor was lost, and with it the head on {former.node} and the workers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -155,3 +156,11 @@ def _with_another(monkeypatch: pytest.MonkeyPatch, cluster: StandIn, workers: in
 
     monkeypatch.setattr(control, "_awaited", with_another)
     scale(cluster, workers)
+
+
+def test_an_interrupt_while_one_is_told_how_a_start_has_ended_is_the_users_own() -> None:
+    def outcomes() -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        control._ended(cast(Any, SimpleNamespace(id="j1", outcomes=outcomes)))

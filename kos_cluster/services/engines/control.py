@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kos_cluster.core.quantities import check_whole
 from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, StateError, TaskLostError, UsageError
 from kos_cluster.services.engines.engine import Connection
@@ -33,7 +34,6 @@ from kos_cluster.services.engines.spec import (
     State,
     Wanted,
     check,
-    check_count,
     name_taken,
     record_of,
     wanted_of,
@@ -135,7 +135,7 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
 
     What this gives up on, or is interrupted in, is not wanted any more. A newer wish takes the place of one that waits.
     """
-    check_count("workers", workers, 1, WORKERS_LIMIT)
+    check_whole("workers", workers, 1, WORKERS_LIMIT)
     record = serving(find(cluster, name))
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, workers)
     register = cluster.register(wanted_of(record.name))

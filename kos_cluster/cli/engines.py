@@ -65,7 +65,10 @@ def engine_start_(parsed: argparse.Namespace, console: Console) -> int:
 
 def engine_list_(parsed: argparse.Namespace, console: Console) -> int:
     """List the engines."""
-    records = control.engines(kos.connect(parsed.cluster))
+    cluster = kos.connect(parsed.cluster)
+    records = control.engines(cluster)
+    for error in control.unreadable(cluster):
+        console.note(f"kos: {error}")
     if parsed.json:
         console.json(records)
     else:

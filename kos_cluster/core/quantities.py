@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Amounts of memory as people write them, and whole numbers within their range."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def size_bytes(size: int | str) -> int:
     if match is None:
         raise UsageError(f"{size!r} is not an amount of memory.", "Write it as 8G, 512M or a number of bytes.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raises UsageError for what is no whole number of this range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")

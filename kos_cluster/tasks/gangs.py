@@ -31,6 +31,7 @@ from kos_cluster.core import ownership
 from kos_cluster.core.gang import checkpoints, epochs
 from kos_cluster.core.gang.assignment import RANKS_LIMIT
 from kos_cluster.core.gang.scheduler import WANTED_AGAIN_S
+from kos_cluster.core.quantities import check_whole
 from kos_cluster.errors import (
     GangError,
     KosError,
@@ -399,16 +400,11 @@ def prepared(fn: Any, keywords: dict[str, Any]) -> tuple[RankCall, Options, dict
 
 
 def _check(ranks: object, restarts: object, vital: object) -> None:
-    _check_whole("n", ranks, 1, RANKS_LIMIT)
-    _check_whole("restarts", restarts, 0, epochs.RESTARTS_LIMIT)
+    check_whole("n", ranks, 1, RANKS_LIMIT)
+    check_whole("restarts", restarts, 0, epochs.RESTARTS_LIMIT)
     if vital is not None:
         assert isinstance(ranks, int)
-        _check_whole("vital", vital, 0, ranks)
-
-
-def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")
+        check_whole("vital", vital, 0, ranks)
 
 
 def _enter(gang: Gang) -> None:

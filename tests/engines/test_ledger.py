@@ -8,52 +8,14 @@ import msgspec
 import pytest
 
 from kos_cluster.core.replicated.settings import VALUE_LIMIT_BYTES
-from kos_cluster.errors import StateError, UnreachableError
+from kos_cluster.errors import LimitError
+from kos_cluster.services.engines import ledger as ledgers
 from kos_cluster.services.engines.engine import Address, Standing
 from kos_cluster.services.engines.ledger import Ledger, Superseded
-from kos_cluster.services.engines.registers import decoded, encoded, records
+from kos_cluster.services.engines.registers import decoded, encoded, records, strangers
 from kos_cluster.services.engines.spec import Began, Record, State, Wanted, head_of, record_of, shortened, wanted_of
-
-
-class Registers:
-    """A cluster's registers. `fails`: the next write gets no answer; "done" says that it was done all the same."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, str] = {}
-        self.fails = ""
-        self.writes = 0
-
-    def register(self, name: str) -> _Register:
-        return _Register(self, name)
-
-    def registers(self) -> dict[str, str]:
-        return self.held
-
-
-class _Register:
-    def __init__(self, registers: Registers, name: str) -> None:
-        self.name = name
-        self._all = registers
-
-    def get(self) -> str | None:
-        return self._all.held.get(self.name)
-
-    def set(self, value: str | None) -> None:
-        self._all.writes += 1
-        if value is None:
-            self._all.held.pop(self.name, None)
-        else:
-            self._all.held[self.name] = value
-
-    def compare_and_set(self, expected: str | None, value: str) -> bool:
-        fails, self._all.fails = self._all.fails, ""
-        if fails != "lost":
-            if self.get() != expected:
-                return False
-            self.set(value)
-        if fails:
-            raise UnreachableError("No node answered.")
-        return True
+from kos_cluster.services.engines.troubles import Troubles
+from tests.engines.supervised import Registers
 
 
 def made(name: str = "dask", id_: str = "e1") -> Record:
@@ -61,7 +23,7 @@ def made(name: str = "dask", id_: str = "e1") -> Record:
 
 
 def ledger(registers: Registers, record: Record | None = None) -> Ledger:
-    return Ledger(cast(Any, registers), record or made())
+    return Ledger(cast(Any, registers), record or made(), Troubles("dask"))
 
 
 def held(registers: Registers) -> Record:
@@ -85,6 +47,7 @@ def test_who_follows_a_lost_supervisor_goes_on_and_the_former_one_ends() -> None
     assert former is not None
     assert former.address.head == "tls://x:1"
     second.write(life=2)
+    first.forget()  # it does not know yet
     with pytest.raises(Superseded, match="Another supervisor has taken over"):
         first.write(workers=2)
     first.forget()  # which it has no right to any more
@@ -146,7 +109,57 @@ def test_the_longest_record_fits_a_register() -> None:
     assert len(text.encode()) <= VALUE_LIMIT_BYTES
 
 
-def test_a_register_that_is_no_record_is_told() -> None:
-    with pytest.raises(StateError, match=r"engine\.dask holds nothing that this version knows of an engine"):
-        records({"engine.dask": "42", "other": "x"})
-    assert [each.name for each in records({record_of("dask"): encoded(made()), wanted_of("dask"): "x"})] == ["dask"]
+def test_a_register_that_is_no_record_is_told_and_hides_no_engine() -> None:
+    registers = {"engine.speed": "42", "other": "x", record_of("dask"): encoded(made()), wanted_of("dask"): "x"}
+    assert [each.name for each in records(registers)] == ["dask"]
+    (error,) = strangers(registers)
+    assert "engine.speed holds nothing that this version knows of an engine" in error.message
+    assert error.hint == "If nobody needs it, type 'kos register engine.speed --unset'."
+
+
+def test_what_full_registers_refuse_is_told_once_and_written_later(capsys: pytest.CaptureFixture[str]) -> None:
+    registers = Registers()
+    written = ledger(registers)
+    written.claim()
+    registers.refuses = LimitError("They are full.", "Remove one first.")
+    for workers in (1, 2):
+        written.write(workers=workers)
+        written.catch_up()
+    assert capsys.readouterr().out == "Engine dask has trouble, and goes on: They are full. Remove one first.\n"
+    registers.refuses = None
+    written.catch_up()
+    assert held(registers).workers == 2
+
+
+def test_full_registers_let_no_engine_begin() -> None:
+    registers = Registers()
+    registers.refuses = LimitError("They are full.")
+    with pytest.raises(LimitError):
+        ledger(registers).claim()
+
+
+def test_what_is_no_record_is_written_over_and_what_was_removed_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "CHECKED_AGAIN_S", 0.0)
+    registers = Registers()
+    written = ledger(registers)
+    written.claim()
+    registers.held[record_of("dask")] = "junk"
+    written.catch_up()
+    written.catch_up()
+    assert held(registers).id == "e1"
+    del registers.held[record_of("dask")]
+    with pytest.raises(Superseded, match="was removed"):
+        written.catch_up()
+    written.forget()
+    assert registers.writes == 2
+
+
+def test_what_is_no_wish_is_told_and_the_next_one_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    registers = Registers()
+    written = ledger(registers)
+    written.claim()
+    registers.held[wanted_of("dask")] = "junk"
+    assert (written.wanted(), written.wanted()) == (None, None)
+    assert capsys.readouterr().out.count("The register engine.dask.wanted holds nothing") == 1
+    registers.held[wanted_of("dask")] = encoded(Wanted("w1", "e1", 5))
+    assert written.wanted() == Wanted("w1", "e1", 5)

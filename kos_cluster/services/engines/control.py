@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, TaskLostError, UsageError
+from kos_cluster.core.quantities import check_whole
+from kos_cluster.core.replicated.jobs import JobState
+from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, StateError, TaskLostError, UsageError
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.heads import as_seen, ending
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
 from kos_cluster.services.engines.looking import LOOPBACK
-from kos_cluster.services.engines.registers import encoded, forget, records
+from kos_cluster.services.engines.registers import decoded, encoded, forget, is_record_of, records, strangers
 from kos_cluster.services.engines.spec import (
     WORKERS_LIMIT,
     Record,
@@ -31,7 +33,7 @@ from kos_cluster.services.engines.spec import (
     State,
     Wanted,
     check,
-    check_count,
+    name_taken,
     record_of,
     wanted_of,
 )
@@ -77,9 +79,11 @@ def spec_of(
 def start(cluster: Cluster, spec: Spec) -> Record:
     """Start an engine; returns when it serves. Raises EngineError, PlacementError, UsageError."""
     check_installed(engine_of(spec.kind), _packages(cluster))
-    taken = next((record for record in _records(cluster) if record.name == spec.name), None)
-    if taken is not None:
-        raise _taken(taken)
+    taken = _named(cluster.registers(), spec.name)
+    if taken is not None and _job_state(cluster, taken) == JobState.CANCELLED:  # it had no time to remove its record
+        forget(cluster, taken.name, taken.id)
+    elif taken is not None:
+        raise name_taken(_as_it_is(cluster, taken))
     job = cluster.detach(supervise, [spec], name=f"{SUPERVISOR}{spec.name} ({spec.kind})")
     try:
         return _started(cluster, spec, job)
@@ -91,9 +95,12 @@ def start(cluster: Cluster, spec: Spec) -> Record:
 
 def engines(cluster: Cluster, patience_s: float = FAILOVER_S) -> list[Record]:
     """All engines of the cluster, by name, those that have failed too. Raises UnreachableError."""
-    members = cluster.heard().members or ()
-    told = records(cluster.registers(patience_s))
-    return [as_seen(_as_it_is(cluster, record), members, time.time()) for record in told]
+    return _seen(cluster, cluster.registers(patience_s))
+
+
+def unreadable(cluster: Cluster) -> list[StateError]:
+    """What is in registers that are named as those of engines are, and is none. Raises UnreachableError."""
+    return strangers(cluster.registers())
 
 
 def is_supervisor(job: JobSummary) -> bool:
@@ -102,10 +109,15 @@ def is_supervisor(job: JobSummary) -> bool:
 
 
 def find(cluster: Cluster, name_or_kind: str) -> Record:
-    """The engine of this name; else the only one of this kind. Raises EngineError when there is none, UsageError."""
-    known = engines(cluster)
-    found = [record for record in known if record.name == name_or_kind]
-    found = found or [record for record in known if record.kind == name_or_kind]
+    """The engine of this name; else the only one of this kind.
+
+    Raises EngineError when there is none, StateError when there is something else of that name, UsageError.
+    """
+    registers = cluster.registers()
+    known = _seen(cluster, registers)
+    if _named(registers, name_or_kind) is not None:
+        return next(record for record in known if record.name == name_or_kind)
+    found = [record for record in known if record.kind == name_or_kind]
     if len(found) == 1:
         return found[0]
     if found:
@@ -118,11 +130,15 @@ def find(cluster: Cluster, name_or_kind: str) -> Record:
 
 
 def scale(cluster: Cluster, name: str, workers: int) -> Record:
-    """Bring the number of workers to this; returns when the head knows them. Raises EngineError, UsageError."""
-    check_count("workers", workers, 1, WORKERS_LIMIT)
+    """Bring the number of workers to this; returns when the head knows them. Raises EngineError, UsageError.
+
+    What this gives up on, or is interrupted in, is not wanted any more. A newer wish takes the place of one that waits.
+    """
+    check_whole("workers", workers, 1, WORKERS_LIMIT)
     record = serving(find(cluster, name))
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, workers)
-    cluster.register(wanted_of(record.name)).set(encoded(wish))
+    register = cluster.register(wanted_of(record.name))
+    register.set(encoded(wish))
 
     def reached() -> Record | None:
         now = serving(find(cluster, record.name))
@@ -131,9 +147,19 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
                 f"Engine {now.name!r} was not scaled to {workers} workers: {now.refusal.rstrip('.')}.",
                 "'kos nodes' shows what there is.",
             )
+        if now.answered != wish.id and register.get() != encoded(wish):
+            raise EngineError(
+                f"Engine {now.name!r} was not scaled to {workers} workers: somebody else has wished something newer.",
+                f"Type 'kos engine status {now.name}' to see how many it has.",
+            )
         return now if now.answered == wish.id and now.workers == workers else None
 
-    return _awaited(reached, SCALE_TIMEOUT_S, f"Engine {record.name!r} was not scaled to {workers} workers")
+    try:
+        return _awaited(reached, SCALE_TIMEOUT_S, f"Engine {record.name!r} was not scaled to {workers} workers")
+    except BaseException:
+        with suppress(KosError):
+            register.compare_and_set(encoded(wish), None)
+        raise
 
 
 def stop(cluster: Cluster, name: str) -> Record:
@@ -145,20 +171,19 @@ def stop(cluster: Cluster, name: str) -> Record:
     ended = _Seldom(lambda: _job_ended(cluster, record))
 
     def gone() -> Record | None:
-        if cluster.register(record_of(record.name)).get() is None:
-            return record
-        if ended.look():  # nobody carries the wish out any more
-            forget(cluster, record.name)
-            return record
-        return None
+        held = cluster.register(record_of(record.name)).get()
+        there = held is not None and is_record_of(record.name, held, record.id)
+        return None if there and not ended.look() else record  # if that has ended, nobody carries the wish out any more
 
     try:
-        return _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
+        _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
     except EngineError:
         with suppress(NoSuchTaskError):
             cluster.attach(record.job).cancel()
-        forget(cluster, record.name)
+        forget(cluster, record.name, record.id)
         raise
+    forget(cluster, record.name, record.id)  # what a supervisor that was killed has left
+    return record
 
 
 def open_engine(cluster: Cluster, name_or_kind: str) -> Connection:
@@ -202,8 +227,15 @@ def _packages(cluster: Cluster) -> dict[str, dict[str, str]]:
     return {name: packages for name, packages in told.items() if packages}
 
 
-def _records(cluster: Cluster) -> list[Record]:
-    return records(cluster.registers())
+def _seen(cluster: Cluster, registers: Mapping[str, str]) -> list[Record]:
+    members = cluster.heard().members or ()
+    return [as_seen(_as_it_is(cluster, record), members, time.time()) for record in records(registers)]
+
+
+def _named(registers: Mapping[str, str], name: str) -> Record | None:
+    """The record of an engine as its supervisor wrote it. Raises StateError when there is something else."""
+    held = registers.get(record_of(name))
+    return None if held is None else decoded(record_of(name), held, Record)
 
 
 def _as_it_is(cluster: Cluster, record: Record) -> Record:
@@ -215,10 +247,16 @@ def _as_it_is(cluster: Cluster, record: Record) -> Record:
 
 
 def _job_ended(cluster: Cluster, record: Record) -> bool:
+    state = _job_state(cluster, record)
+    return state is None or state in ENDED
+
+
+def _job_state(cluster: Cluster, record: Record) -> str | None:
+    """Of its supervisor's job; None when that ended so long ago that it is forgotten."""
     try:
-        return cluster.attach(record.job).state().state in ENDED
+        return cluster.attach(record.job).state().state
     except NoSuchTaskError:
-        return True
+        return None
 
 
 def serving(record: Record) -> Record:
@@ -232,18 +270,11 @@ def serving(record: Record) -> Record:
     raise EngineError(f"Engine {record.name!r} is {record.state}{told}.", hint)
 
 
-def _taken(record: Record) -> UsageError:
-    return UsageError(
-        f"There is an engine {record.name!r} already ({record.kind}, {record.state}).",
-        f"Give this one another --name, or type 'kos engine stop {record.name}' first.",
-    )
-
-
 def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:
     over = _Seldom(lambda: job.state().state in ENDED)
 
     def serving() -> Record | None:
-        record = next((record for record in _records(cluster) if record.id == spec.id), None)
+        record = next((record for record in records(cluster.registers()) if record.id == spec.id), None)
         if record is not None and record.state is State.SERVING:
             return record
         if over.look():

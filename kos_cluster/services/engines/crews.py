@@ -1,12 +1,14 @@
 """The gangs of one life of an engine: the first one, with the head in it, and those of workers that came later.
 
-Rules. One further gang at a time waits for its slots. Lost ranks are replaced after a pause that doubles with each
-replacement, up to `PAUSE_MOST_S`, until workers have lasted for `STEADY_S`: what fails at once does not fail all the
-time. Used by the supervisor's thread alone.
+Rules. One further gang at a time waits for its slots, and one that nobody wants any more is withdrawn. Lost ranks are
+replaced at once, but after a pause when those that came last had begun less than `STEADY_S` before: what fails at once
+does not fail all the time. That pause, from when they had begun, doubles each time, up to `PAUSE_MOST_S`. A further
+gang that has ended is forgotten once it was told what has become of it. Used by the supervisor's thread alone.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
     from kos_cluster.tasks.gangs import Gang
 
-PAUSE_S = 0.5  # before lost workers are replaced
+PAUSE_S = 0.5  # the shortest, before workers are replaced that did not last
 PAUSE_MOST_S = 60.0
-STEADY_S = 30.0  # without a replacement, for the next pause to be the first one again
+STEADY_S = 30.0  # that workers last, for the next loss to be replaced at once
 _ENDED = frozenset({DONE, FAILED, CANCELLED})
 
 
@@ -37,17 +39,14 @@ class Crews:
         self._gangs = [self._first]
         self._further: Gang | None = None  # waits for its slots
         self._told: set[tuple[str, int]] = set()  # ranks whose loss was told
-        self._pause_s = PAUSE_S
-        self._replaced_s = float("-inf")
+        self._pause_s = 0.0
+        self._began_s = float("-inf")  # when further workers came last, or could not
+        self._missed = False  # some have been since then
 
     @property
     def placed(self) -> bool:
         """Whether the first gang has its slots."""
         return bool(self._first.nodes)
-
-    @property
-    def first_job(self) -> str:
-        return self._first.jobs[-1]
 
     @property
     def head_node(self) -> str:
@@ -69,7 +68,7 @@ class Crews:
         """How the first gang has ended, and the head with it; empty while it runs. Raises PlacementError."""
         if not self._first.done():
             return ""
-        error = self._first.exception()
+        error = _error(self._first)
         if isinstance(error, PlacementError):
             raise error
         return _told(error) if error is not None else "its head has ended"
@@ -77,11 +76,16 @@ class Crews:
     def lost(self) -> str:
         """What ranks were lost since this was last asked; empty: none."""
         lines = []
-        for gang in self._gangs:
+        for gang in list(self._gangs):
+            ended = gang.done()
             for rank, error in sorted(gang.gone.items()):
                 if (gang.id, rank) not in self._told:
                     self._told.add((gang.id, rank))
                     lines.append(_told(error))
+            if ended and gang not in (self._first, self._further):
+                if error_of_all := _error(gang):
+                    lines.append(_told(error_of_all))
+                self._forget(gang)
         return "; ".join(dict.fromkeys(lines))
 
     def grow(self, count: int, address: Address) -> None:
@@ -96,23 +100,34 @@ class Crews:
         if further is None or not (further.nodes or further.done()):
             return ""
         self._further = None
+        self._began_s = time.monotonic()
         if further.nodes:
             return ""
-        self._gangs.remove(further)
-        error = further.exception()
+        self._forget(further)
+        error = _error(further)
         return _told(error) if error is not None else "they have ended"
 
-    def replace(self, count: int, address: Address) -> None:
-        """Ask for workers in place of lost ones, unless that was done a moment ago."""
-        now = time.monotonic()
-        if now - self._replaced_s > max(STEADY_S, self._pause_s):
-            self._pause_s = PAUSE_S
-        elif now - self._replaced_s < self._pause_s:
+    def withdraw(self) -> None:
+        """Want no more of further workers that wait."""
+        if self._further is not None:
+            self._further.cancel()
+            self._forget(self._further)
+            self._further = None
+
+    def keep(self, wanted: int, address: Address) -> None:
+        """Ask for workers in place of those that are missing, if any are and the pause is over."""
+        missing = wanted - self.workers
+        if missing <= 0:
+            self._missed = False
             return
-        else:
-            self._pause_s = min(2 * self._pause_s, PAUSE_MOST_S)
-        self._replaced_s = now
-        self.grow(count, address)
+        lasted_s = time.monotonic() - self._began_s
+        if not self._missed and lasted_s > STEADY_S:
+            self._pause_s = 0.0
+        self._missed = True
+        if lasted_s >= self._pause_s:
+            self._missed = False
+            self._pause_s = min(max(PAUSE_S, 2 * self._pause_s), PAUSE_MOST_S)
+            self.grow(missing, address)
 
     def end(self) -> None:
         """Stop all ranks."""
@@ -126,9 +141,21 @@ class Crews:
             fn, count, spec, *args, vital=vital, cpus=spec.cpus, memory=spec.memory_bytes, name=name
         )
 
+    def _forget(self, gang: Gang) -> None:
+        self._gangs.remove(gang)
+        self._told = {(id_, rank) for id_, rank in self._told if id_ != gang.id}
+
     def _left(self, gang: Gang) -> int:
         """Its ranks that have not ended."""
         return 0 if gang.done() else sum(state not in _ENDED for state in self._cluster.states(gang.jobs[-1]))
+
+
+def _error(gang: Gang) -> BaseException | None:
+    """What one that has ended has ended with."""
+    try:
+        return gang.exception()
+    except concurrent.futures.CancelledError as error:
+        return error
 
 
 def _told(error: BaseException) -> str:

@@ -26,8 +26,8 @@ from kos_cluster.net.engineauthority import ends_s, make_request
 from kos_cluster.net.local import HOST_VARIABLE
 from kos_cluster.services.engines.engine import Address, Credentials, Engine, Place
 from kos_cluster.services.engines.kinds import engine_of
-from kos_cluster.services.engines.registers import encoded
-from kos_cluster.services.engines.spec import Began, Spec, head_of
+from kos_cluster.services.engines.registers import say_began
+from kos_cluster.services.engines.spec import Began, Spec
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.enginekeys import credentials
 
@@ -59,7 +59,7 @@ def serve_first(spec: Spec, life: int) -> None:
     for rank in range(1, comm.size):
         comm.recv(rank)
     began = Began(spec.id, life, head.address, ends_s(place.credentials.certificate))
-    kos.connect().register(head_of(spec.name)).set(encoded(began))
+    say_began(kos.connect(), spec.name, began)
     _serve(head)
 
 

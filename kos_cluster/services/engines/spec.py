@@ -17,6 +17,7 @@ import msgspec
 
 from kos_cluster.core.gang.assignment import RANKS_LIMIT
 from kos_cluster.core.gang.epochs import RESTARTS_LIMIT
+from kos_cluster.core.quantities import check_whole
 from kos_cluster.errors import UsageError
 from kos_cluster.services.engines.engine import Address
 
@@ -120,9 +121,9 @@ def check(spec: Spec) -> None:
             f"{spec.name[:NAME_LIMIT_CHARACTERS]!r} cannot be the name of an engine.",
             f"Use up to {NAME_LIMIT_CHARACTERS} letters, digits and _ -, beginning with a letter or digit.",
         )
-    check_count("workers", spec.workers, 1, WORKERS_LIMIT)
-    check_count("cpus", spec.cpus, 1, CPUS_LIMIT)
-    check_count("restarts", spec.restarts, 0, RESTARTS_LIMIT)
+    check_whole("workers", spec.workers, 1, WORKERS_LIMIT)
+    check_whole("cpus", spec.cpus, 1, CPUS_LIMIT)
+    check_whole("restarts", spec.restarts, 0, RESTARTS_LIMIT)
     if spec.memory_bytes and spec.memory_bytes < MEMORY_LEAST_BYTES:
         raise UsageError(
             f"memory={spec.memory_bytes} bytes is too little for a worker of an engine: its own libraries take more.",
@@ -130,10 +131,12 @@ def check(spec: Spec) -> None:
         )
 
 
-def check_count(name: str, value: object, least: int, most: int) -> None:
-    """Raises UsageError for what is no whole number of this range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UsageError(f"{name}={value!r} is not a whole number from {least} to {most}.", "Give such a one.")
+def name_taken(record: Record) -> UsageError:
+    """That an engine has the name that another one was to have."""
+    return UsageError(
+        f"There is an engine {record.name!r} already ({record.kind}, {record.state}).",
+        f"Give this one another --name, or type 'kos engine stop {record.name}' first.",
+    )
 
 
 def lost_with(record: Record) -> str:

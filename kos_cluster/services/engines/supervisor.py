@@ -17,13 +17,15 @@ nanny does, is nothing to the supervisor.
 
 Rules. The supervisor alone writes the engine's record, over what it wrote last: one that was replaced, because its node
 was held to be lost, writes nothing more and ends. When the supervisor is lost, its gangs end with it. Of an engine that
-never served nothing is left; one that has failed later stays listed until it is stopped.
+never served nothing is left; one that has failed later stays listed until it is stopped. What a register holds or
+refuses, and any other error of KOS's beside the gangs, ends no engine that serves.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 import kos_cluster as kos
 from kos_cluster.errors import EngineError, KosError
@@ -31,7 +33,8 @@ from kos_cluster.services.engines.crews import Crews
 from kos_cluster.services.engines.heads import SILENT_S, Ends
 from kos_cluster.services.engines.ledger import Ledger, Superseded
 from kos_cluster.services.engines.looking import Looking
-from kos_cluster.services.engines.spec import Record, Spec, State, Wanted, lost_with
+from kos_cluster.services.engines.spec import Record, Spec, State, Wanted, lost_with, name_taken
+from kos_cluster.services.engines.troubles import Troubles
 from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.25
@@ -56,7 +59,8 @@ class _Supervisor:
     def __init__(self, cluster: Cluster, spec: Spec) -> None:
         self._cluster = cluster
         self._spec = spec
-        self._ledger = Ledger(cluster, _first_record(spec))
+        self._troubles = Troubles(spec.name)
+        self._ledger = Ledger(cluster, _first_record(spec), self._troubles)
         self._served = False  # some life has
         self._wish = ""  # the one that is being carried out
 
@@ -78,15 +82,12 @@ class _Supervisor:
     # ---- lives
 
     def _claim(self) -> None:
-        """Take the name, or the place of a supervisor that was lost. Raises Superseded."""
+        """Take the name, or the place of a supervisor that was lost. Raises UsageError."""
         former = self._ledger.claim()
         if former is None:
             return
         if former.id != self._spec.id:
-            raise Superseded(
-                f"There is an engine {self._spec.name!r} already ({former.kind}, {former.state}).",
-                f"Give this one another --name, or type 'kos engine stop {self._spec.name}' first.",
-            )
+            raise name_taken(former)
         self._served = bool(former.address.head)
         if self._served:
             self._next_life(f"its supervisor was lost, and with it the head on {former.node} and the workers")
@@ -111,6 +112,7 @@ class _Supervisor:
         """Wait until all of the first gang serve."""
         until_s = float("inf")
         while (began := self._ledger.began()) is None:
+            self._ledger.catch_up()
             wanted = self._wanted()
             if wanted is not None:
                 self._ledger.answer(wanted, "it has not begun to serve")
@@ -133,19 +135,21 @@ class _Supervisor:
 
     def _serve(self, crews: Crews) -> None:
         """Until the head is lost, or the user wants no more."""
-        looking = Looking(self._cluster, self._spec, self._ledger.record.address)
+        looking = Looking(self._cluster, self._spec, self._ledger.record.address, self._troubles)
         ends = Ends(self._ledger.record)
         try:
             while True:
                 failure = crews.failure()
                 if failure:
                     raise _Lost(failure)
-                wanted = self._wanted()
-                if wanted is not None:
-                    self._carry_out(wanted, crews, looking)
+                try:
+                    self._look(crews, looking)
+                except Superseded:
+                    raise
+                except KosError as error:  # it works on, and what could not be is tried with the next look
+                    self._troubles.came("look", str(error))
                 else:
-                    self._mend(crews)
-                self._tell(crews, looking)
+                    self._troubles.over("look")
                 if news := ends.news(time.time()):
                     print(f"Engine {self._spec.name}: {news}.", flush=True)
                 time.sleep(LOOK_S)
@@ -185,7 +189,8 @@ class _Supervisor:
         if self._served:
             self._ledger.write(state=State.FAILED, workers=0, why=told.message)
         else:
-            self._ledger.forget()
+            with suppress(KosError):  # what is left is seen to have no supervisor
+                self._ledger.forget()
         return told
 
     # ---- what is wanted, and what is there
@@ -197,34 +202,65 @@ class _Supervisor:
             raise _Stopped
         return wanted
 
+    def _look(self, crews: Crews, looking: Looking) -> None:
+        wanted = self._wanted()
+        if wanted is not None:
+            self._carry_out(wanted, crews, looking)
+        elif self._wish:  # who wished it has given up
+            self._wish = ""
+            crews.withdraw()
+            looking.withdraw()
+        else:
+            self._mend(crews)
+        self._tell(crews, looking)
+        self._ledger.catch_up()
+
     def _carry_out(self, wanted: Wanted, crews: Crews, looking: Looking) -> None:
         """Bring the number of workers to what is wanted, a step at a time."""
-        have = crews.workers
         if self._wish != wanted.id:
-            if crews.waits and not crews.settled():
-                return  # for those in place of lost ones
-            self._wish = wanted.id
-            if wanted.workers < have:
-                looking.retire(have - wanted.workers)
-            elif wanted.workers > have:
-                crews.grow(wanted.workers - have, self._ledger.record.address)
+            looking.withdraw()
+            if not looking.retires:  # else how many are left is known when it has done so
+                self._take_up(wanted, crews, looking)
             return
         refusal = crews.settled() or looking.refusal
         if refusal:
             looking.refusal = ""
+            self._wish = ""
             self._ledger.answer(wanted, refusal)
-        elif not crews.waits and have <= wanted.workers:
+        elif not crews.waits and crews.workers <= wanted.workers:
+            self._wish = ""
             self._ledger.write(wanted=wanted.workers, answered=wanted.id, refusal="")
+
+    def _take_up(self, wanted: Wanted, crews: Crews, looking: Looking) -> None:
+        """Begin with a wish. Workers that wait, for an older one or in place of lost ones, are not wanted any more."""
+        if self._wish:
+            crews.settled()  # why the older one cannot be had is for nobody
+        else:
+            self._mended(crews)
+        crews.withdraw()
+        self._wish = wanted.id
+        have = crews.workers
+        if wanted.workers < have:
+            looking.retire(have - wanted.workers)
+        elif wanted.workers > have:
+            try:
+                crews.grow(wanted.workers - have, self._ledger.record.address)
+            except KosError as error:
+                self._wish = ""
+                self._ledger.answer(wanted, error.message)
 
     def _mend(self, crews: Crews) -> None:
         """Replace ranks that were lost."""
         record = self._ledger.record
         if crews.waits:
-            why = crews.settled()
-            if why:
-                self._ledger.write(why=f"lost workers could not be replaced: {why}")
-        elif crews.workers < record.wanted:
-            crews.replace(record.wanted - crews.workers, record.address)
+            self._mended(crews)
+        else:
+            crews.keep(record.wanted, record.address)
+
+    def _mended(self, crews: Crews) -> None:
+        why = crews.settled()
+        if why:
+            self._ledger.write(why=f"lost workers could not be replaced: {why}")
 
     def _tell(self, crews: Crews, looking: Looking) -> None:
         """Write down what has changed: losses at once, what the head counts less often."""

@@ -236,7 +236,6 @@ def supervised(cluster: StandIn, workers: int, restarts: int = 0) -> Iterator[Su
         patch.setattr(looking, "LOOK_S", 0.005)
         patch.setattr(looking, "engine_of", lambda kind: cluster)
         patch.setattr(control, "POLL_S", 0.005)
-        patch.setattr(control, "leave", lambda engine: None)
         patch.setattr(ledger, "CHECKED_AGAIN_S", 0.05)
         patch.setenv("KOS_TASK", "j1.0")
         thread = Supervisor(supervisor._Supervisor(cast(Any, cluster), spec).run)

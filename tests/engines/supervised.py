@@ -144,6 +144,10 @@ class StandIn(Registers):
     def engine_keys(self, engine: str, host: str) -> None:
         return None
 
+    def _cancel(self) -> bool:
+        self.job = JobState.CANCELLED
+        return True
+
     def heard(self) -> Any:
         return SimpleNamespace(members=())
 
@@ -158,7 +162,7 @@ class StandIn(Registers):
         return self.attach("j2")
 
     def attach(self, job: str) -> Any:
-        return SimpleNamespace(state=lambda: SimpleNamespace(state=self.job), cancel=lambda: True)
+        return SimpleNamespace(state=lambda: SimpleNamespace(state=self.job), cancel=self._cancel)
 
     def leave_engine(self, *_: str) -> None:
         pass

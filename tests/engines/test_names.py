@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from kos_cluster.core.replicated.jobs import JobState
-from kos_cluster.errors import EngineError, UnreachableError, UsageError
+from kos_cluster.errors import EngineError, LimitError, UnreachableError, UsageError
 from kos_cluster.services.engines import control, supervisor
 from kos_cluster.services.engines.registers import encoded, forget, say_began
 from kos_cluster.services.engines.spec import Began, Record, Spec, State, Wanted, head_of, record_of, wanted_of
@@ -54,6 +54,14 @@ def test_what_does_not_stop_in_time_is_removed_and_no_other(monkeypatch: pytest.
     newer = written(cluster, "e2")
     forget(cast(Any, cluster), "dask", "e1")
     assert cluster.held == newer
+
+
+def test_an_engine_is_stopped_while_the_registers_are_full() -> None:
+    cluster = StandIn(slots=2)
+    written(cluster, "e1")
+    cluster.refuses = LimitError("They are full.")
+    assert control.stop(cast(Any, cluster), "dask").id == "e1"
+    assert (cluster.job, cluster.held) == (JobState.CANCELLED, {})
 
 
 def test_a_head_that_begins_too_late_leaves_nothing() -> None:

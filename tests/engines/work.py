@@ -160,7 +160,8 @@ class Work:
         try:
             assert command.stdout is not None
             address = command.stdout.readline().strip()
-            assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address), command.communicate(timeout=10)
+            shown = re.fullmatch(r"http://127\.0\.0\.1:(\d+)(/\S*)?", address)
+            assert shown, address
             with urllib.request.urlopen(address, timeout=PAGE_S) as page:
                 assert f"<title>{engine.kind}" in page.read().decode().lower()
             command.send_signal(signal.SIGINT)
@@ -171,7 +172,7 @@ class Work:
         assert command.returncode == INTERRUPTED
         assert f"leads to the dashboard of engine '{engine.name}' on {engine.node}; Ctrl-C ends it." in told
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10)
+            socket.create_connection(("127.0.0.1", int(shown[1])), timeout=10)
 
     def test_a_notebook_starts_scales_and_stops_one(
         self, notebook: Kernel, mesh: EngineMesh, engine: Record, request: pytest.FixtureRequest

@@ -20,7 +20,7 @@ import msgspec
 
 from kos_cluster.core.quantities import check_whole
 from kos_cluster.core.replicated.jobs import JobState
-from kos_cluster.errors import EngineError, KosError, NoSuchTaskError, StateError, TaskLostError, UsageError
+from kos_cluster.errors import EngineError, KosError, LimitError, NoSuchTaskError, StateError, TaskLostError, UsageError
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.heads import as_seen, ending
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
@@ -167,7 +167,10 @@ def stop(cluster: Cluster, name: str) -> Record:
     record = find(cluster, name)
     cluster.leave_engine(record.id, name, record.name, record.kind)
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, stop=True)
-    cluster.register(wanted_of(record.name)).set(encoded(wish))
+    try:
+        cluster.register(wanted_of(record.name)).set(encoded(wish))
+    except LimitError:  # there is no room for a wish, and the end of its supervisor does the same
+        _cancel(cluster, record)
     ended = _Seldom(lambda: _job_ended(cluster, record))
 
     def gone() -> Record | None:
@@ -178,8 +181,7 @@ def stop(cluster: Cluster, name: str) -> Record:
     try:
         _awaited(gone, STOP_TIMEOUT_S, f"Engine {record.name!r} did not stop")
     except EngineError:
-        with suppress(NoSuchTaskError):
-            cluster.attach(record.job).cancel()
+        _cancel(cluster, record)
         forget(cluster, record.name, record.id)
         raise
     forget(cluster, record.name, record.id)  # what a supervisor that was killed has left
@@ -244,6 +246,12 @@ def _as_it_is(cluster: Cluster, record: Record) -> Record:
         return record
     why = f"its supervisor has ended; see 'kos attach {record.job}'"
     return msgspec.structs.replace(record, state=State.FAILED, workers=0, why=why, why_s=time.time())
+
+
+def _cancel(cluster: Cluster, record: Record) -> None:
+    """End its supervisor's job, and all that it has started."""
+    with suppress(NoSuchTaskError):
+        cluster.attach(record.job).cancel()
 
 
 def _job_ended(cluster: Cluster, record: Record) -> bool:

@@ -133,3 +133,21 @@ def test_of_two_who_start_an_engine_of_one_name_one_is_told_of_the_other() -> No
 
 def _killed() -> None:
     raise UnreachableError("It was killed.")
+
+
+@pytest.mark.parametrize(("state", "left"), [(JobState.CANCELLED, 0), (JobState.DRIVEN, 1), (JobState.WAITING, 1)])
+def test_a_supervisor_that_is_interrupted_removes_its_record_only_if_its_job_was_cancelled(
+    monkeypatch: pytest.MonkeyPatch, state: JobState, left: int
+) -> None:
+    """Else the driver of its job was lost: the next supervisor tells what was lost, and counts a restart."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    cluster = StandIn(slots=2)
+    cluster.job = state
+    running = supervisor._Supervisor(cast(Any, cluster), Spec("dask", "dask", "e1", 1))
+    monkeypatch.setattr(running, "_live", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        running.run()
+    assert len(cluster.held) == left

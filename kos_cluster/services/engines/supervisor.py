@@ -16,9 +16,9 @@ nanny does, is nothing to the supervisor.
     any        a stop is wanted, its job is cancelled    gone
 
 Rules. The supervisor alone writes the engine's record, over what it wrote last: one that was replaced, because its node
-was held to be lost, writes nothing more and ends. When the supervisor is lost, its gangs end with it. Of an engine that
-never served nothing is left; one that has failed later stays listed until it is stopped. What a register holds or
-refuses, and any other error of KOS's beside the gangs, ends no engine that serves.
+was held to be lost, writes nothing more and ends. When the supervisor or the driver of its job is lost, its gangs end
+with it. Of an engine that never served nothing is left; one that has failed later stays listed until it is stopped.
+What a register holds or refuses, and any other error of KOS's beside the gangs, ends no engine that serves.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import time
 from contextlib import suppress
 
 import kos_cluster as kos
+from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.errors import EngineError, KosError
 from kos_cluster.services.engines.crews import Crews
 from kos_cluster.services.engines.heads import SILENT_S, Ends
@@ -75,9 +76,17 @@ class _Supervisor:
             raise
         except (_Lost, KosError) as error:
             raise self._failed(error) from error.__cause__
-        except KeyboardInterrupt:  # its job was cancelled
-            self._ledger.forget()
+        except KeyboardInterrupt:  # its job was cancelled; or its driver was lost, and the next supervisor goes on
+            if self._cancelled():
+                self._ledger.forget()
             raise
+
+    def _cancelled(self) -> bool:
+        """Whether its job is, as far as can be told: a record that is left is of no supervisor then, and is seen so."""
+        try:
+            return self._cluster.attach(self._ledger.record.job).state().state is JobState.CANCELLED
+        except KosError:
+            return False
 
     # ---- lives
 

@@ -27,7 +27,7 @@ def on_stand_in(cluster: Cluster) -> Iterator[StandIn]:
     """The cluster has an engine meanwhile, of whatever name."""
     host = hosting.Host(Home().cluster().run(NODE), NODE)
     connection = StandIn()
-    owner = EngineOwner("stand-in", connection, cluster._mesh)
+    owner = EngineOwner("stand-in", 1, connection, cluster._mesh)
     launcher = launching.Launcher(cluster._submission, owner)
     try:
         with pytest.MonkeyPatch.context() as patch:

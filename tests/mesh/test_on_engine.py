@@ -16,7 +16,7 @@ import pytest
 
 import kos_cluster as kos
 from kos_cluster.core.records import JobSummary
-from kos_cluster.errors import StateError, TaskLostError, TaskTimeoutError, UsageError
+from kos_cluster.errors import PlacementError, StateError, TaskLostError, TaskTimeoutError, UsageError
 from kos_cluster.services.engines import control, launching, references
 from kos_cluster.services.engines import owner as owners
 from kos_cluster.services.engines.launching import Launcher, Owners
@@ -200,6 +200,8 @@ def test_what_an_engine_cannot_honour_is_refused_before_anything_is_sent(on: Lau
     }.items():
         with pytest.raises(UsageError, match=f"places its tasks itself, so it does not take the option '{option}'"):
             on.map(abs, [1], **{option: value})
+    with pytest.raises(PlacementError, match=r"A task needs 2 slots, and each worker of .* has 1\. .*--cpus 2"):
+        on.map(abs, [1], cpus=2)
     with pytest.raises(UsageError, match="takes no futures"):
         on.map(abs, [kos.connect().submit(abs, 1)])
     assert not engine.submitted

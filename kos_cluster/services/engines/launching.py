@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from kos_cluster.errors import StateError, UsageError
+from kos_cluster.core.capacity import slots_told
+from kos_cluster.errors import PlacementError, StateError, UsageError
 from kos_cluster.services.engines.owner import EngineOwner
 from kos_cluster.tasks import output
 from kos_cluster.tasks.job import Job, JobSpec
@@ -65,8 +66,14 @@ class Launcher:
         return MapResult(job)
 
     def launch(self, spec: JobSpec) -> Job:
-        """As `Cluster.launch`. Raises UsageError for an option that means nothing to an engine."""
+        """As `Cluster.launch`. Raises UsageError for an option that means nothing to an engine, PlacementError."""
         check(spec.options, self._owner.engine)
+        wanted, had = spec.options.cpus, self._owner.cpus
+        if wanted > had:
+            raise PlacementError(
+                f"A task needs {slots_told(wanted)}, and each worker of engine {self._owner.engine} has {had}.",
+                f"Start an engine with --cpus {wanted}, or run on the mesh: without an engine.",
+            )
         job = Job(new_job_id(), spec, spec.sink or output.default_sink(), self._owner, current_parent())
         self._owner.open(job)
         return job
@@ -105,7 +112,7 @@ class Owners:
             owner = self._by_life.get(life)
             if owner is None:
                 connection = control.open_engine(self._cluster, record.name)
-                owner = self._by_life[life] = EngineOwner(record.name, connection, self._mesh)
+                owner = self._by_life[life] = EngineOwner(record.name, record.cpus, connection, self._mesh)
         return owner
 
     def leave(self, engine: str) -> None:

@@ -60,8 +60,10 @@ def engine_of(job: str) -> str:
 class EngineOwner:
     """See `tasks.owning.Owner`. `mesh` is the process's connection to the cluster, which has the blocks."""
 
-    def __init__(self, engine: str, connection: Connection, mesh: Mesh) -> None:
+    def __init__(self, engine: str, cpus: int, connection: Connection, mesh: Mesh) -> None:
+        """`cpus`: of each worker of the engine of this name."""
         self.engine = engine
+        self.cpus = cpus
         self.pid = os.getpid()
         self.closed = False
         self.blocks = mesh.blocks

@@ -71,7 +71,7 @@ def owner(engine: Engine) -> Iterator[EngineOwner]:
     blocks = SimpleNamespace(used=lambda _: None, unused=lambda _: None)
     credentials = SimpleNamespace(peer=SimpleNamespace(name="user"))
     mesh = SimpleNamespace(blocks=blocks, credentials=credentials, jobs=SimpleNamespace(elsewhere=[]))
-    made = EngineOwner("night", cast(Connection, engine), cast(Mesh, mesh))
+    made = EngineOwner("night", 1, cast(Connection, engine), cast(Mesh, mesh))
     yield made
     made.close()
 

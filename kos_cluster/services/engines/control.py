@@ -113,6 +113,8 @@ def find(cluster: Cluster, name_or_kind: str) -> Record:
 
     Raises EngineError when there is none, StateError when there is something else of that name, UsageError.
     """
+    if not isinstance(name_or_kind, str):
+        raise UsageError(f"The name of an engine is text, not {name_or_kind!r}.", "Give its name, or its kind: 'dask'.")
     registers = cluster.registers()
     known = _seen(cluster, registers)
     if _named(registers, name_or_kind) is not None:

@@ -63,6 +63,7 @@ def run_folder() -> Path | None:
 
 def block_of_result(future: Future) -> BlockRef:
     """The block of a task's large result. Waits for it; raises what the task raised, and UsageError for a small one."""
+    _check(future, Future, "block_of_result", "the future of a task")
     concurrent.futures.wait([future])
     future.keep()
     outcome = future.ending()
@@ -102,6 +103,7 @@ def let_go(blocks: Sequence[str]) -> None:
 
 def dask_future(client: distributed.Client, ref: BlockRef) -> distributed.Future:
     """A Dask future of what a block holds, opened on the block's node if a worker is there, without a copy."""
+    _check(ref, BlockRef, "dask_future", "the reference of a block, as cluster.put gives it")
     return client.submit(BlockRef.get, ref, pure=False, **_near(client, ref))
 
 
@@ -111,6 +113,7 @@ def dask_array(client: distributed.Client, ref: BlockRef, chunks: Any = "auto") 
     import dask.array
     from dask.base import tokenize
 
+    _check(ref, BlockRef, "dask_array", "the reference of a block, as cluster.put gives it")
     near = _near(client, ref)
     told = client.submit(_shape_of, ref, pure=False, **near).result()
     if told is None:
@@ -129,13 +132,18 @@ def dask_array(client: distributed.Client, ref: BlockRef, chunks: Any = "auto") 
 
 def block_of(future: distributed.Future, cluster: Cluster | None = None) -> BlockRef:
     """The result of a Dask future as a block of the node where it is."""
+    import distributed
+
+    _check(future, distributed.Future, "block_of", "a future of Dask's")
     return _blocks_of(future.client, [future], cluster)[0]
 
 
 def blocks_of(array: dask.array.Array, cluster: Cluster | None = None) -> Any:
     """The chunks of a persisted Dask array, each as a block of the node where it is: in lists as Dask nests them."""
+    import dask.array
     from distributed.client import futures_of
 
+    _check(array, dask.array.Array, "blocks_of", "an array of Dask's")
     futures = {future.key: future for future in futures_of(array)}
     keys = list(_flat(array.__dask_keys__()))
     if not futures or not set(keys) <= futures.keys():
@@ -158,6 +166,11 @@ def block_of_object(ref: ray.ObjectRef[Any], cluster: Cluster | None = None) -> 
 
 
 # ---- inside
+
+
+def _check(value: object, kind: type, call: str, what: str) -> None:
+    if not isinstance(value, kind):
+        raise UsageError(f"{call}() takes {what}, not {type(value).__name__}.", "See docs/engines.md.")
 
 
 class _Slices:

@@ -11,7 +11,7 @@ import pytest
 
 from kos_cluster import Cluster
 from kos_cluster.errors import UnreachableError, UsageError
-from kos_cluster.services.engines import references
+from kos_cluster.services.engines import control, references
 from kos_cluster.tasks.blocks import BlockRef
 
 held: list[str] = []
@@ -76,3 +76,22 @@ def test_one_whose_worker_has_gone_is_not_waited_for_without_an_end(
     with pytest.raises(UnreachableError, match="a worker that has it is gone, or busy"):
         references._blocks_of(client, [one, two], cluster)
     assert (held, taken) == ([], [])
+
+
+OTHER: Any = "x"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: references.block_of_result(OTHER), r"block_of_result\(\) takes the future of a task, not str"),
+        (lambda: references.dask_future(OTHER, OTHER), r"dask_future\(\) takes the reference of a block"),
+        (lambda: references.dask_array(OTHER, OTHER), r"dask_array\(\) takes the reference of a block"),
+        (lambda: references.block_of(OTHER), r"block_of\(\) takes a future of Dask's, not str"),
+        (lambda: references.blocks_of(OTHER), r"blocks_of\(\) takes an array of Dask's, not str"),
+        (lambda: control.find(OTHER, cast(Any, None)), "The name of an engine is text, not None"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_its_name(call: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        call()

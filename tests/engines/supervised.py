@@ -128,6 +128,9 @@ class StandIn(Registers):
         self.closed = 0
         self.fault: Exception | None = None  # what the head's next answer is
         self.mute = False  # the head is
+        self.retiring = threading.Event()  # it has begun to let workers go
+        self.lets_go = threading.Event()
+        self.lets_go.set()
 
     # ---- what a cluster has
 
@@ -202,6 +205,8 @@ class StandIn(Registers):
         return Standing([str(number) for number in range(self.live())], 0, 0, 0)
 
     def retire(self, count: int) -> list[str]:
+        self.retiring.set()
+        assert self.lets_go.wait(30)
         for _ in range(count):
             self._newest().end(DONE)
         return ["worker"] * count

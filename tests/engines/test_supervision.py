@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ from kos_cluster.cli import main as command
 from kos_cluster.core.replicated.jobs import JobState
 from kos_cluster.errors import AuthError, EngineError, GangError, LimitError, StateError
 from kos_cluster.services.engines import control, supervisor
-from kos_cluster.services.engines.spec import Record, State, head_of, record_of, wanted_of
+from kos_cluster.services.engines.registers import encoded
+from kos_cluster.services.engines.spec import Record, State, Wanted, head_of, record_of, wanted_of
 from tests.engines.supervised import StandIn, record, supervised
 from tests.mesh.conftest import until
 
@@ -142,6 +144,20 @@ def test_a_silence_of_the_head_does_not_erase_what_was_lost(monkeypatch: pytest.
         cluster.mute = False
         until(lambda: not record(cluster).silent, "and that it is over")
         assert "was lost" in record(cluster).why
+
+
+def test_a_head_that_lets_workers_go_is_not_said_to_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SILENT_S", 0.05)
+    cluster = StandIn(slots=3)
+    with supervised(cluster, workers=2):
+        cluster.lets_go.clear()
+        cluster.held[wanted_of("dask")] = encoded(Wanted("w1", "e1", 1))
+        assert cluster.retiring.wait(30)
+        begun_s = time.monotonic()
+        until(lambda: time.monotonic() - begun_s > 4 * supervisor.SILENT_S, "it takes its time")
+        assert not record(cluster).silent
+        cluster.lets_go.set()
+        until(lambda: record(cluster).wanted == 1, "the wish is carried out")
 
 
 def _with_another(monkeypatch: pytest.MonkeyPatch, cluster: StandIn, workers: int, newer: int) -> None:

@@ -47,8 +47,8 @@ class Looking:
 
     @property
     def silent_s(self) -> float:
-        """For how long the head has not answered."""
-        return time.monotonic() - self._heard_s
+        """For how long the head has not answered. It is not asked while it lets workers go, which may take a minute."""
+        return 0.0 if self._retires else time.monotonic() - self._heard_s
 
     @property
     def retires(self) -> bool:

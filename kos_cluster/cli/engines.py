@@ -6,6 +6,7 @@ Rules: what it prints of an engine is what the engine's record says; nothing of 
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from kos_cluster.services.engines.heads import told_time
 from kos_cluster.services.engines.kinds import engine_of
 from kos_cluster.services.engines.spec import Record, State
 from kos_cluster.tasks.cluster import Cluster
+from kos_cluster.tasks.detached import DetachedJob
 
 NOTE_PATIENCE_S = 2.0  # for what is told beside the jobs
 NOTED_S = 600.0  # that a trouble which is over is told there
@@ -54,7 +56,12 @@ def engine_start_(parsed: argparse.Namespace, console: Console) -> int:
         restarts=parsed.restarts,
         plaintext=parsed.allow_plaintext,
     )
-    record = control.start(cluster, spec)
+
+    def lasts(job: DetachedJob) -> None:
+        console.note(f"kos: job {job.id} starts engine {spec.name!r}: 'kos why {job.id}' says what it waits for.")
+
+    with sigterm.handled(signal.default_int_handler):  # as Ctrl-C, so that nothing is left starting
+        record = control.start(cluster, spec, lasts)
     if parsed.json:
         console.json(record)
     else:

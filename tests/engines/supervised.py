@@ -121,7 +121,8 @@ class StandIn(Registers):
 
     def __init__(self, slots: int) -> None:
         super().__init__()
-        self.slots = slots
+        self.slots = slots  # that are free
+        self.holds = 16
         self.gangs: list[Gang] = []
         self.job = JobState.DRIVEN  # the state of the supervisor's job
         self.connected = 0
@@ -150,6 +151,12 @@ class StandIn(Registers):
     def _cancel(self) -> bool:
         self.job = JobState.CANCELLED
         return True
+
+    def why(self, job: str) -> list[Any]:
+        return [SimpleNamespace(why="it waits")]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"name": "node1", "state": "alive", "slots": self.holds}]
 
     def heard(self) -> Any:
         return SimpleNamespace(members=())

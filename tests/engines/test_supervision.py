@@ -12,11 +12,11 @@ import pytest
 import kos_cluster as kos
 from kos_cluster.cli import main as command
 from kos_cluster.core.replicated.jobs import JobState
-from kos_cluster.errors import AuthError, EngineError, GangError, LimitError, StateError
+from kos_cluster.errors import AuthError, EngineError, GangError, LimitError, PlacementError, StateError
 from kos_cluster.services.engines import control, supervisor
 from kos_cluster.services.engines.registers import encoded
-from kos_cluster.services.engines.spec import Record, State, Wanted, head_of, record_of, wanted_of
-from tests.engines.supervised import StandIn, record, supervised
+from kos_cluster.services.engines.spec import Began, Record, Spec, State, Wanted, head_of, record_of, wanted_of
+from tests.engines.supervised import ADDRESS, StandIn, Supervisor, record, supervised
 from tests.mesh.conftest import until
 
 
@@ -35,6 +35,33 @@ def test_a_wish_that_was_given_up_is_not_carried_out_later(monkeypatch: pytest.M
         monkeypatch.undo()
         assert scale(cluster, 2).workers == 2
         assert (cluster.live(), record(cluster).wanted) == (2, 2)
+
+
+def test_more_workers_than_ever_fit_beside_the_head_are_refused_at_once() -> None:
+    cluster = StandIn(slots=4)
+    cluster.holds = 4
+    with supervised(cluster, workers=1):
+        with pytest.raises(PlacementError, match=r"4 workers of 1 slot each do not fit beside the head.* 4 such ranks"):
+            scale(cluster, 4)
+        assert scale(cluster, 3).workers == 3
+        cluster.holds = 2  # a node has died meanwhile: what is there may be kept, and made fewer
+        assert scale(cluster, 2).workers == 2
+
+
+def test_what_a_start_waits_for_stands_in_its_record_until_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "WAITS_AGAIN_S", 0.01)
+    monkeypatch.setattr(supervisor, "START_LOOK_S", 0.005)
+    cluster = StandIn(slots=1)
+    running = supervisor._Supervisor(cast(Any, cluster), Spec("dask", "dask", "e1", 1))
+    thread = Supervisor(running.run)
+    thread.start()
+    until(lambda: record_of("dask") in cluster.held and record(cluster).why == "it waits", "it is told")
+    cluster.slots = 2
+    cluster.held[head_of("dask")] = encoded(Began("e1", 1, ADDRESS))
+    until(lambda: record(cluster).state is State.SERVING, "it serves")
+    assert record(cluster).why == ""
+    control.stop(cast(Any, cluster), "dask")
+    thread.join()
 
 
 def test_a_newer_wish_takes_the_place_of_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kos_cluster.core.capacity import slots_told
 from kos_cluster.core.quantities import check_whole
 from kos_cluster.core.replicated.jobs import JobState
-from kos_cluster.errors import EngineError, KosError, LimitError, NoSuchTaskError, StateError, TaskLostError, UsageError
+from kos_cluster.errors import (
+    EngineError,
+    KosError,
+    LimitError,
+    NoSuchTaskError,
+    PlacementError,
+    StateError,
+    TaskLostError,
+    UsageError,
+)
 from kos_cluster.services.engines.engine import Connection
 from kos_cluster.services.engines.heads import as_seen, ending
 from kos_cluster.services.engines.kinds import check_installed, check_installed_here, check_plaintext, engine_of
@@ -45,6 +55,7 @@ if TYPE_CHECKING:
     from kos_cluster.core.records import JobSummary
     from kos_cluster.tasks.cluster import Cluster
 
+LASTS_S = 5.0  # of a start, after which who waits is told of its job
 START_TIMEOUT_S = 240.0  # for slots and ranks
 PACKAGES_TIMEOUT_S = 3.0  # for nodes to tell what they have; of one that does not, its ranks will say
 STOP_TIMEOUT_S = 30.0
@@ -76,8 +87,11 @@ def spec_of(
     return spec
 
 
-def start(cluster: Cluster, spec: Spec) -> Record:
-    """Start an engine; returns when it serves. Raises EngineError, PlacementError, UsageError."""
+def start(cluster: Cluster, spec: Spec, lasts: Callable[[DetachedJob], object] = lambda _: None) -> Record:
+    """Start an engine; returns when it serves. `lasts` is called with its supervisor's job if it takes a while.
+
+    Raises EngineError, PlacementError, UsageError. Interrupted, it leaves nothing that runs.
+    """
     check_installed(engine_of(spec.kind), _packages(cluster))
     taken = _named(cluster.registers(), spec.name)
     if taken is not None and _job_state(cluster, taken) == JobState.CANCELLED:  # it had no time to remove its record
@@ -86,7 +100,7 @@ def start(cluster: Cluster, spec: Spec) -> Record:
         raise name_taken(_as_it_is(cluster, taken))
     job = cluster.detach(supervise, [spec], name=f"{SUPERVISOR}{spec.name} ({spec.kind})")
     try:
-        return _started(cluster, spec, job)
+        return _started(cluster, spec, job, lasts)
     except BaseException:
         with suppress(KosError):
             job.cancel()
@@ -138,6 +152,13 @@ def scale(cluster: Cluster, name: str, workers: int) -> Record:
     """
     check_whole("workers", workers, 1, WORKERS_LIMIT)
     record = serving(find(cluster, name))
+    most = _fitting(cluster, record.cpus)
+    if workers > record.wanted and workers + 1 > most:
+        raise PlacementError(
+            f"{workers} workers of {slots_told(record.cpus)} each do not fit beside the head: the cluster holds {most} "
+            "such ranks at most.",
+            "Ask for fewer, or add nodes.",
+        )
     wish = Wanted(secrets.token_hex(_ID_BYTES), record.id, workers)
     register = cluster.register(wanted_of(record.name))
     register.set(encoded(wish))
@@ -219,8 +240,13 @@ class _Seldom:
 
 def _default_workers(cluster: Cluster, cpus: int) -> int:
     nodes = [node for node in cluster.nodes() if node["state"] == "alive"]
-    fitting = sum(node["slots"] // cpus for node in nodes if node["slots"]) if cpus > 0 else 0
-    return max(1, min(len(nodes), fitting - 1))
+    return max(1, min(len(nodes), _fitting(cluster, cpus) - 1))
+
+
+def _fitting(cluster: Cluster, cpus: int) -> int:
+    """How many ranks of so many slots the nodes hold that are alive, if nothing else runs there."""
+    slots = [node["slots"] for node in cluster.nodes() if node["state"] == "alive"]
+    return sum(each // cpus for each in slots if each) if cpus > 0 else 0
 
 
 def _packages(cluster: Cluster) -> dict[str, dict[str, str]]:
@@ -280,10 +306,15 @@ def serving(record: Record) -> Record:
     raise EngineError(f"Engine {record.name!r} is {record.state}{told}.", hint)
 
 
-def _started(cluster: Cluster, spec: Spec, job: DetachedJob) -> Record:
+def _started(cluster: Cluster, spec: Spec, job: DetachedJob, lasts: Callable[[DetachedJob], object]) -> Record:
     over = _Seldom(lambda: job.state().state in ENDED)
+    tell_s = time.monotonic() + LASTS_S
 
     def serving() -> Record | None:
+        nonlocal tell_s
+        if time.monotonic() > tell_s:
+            tell_s = float("inf")
+            lasts(job)
         record = next((record for record in records(cluster.registers()) if record.id == spec.id), None)
         if record is not None and record.state is State.SERVING:
             return record

@@ -48,6 +48,15 @@ class Crews:
         """Whether the first gang has its slots."""
         return bool(self._first.nodes)
 
+    def waits_for(self) -> str:
+        """Why the first gang has no slots yet; empty when it has, or while nobody can tell."""
+        if self.placed:
+            return ""
+        try:
+            return "; ".join(row.why for row in self._cluster.why(self._first.id))
+        except KosError:  # no node answers, which passes
+            return ""
+
     @property
     def head_node(self) -> str:
         """The name of the node that the head is on."""

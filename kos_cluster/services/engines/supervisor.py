@@ -40,6 +40,7 @@ from kos_cluster.tasks.cluster import Cluster
 
 LOOK_S = 0.25
 START_LOOK_S = 0.1  # while it starts
+WAITS_AGAIN_S = 2.0  # between two looks why it has no slots yet
 START_TIMEOUT_S = 180.0  # from having slots until all of a gang serves: a Ray loads 20 processes of Python
 
 
@@ -120,6 +121,7 @@ class _Supervisor:
     def _begin(self, crews: Crews) -> None:
         """Wait until all of the first gang serve."""
         until_s = float("inf")
+        before, told_s = self._ledger.record.why, time.monotonic()
         while (began := self._ledger.began()) is None:
             self._ledger.catch_up()
             wanted = self._wanted()
@@ -130,6 +132,9 @@ class _Supervisor:
                 raise _Lost(why)
             if crews.placed:
                 until_s = min(until_s, time.monotonic() + START_TIMEOUT_S)
+            elif time.monotonic() > told_s + WAITS_AGAIN_S:
+                told_s = time.monotonic()
+                self._ledger.write(why="; ".join(filter(None, [before, crews.waits_for()])))
             if time.monotonic() > until_s:
                 raise _Lost(f"not all of it was there {START_TIMEOUT_S:g} s after it had its slots")
             time.sleep(START_LOOK_S)
@@ -140,6 +145,7 @@ class _Supervisor:
             node=crews.head_node,
             workers=crews.workers,
             until_s=began.until_s,
+            why=before,
         )
 
     def _serve(self, crews: Crews) -> None:

@@ -20,12 +20,12 @@ import os
 import secrets
 import weakref
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kos_cluster.core.placement import Inputs
 from kos_cluster.core.records import Member, MemberState
@@ -42,6 +42,7 @@ from kos_cluster.tasks.futures import StayedOutcome
 if TYPE_CHECKING:
     from kos_cluster.tasks.mesh import Mesh
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 DROP_AFTER_S = 0.02  # so that what is dropped together is told together
@@ -86,12 +87,7 @@ class OwnBlocks:
         member, folder = self._place()
         block = secrets.token_hex(16)
         arena = attached(folder)
-        try:
-            arena.write(block, pieces)
-        except ArenaFullError:
-            if not self._mesh.run_there(self._tell_now()):
-                raise
-            arena.write(block, pieces)
+        self._with_room(lambda: arena.write(block, pieces))
         ref = BlockRef(block, sum(map(len, pieces)), member.id, member.name)
         try:
             self.take_over(ref, pin=pin)
@@ -249,6 +245,15 @@ class OwnBlocks:
         for block in list(islice(owed, max(0, len(owed) - OWED_LIMIT))):
             del owed[block]
 
+    def _with_room(self, use: Callable[[], T]) -> T:
+        """What needs room in this node's arena, where what was dropped just before may still be. Any thread."""
+        try:
+            return use()
+        except ArenaFullError:
+            if not self._mesh.run_there(self._tell_now()):
+                raise
+            return use()
+
     async def _tell_now(self) -> bool:
         """Have what nobody here needs any more dropped at once, and wait for that; whether there was anything."""
         self._count()
@@ -279,7 +284,9 @@ class OwnBlocks:
     def content(self, ref: BlockRef) -> memoryview:
         """What a block holds, where this machine's node has it, or a copy. Raises BlockLostError, ArenaFullError."""
         place = self._here()
-        return mapped(place[1], ref) if place is not None else self._copied(ref).toreadonly()
+        if place is None:
+            return self._copied(ref).toreadonly()
+        return self._with_room(lambda: mapped(place[1], ref))
 
     def owns(self, block: str) -> bool:
         """Whether the block is this process's. Any thread."""
@@ -298,7 +305,7 @@ class OwnBlocks:
         place = self._here()
         if place is not None:
             with suppress(ArenaFullError, UnreachableError):  # this machine's node cannot have it: a copy of one's own
-                return mapped(place[1], ref, private=True)
+                return self._with_room(lambda: mapped(place[1], ref, private=True))
         return self._copied(ref)
 
     def _copied(self, ref: BlockRef) -> memoryview:

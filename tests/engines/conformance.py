@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 import pytest
 
-from kos_cluster.errors import AuthError, EngineError, TaskLostError, UnreachableError
+from kos_cluster.errors import AuthError, EngineError, PlacementError, TaskLostError, UnreachableError
 from kos_cluster.services.engines import control
 from kos_cluster.services.engines.engine import Connection, Task
 from kos_cluster.services.engines.kinds import engine_of
@@ -149,8 +149,8 @@ class EngineConformance(Work):
 
     def test_more_workers_than_ever_fit_are_refused_with_numbers(self, mesh: EngineMesh, engine: Record) -> None:
         code, _, err = mesh.kos("engine", "scale", engine.kind, "99")
-        assert code == EngineError.exit_code
-        assert "97 ranks of 1 slot each do not fit: the cluster holds 12 of them at most" in err
+        assert code == PlacementError.exit_code
+        assert "99 workers of 1 slot each do not fit beside the head: the cluster holds 12 such ranks at most" in err
         assert _row(mesh, engine.kind).wanted == 2
 
     def test_a_lost_rank_is_replaced(self, mesh: EngineMesh, engine: Record, connection: Connection) -> None:

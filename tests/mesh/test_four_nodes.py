@@ -365,13 +365,21 @@ def full_of_pinned(four: FourNodes, together: bool) -> None:
     assert len(memory) == (1 if together else 2), "it is the same where both are on one machine"
 
 
-def test_a_put_finds_the_room_of_what_was_dropped_just_before(four: FourNodes) -> None:
+def test_a_put_or_read_finds_the_room_of_what_was_dropped_just_before(four: FourNodes) -> None:
     array = np.ones((ARENA_MIB * 6 // 10) << 20, dtype=np.uint8)
     for _ in range(5):
         ref = four.cluster.put(array, pin=True)  # so that it cannot make room by going to the disk
         with pytest.raises(errors.ArenaFullError):
             four.cluster.put(array, pin=True)
         del ref
+    other = four.cluster.put(array)
+    for _ in range(5):
+        ref = four.cluster.put(array, pin=True)  # for which the other goes to the disk
+        with pytest.raises(errors.ArenaFullError):
+            other.get()
+        del ref
+        assert other.get()[-1] == 1
+    del other
     four.quiet()
 
 

@@ -37,6 +37,7 @@ NODES = 4
 PUT_BYTES = 1 << 30
 RESULT_BYTES = 100 << 20
 BROADCAST_BYTES = 256 << 20
+SETTLE_S = 4  # what nodes import after their start takes the cores
 PROBE_TIMEOUT_S = 300
 NAME = "bench"  # of the cluster of two homes
 TOKEN_TTL_S = 60.0
@@ -45,8 +46,9 @@ DASK_TLS = "Dask with TLS"
 
 _PROBE = """
 import concurrent.futures, json, os, sys, time, numpy, kos_cluster as kos
-put_bytes, result_bytes, broadcast_bytes = map(int, sys.argv[1:])
+put_bytes, result_bytes, broadcast_bytes, settle_s = map(int, sys.argv[1:])
 cluster = kos.connect()
+time.sleep(settle_s)
 names = [node["name"] for node in cluster.nodes()]
 for name in names:
     cluster.submit(abs, 1, on=name).result()
@@ -85,7 +87,7 @@ print(json.dumps({{"apart": result()}}))
 
 DASK_PROBE = """
 import json, sys, time, numpy, distributed
-put_bytes, result_bytes, broadcast_bytes = map(int, sys.argv[1:])
+put_bytes, result_bytes, broadcast_bytes, settle_s = map(int, sys.argv[1:])
 def rate(size, work):
     began = time.perf_counter()
     kept = work()
@@ -99,6 +101,7 @@ def main():
         n_workers=4, threads_per_worker=1, processes=True, host="tls://127.0.0.1", dashboard_address=None,
         worker_dashboard_address=None, silence_logs=40, security=distributed.Security.temporary(),
     ) as cluster, distributed.Client(cluster) as client:
+        time.sleep(settle_s)
         workers = list(client.scheduler_info(n_workers=-1)["workers"])
         client.gather([client.submit(abs, -number, workers=[worker]) for number, worker in enumerate(workers)])
         future = client.submit(make, result_bytes, workers=[workers[0]])
@@ -206,7 +209,7 @@ def _on_two_homes() -> dict[str, float]:
 
 
 def _probe(source: str, environ: dict[str, str]) -> dict[str, float]:
-    sizes = [str(size) for size in (PUT_BYTES, RESULT_BYTES, BROADCAST_BYTES)]
+    sizes = [str(size) for size in (PUT_BYTES, RESULT_BYTES, BROADCAST_BYTES, SETTLE_S)]
     try:
         done = subprocess.run(
             [sys.executable, "-c", source, *sizes],

@@ -32,6 +32,7 @@ def work(entry: Entry, folder: Path, plan: Plan, keep: Keep) -> None:
     system: Nodes = entry.load(Part.WORK)
     system.start(folder)
     try:
+        time.sleep(plan.settle_s)
         for each, measure in (
             (Work.MILLISECONDS, _milliseconds),
             (Work.TREE, _tree),

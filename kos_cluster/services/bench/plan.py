@@ -24,6 +24,7 @@ class Plan(msgspec.Struct, frozen=True):
     reduce_bytes: int
     sleeps: int  # on each daemon
     daemons: tuple[int, ...]  # of "scaling"; each is among `figures.SLEEPS`
+    settle_s: float = 0.0  # before "work", on each system alike: what nodes import after their start takes the cores
 
 
 FULL = Plan(
@@ -41,6 +42,7 @@ FULL = Plan(
     reduce_bytes=64 * MIB,
     sleeps=200,
     daemons=(1, 2, 4, 8, 16),
+    settle_s=4.0,
 )
 QUICK = Plan(
     sync_s=0.3,
@@ -57,4 +59,5 @@ QUICK = Plan(
     reduce_bytes=4 * MIB,
     sleeps=20,
     daemons=(1, 4),
+    settle_s=4.0,
 )

@@ -105,9 +105,12 @@ class Account:
                 or demand.memory_bytes <= self._capacity.memory_bytes - self.memory_bytes
             )
             and demand.gpus <= len(self._gpus)
-            and all(
-                count <= self._capacity.resources.get(name, 0) - self.resources.get(name, 0)
-                for name, count in demand.resources
+            and (
+                not demand.resources
+                or all(
+                    count <= self._capacity.resources.get(name, 0) - self.resources.get(name, 0)
+                    for name, count in demand.resources
+                )
             )
         )
 

@@ -16,7 +16,7 @@ either.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import log2
@@ -69,9 +69,9 @@ class Lines(Generic[W]):
     """All lines of one node."""
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[str, str], _Line[W]] = {}
+        self._lines: defaultdict[tuple[str, str], _Line[W]] = defaultdict(_Line)
         self._users: Turns[str] = Turns()
-        self._jobs: dict[str, Turns[str]] = {}  # of each user
+        self._jobs: defaultdict[str, Turns[str]] = defaultdict(Turns)  # of each user
         self._waiting = 0
         self._first: W | None = None  # in turn at the last look, where it did not fit
         self._looked_s = 0.0
@@ -83,12 +83,12 @@ class Lines(Generic[W]):
     def add(self, entry: W, *, first: bool = False) -> None:
         """It waits at the end of its line, or (again) in front of it."""
         user, job = entry.line
-        line = self._lines.setdefault(entry.line, _Line())
+        line = self._lines[entry.line]
         line.weight = weight_of(entry.spec.priority)
         (line.waiting.appendleft if first else line.waiting.append)(entry)
         self._waiting += 1
         self._users.come(user)
-        self._jobs.setdefault(user, Turns()).come(job)
+        self._jobs[user].come(job)
 
     def remove(self, entry: W) -> bool:
         """It waits no longer; False when it did not."""
@@ -168,7 +168,7 @@ class Lines(Generic[W]):
             user, job = entry.line
             entry.charged_s += more_s
             self._users.charge(user, more_s)
-            self._jobs.setdefault(user, Turns()).charge(job, more_s / line.weight)
+            self._jobs[user].charge(job, more_s / line.weight)
 
     def _left(self, key: tuple[str, str], line: _Line[W]) -> None:
         """One fewer waits in this line."""

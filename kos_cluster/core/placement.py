@@ -235,8 +235,11 @@ def choose(group: RandomSet[Candidate], leaning: Leaning, rng: random.Random) ->
 
 def _less_loaded(group: RandomSet[Candidate], last: str, rng: random.Random) -> Candidate:
     """The less loaded of two random nodes and of the one of this id; that one among equals."""
+    again = group.get(last)
+    if again is not None and not _used(again):
+        return again
     found = group.sample(2, rng)
-    if (again := group.get(last)) is not None:
+    if again is not None:
         found.append(again)
     if len(found) == 1:
         return found[0]

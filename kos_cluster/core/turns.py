@@ -85,11 +85,13 @@ class Turns(Generic[K]):
         known = self._known(key)
         forgiven = max(0.0, self._clock - OWED_LIMIT - known.time)
         self._clock = max(self._clock, known.time)
-        self.charge(key, cost + forgiven)
+        self._charge(key, known, cost + forgiven)
 
     def charge(self, key: K, cost: float) -> None:
         """It has used so much over its weight, beyond what it was charged before; or less, for a cost below 0."""
-        known = self._known(key)
+        self._charge(key, self._known(key), cost)
+
+    def _charge(self, key: K, known: _Sharer, cost: float) -> None:
         if known.waits:
             self._take_out(known)
         known.time += cost

@@ -78,7 +78,7 @@ class Part(msgspec.Struct, frozen=True, tag=True):
     path: str = ""
 
 
-class Run(msgspec.Struct, frozen=True, tag=True):
+class Run(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """Run tasks. The payload is a MessagePack list of pickled `(args, kwargs)`, one a task, in the order of `runs`.
 
     A task whose index is in `large` has an empty entry there; its pickle is the part of that hash.
@@ -128,7 +128,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     pid: int
 
 
-class Done(msgspec.Struct, frozen=True, tag=True):
+class Done(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """Outcomes of some tasks of the batch. Payload: MessagePack list of pickles, in the order of `runs`.
 
     An index in `failed` has a pickled `tasks.failures.Failure` as its outcome. An index in `large` has an empty

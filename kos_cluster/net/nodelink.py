@@ -58,6 +58,7 @@ class NodeLink:
     ) -> None:
         self.host = host
         self.port = port
+        self.address = f"{host}:{port}"
         self.peer: Peer | None = None
         self.up = False
         self.failure: KosError | None = None  # why the last try failed
@@ -74,10 +75,6 @@ class NodeLink:
         self._hurry = asyncio.Event()
         self._failures = 0  # in a row
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"link-{host}:{port}")
-
-    @property
-    def address(self) -> str:
-        return f"{self.host}:{self.port}"
 
     def send(self, message: wire.Message, payload: Payload = b"") -> bool:
         """Queue a message; False when the link is down or full."""

@@ -115,7 +115,7 @@ class SyncData(msgspec.Struct, frozen=True, tag="SYNC_DATA"):
     trouble: str = ""  # why the sender takes no part in the decisions, if it does not
 
 
-class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
+class Exec(msgspec.Struct, frozen=True, omit_defaults=True, tag="EXEC"):
     """Run tasks of one job. Payload: MessagePack list of pickled (args, kwargs), in the order of `runs`.
 
     `parts` are the hashes (fn, env, and what they name, large arguments) that the node must hold before it starts; it
@@ -132,7 +132,6 @@ class Exec(msgspec.Struct, frozen=True, tag="EXEC"):
     parts: list[str]
     needs: Needs
     large: dict[int, str] = {}
-    threads: int = 1
     fresh: bool = False
     timeout_s: float | None = None
     seed: int | None = None
@@ -172,7 +171,7 @@ class Started(msgspec.Struct, frozen=True, tag="STARTED"):
     batches: list[int]
 
 
-class Result(msgspec.Struct, frozen=True, tag="RESULT"):
+class Result(msgspec.Struct, frozen=True, omit_defaults=True, tag="RESULT"):
     """Outcomes of some tasks of a batch; see `net.local.Done`. Repeated until the owner releases `serial`."""
 
     batch: int

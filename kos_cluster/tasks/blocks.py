@@ -215,7 +215,8 @@ def _arrived(marked: str, size_bytes: int, node: str, node_name: str) -> BlockRe
 
 def named_in(payload: bytes | bytearray | memoryview) -> list[str]:
     """The blocks that a pickle refers to. Nothing is unpickled."""
-    return [name.decode() for name in _NAMED.findall(payload)]
+    found = _NAMED.findall(payload)
+    return [name.decode() for name in found] if found else []
 
 
 def lost_of(payload: bytes | bytearray | memoryview) -> list[str]:

@@ -23,9 +23,11 @@ def unreadable(ours: Versions, theirs: Versions) -> dict[str, str]:
 
 def needed(modules: tuple[str, ...], payloads: Iterable[bytes]) -> tuple[str, ...]:
     """The modules that a function imports, and numpy if a call's pickled arguments name it: they may hold arrays."""
-    if "numpy" in modules or not any(b"numpy" in payload for payload in payloads):
-        return modules
-    return (*modules, "numpy")
+    if "numpy" not in modules:
+        for payload in payloads:
+            if b"numpy" in payload:
+                return (*modules, "numpy")
+    return modules
 
 
 def installing(ours: Versions) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kos_cluster.tasks import modules, references, serialise
+from kos_cluster.tasks.blocks import named_in
 from kos_cluster.tasks.job import part_hash
 
 PATTERNS_KEPT = 16
@@ -34,6 +35,11 @@ class Shipped:
     local_modules: dict[str, str]  # name -> part hash
     parts: Mapping[str, bytes]
     modules: tuple[str, ...]  # installed packages that it imports
+
+    @functools.cached_property
+    def names_blocks(self) -> bool:
+        """Whether it refers to blocks."""
+        return bool(named_in(self.payload))
 
     @functools.cached_property
     def key(self) -> tuple[Any, ...]:
@@ -145,7 +151,7 @@ def _self_contained(fn: object) -> bool:
         and fn.__closure__ is None
         and not fn.__dict__
         and not fn.__kwdefaults__
-        and all(isinstance(default, _ATOMS) for default in fn.__defaults__ or ())
+        and (not fn.__defaults__ or all(isinstance(default, _ATOMS) for default in fn.__defaults__))
         and not _names_in(fn.__code__) & fn.__globals__.keys()
     )
 

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures._base import PENDING
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -194,18 +193,18 @@ class Future(concurrent.futures.Future[Any]):
 
     def settle(self, outcome: Settled) -> None:
         """Called by the mesh: the outcome, an error of the mesh, or None when cancelled. Only the first counts."""
-        if self.done():
-            return
-        with suppress(concurrent.futures.InvalidStateError):  # it was cancelled in this moment
+        try:
             if outcome is None:
                 self._end_as_cancelled()
             elif isinstance(outcome, BaseException):
                 self.set_exception(outcome)
-            elif outcome.failed:
+            elif not outcome.failed:
+                self.set_result(outcome)
+            elif not self.done():
                 self._result = outcome  # where it is looked for as an input
                 self.set_exception(_Undecoded(outcome))
-            else:
-                self.set_result(outcome)
+        except concurrent.futures.InvalidStateError:
+            return  # it was cancelled, perhaps in this moment
 
     def settled(self) -> Settled:
         """How the task ended, once it is done: its outcome as it came, an error of the mesh, or None if cancelled."""

@@ -295,8 +295,7 @@ class Job:
 
     def payloads(self, runs: Runs) -> list[bytes]:
         """The payloads of these tasks; empty for those that are final already."""
-        with self._changed:
-            return [self._payloads.get(index, b"") for index in indices_of(runs)]
+        return [self._payloads.get(index, b"") for index in indices_of(runs)]
 
     def bind(self, index: int, inputs: Inputs) -> int | None:
         """The inputs of a task are there; gives by how much its payload grows. None when the task is final already.
@@ -342,8 +341,7 @@ class Job:
 
     def input_parts(self, runs: Runs) -> dict[int, dict[str, Payload]]:
         """The parts with large inputs of these tasks, by index."""
-        with self._changed:
-            return _those_of(runs, self._input_parts)
+        return _those_of(runs, self._input_parts)
 
     def inputs(self, runs: Runs) -> dict[int, tuple[str, ...]]:
         """The ids of the tasks whose results these tasks take, by index; for each the first of them."""
@@ -379,7 +377,8 @@ class Job:
             over: list[Callable[[], None]] = []
             if not self._payloads:
                 over, self._when_over = self._when_over, over
-            self._changed.notify_all()
+            if self._outcomes:
+                self._changed.notify_all()
         for taker, outcome in asked:  # without the lock: callbacks may add tasks
             taker.settle(outcome)
         for call in over:

@@ -23,7 +23,7 @@ from kos_cluster.errors import AuthError, IncompatibleError, KosError, Placement
 from kos_cluster.net.local import Environment
 from kos_cluster.node import machine
 from kos_cluster.tasks import compat, inputs, output, profiling, streaming
-from kos_cluster.tasks.blocks import named_in
+from kos_cluster.tasks.context import here
 from kos_cluster.tasks.functions import Functions, Shipped, with_arguments
 from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.joblist import everybodys
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kos_cluster.tasks.mesh import Mesh
 
 STREAMS_LIMIT = 128  # kinds of submit (function, options) whose tasks share a job
+_OF_TASK = "KOS_TASK" in os.environ  # this process was started by a task, which is told by its environment
 STREAMED_LIMIT_BYTES = 1 << 18  # of a function whose job is kept open for further submits; none that refers to a block
 _JOB_ID_BYTES = 5
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -59,7 +60,7 @@ class Submission:
         shipped = with_arguments(self._functions.ship(fn), (payload,))
         modules = compat.needed(shipped.modules, (payload,))
         read = self._mesh.blocks.read_by((payload,))
-        if len(shipped.payload) < STREAMED_LIMIT_BYTES and not named_in(shipped.payload):
+        if len(shipped.payload) < STREAMED_LIMIT_BYTES and not shipped.names_blocks:
             return self._stream(fn, shipped, options, modules, read, takes=takes, yields=yields), True
         return self.launch(_spec(fn, shipped, options, modules, read, yields=yields)), False
 
@@ -149,6 +150,8 @@ def new_job_id() -> str:
 
 def current_parent() -> str:
     """The attempt that this code runs in, as OWNER/JOB.INDEX#ATTEMPT; empty outside of tasks."""
+    if here.arena is None and not _OF_TASK:
+        return ""
     task = os.environ.get("KOS_TASK")
     return f"{os.environ.get('KOS_OWNER', '')}/{task}#{os.environ.get('KOS_ATTEMPT', '1')}" if task else ""
 

@@ -68,6 +68,7 @@ def test_among_equals_the_node_of_the_last_batch_is_taken_and_else_the_less_load
 
     others = [node(name) for name in "abcd"]
     assert chosen(*others, node("e")) == {"e"}
+    assert chosen(*(node(name, busy=1) for name in "abcd"), node("e", busy=1)) == {"e"}
     assert "e" not in chosen(*others, node("e", busy=1))
 
 

@@ -108,7 +108,7 @@ class ReservedSlots:
     @property
     def waiting(self) -> bool:
         """Whether a request waits: nothing else is to be started meanwhile."""
-        return any(not request.left for request in self._requests.values())
+        return bool(self._requests) and any(not request.left for request in self._requests.values())
 
     def want(self, wanted: SlotsWanted, now: float) -> list[Answer]:
         """Take a request in; `grant` answers it."""

@@ -26,6 +26,7 @@ def measure(entry: Entry, folder: Path, plan: Plan, keep: Keep, noop: Noop, sinc
     try:
         checked(range(1), [system.sync(0)])
         keep(Work.FIRST_RESULT, since_start())
+        time.sleep(plan.settle_s)
         checked(range(plan.warm_up), system.submits(range(plan.warm_up)))
         keep(Work.SYNC, *_round_trips(system, plan))
         for work, call, count in (

@@ -24,7 +24,7 @@ class Plan(msgspec.Struct, frozen=True):
     reduce_bytes: int
     sleeps: int  # on each daemon
     daemons: tuple[int, ...]  # of "scaling"; each is among `figures.SLEEPS`
-    settle_s: float = 0.0  # before "work", on each system alike: what nodes import after their start takes the cores
+    settle_s: float = 0.0  # after the start, on each system alike: what nodes import then takes the cores
 
 
 FULL = Plan(

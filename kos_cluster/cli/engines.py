@@ -143,14 +143,19 @@ def _row(record: Record, now: float) -> list[str]:
         record.kind,
         record.state,
         f"{record.workers}/{record.wanted}",
-        str(record.waiting),
-        str(record.running),
-        size(record.held_bytes),
+        *_at_work(record),
         record.node,
         ago(max(0.0, now - record.since_s)),
         record.job,
         record.why,
     ]
+
+
+def _at_work(record: Record) -> tuple[str, str, str]:
+    """Tasks that wait and run, and the results that are held; of an engine that does not serve, nothing."""
+    if record.state is not State.SERVING:
+        return "-", "-", "-"
+    return str(record.waiting), str(record.running), size(record.held_bytes)
 
 
 def _facts(record: Record) -> dict[str, object]:
@@ -165,9 +170,11 @@ def _lines(record: Record) -> Iterator[str]:
         f"Workers: {record.workers} of {record.wanted}, each with {record.cpus} core{'s' * (record.cpus != 1)} and "
         f"{size(record.memory_bytes) if record.memory_bytes else 'no limit of memory'}."
     )
-    if record.address.head:
+    if record.state is State.SERVING:
         yield f"Head: {record.address.head} on {record.node}."
-    yield f"Tasks: {record.waiting} wait, {record.running} run; {size(record.held_bytes)} of results are held."
+        yield f"Tasks: {record.waiting} wait, {record.running} run; {size(record.held_bytes)} of results are held."
+    elif record.node:
+        yield f"Its head was on {record.node}."
     yield f"Supervised by job {record.job}; life {record.life}, {record.restarts_left} restarts left."
     if record.plaintext:
         links = "; ".join(engine_of(record.kind).plaintext) or "nothing"

@@ -37,7 +37,8 @@ def exec_(parsed: argparse.Namespace, console: Console) -> int:
     cluster = kos.connect(parsed.cluster)
     _check_node(cluster, parsed.node)
     options = needs_of(parsed) | {"on": parsed.node}
-    return _streamed(console, lambda sink: launching.run_command(cluster, command, sink=sink, **options))
+    report = _reporting(console)
+    return _streamed(console, lambda sink: launching.run_command(cluster, command, report=report, sink=sink, **options))
 
 
 def run_(parsed: argparse.Namespace, console: Console) -> int:
@@ -57,10 +58,11 @@ def run_(parsed: argparse.Namespace, console: Console) -> int:
     if parsed.gang:
         return _gang(cluster, parsed, console, options)
 
+    options["report"] = _reporting(console)
+
     def work(sink: TerminalSink) -> int:
         if not parsed.distribute:
             return launching.run_command(cluster, parsed.argv, sink=sink, **options)
-        options["report"] = lambda sentence: console.note(f"kos: {sentence}")
         return launching.run_script(
             cluster, parsed.argv, folder(), redirect=not parsed.no_redirect, sink=sink, **options
         )
@@ -76,7 +78,7 @@ def _detached(cluster: Cluster, parsed: argparse.Namespace, console: Console, op
 
     options |= {"retries": PLAIN.retries if parsed.retries is None else parsed.retries}
     if parsed.distribute:
-        options |= {"redirect": not parsed.no_redirect, "report": lambda sentence: console.note(f"kos: {sentence}")}
+        options |= {"redirect": not parsed.no_redirect, "report": _reporting(console)}
         job = cluster.detach_program(launching.script_program(parsed.argv, folder(), **options), Kind.SCRIPT)
     else:
         job = cluster.detach_program(launching.command_program(parsed.argv, **options), Kind.COMMAND)
@@ -89,8 +91,7 @@ def _gang(cluster: Cluster, parsed: argparse.Namespace, console: Console, option
     """Run the command as each rank of a gang; a Python script with a copy of the folder."""
     from kos_cluster.tasks import launching
 
-    def report(sentence: str) -> None:
-        console.note(f"kos: {sentence}")
+    report = _reporting(console)
 
     def work(sink: TerminalSink) -> int:
         if launching.is_script(parsed.argv):
@@ -170,6 +171,11 @@ def _check_node(cluster: Cluster, name: str) -> None:
         raise PlacementError(
             f"Node {name} is drained, so it takes no more work.", f"Type 'kos cluster drain --undo {name}' first."
         )
+
+
+def _reporting(console: Console) -> Callable[[str], None]:
+    """Takes what KOS itself has to say of a program, a sentence at a time."""
+    return lambda sentence: console.note(f"kos: {sentence}")
 
 
 def _streamed(console: Console, work: Callable[[TerminalSink], int]) -> int:

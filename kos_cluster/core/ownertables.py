@@ -16,7 +16,7 @@ from kos_cluster.core.jobrows import STATES, BatchRow, JobRow
 from kos_cluster.core.nodeindex import NodeIndex
 from kos_cluster.core.ownerevents import Dispatch
 from kos_cluster.core.placement import PLAIN, Candidate, Leaning, Placement
-from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Story, TaskState, runs_of
+from kos_cluster.core.records import Attempt, AttemptEnd, JobSummary, Needs, Story, TaskState, attempted, runs_of
 from kos_cluster.core.relations import Relations
 
 REFUSED_PAUSE_S = 0.05  # first pause of a node after a refusal; doubles up to
@@ -78,7 +78,7 @@ class OwnerTables:
             running=job.sent,
             since_s=job.since_s,
             nodes=tuple(sorted(map(self._name, job.nodes))),
-            parent=job.spec.parent,
+            parent=attempted(job.spec.parent)[0],
             reruns=job.reruns,
             cancelled=job.cancelled,
         )

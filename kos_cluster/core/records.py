@@ -36,6 +36,12 @@ def count_of(runs: Runs) -> int:
     return sum([count for _, count in runs])  # for the one run that there mostly is, faster than a generator
 
 
+def attempted(attempt: str) -> tuple[str, int]:
+    """The task, JOB.INDEX, and the number of an attempt that is named OWNER/JOB.INDEX#ATTEMPT; of "", none."""
+    task, _, number = attempt.partition("/")[2].rpartition("#")
+    return task, int(number or 0)
+
+
 def are_runs(runs: Runs, limit: int) -> bool:
     """Whether a run list from outside is sound: ascending, disjoint, and of at most `limit` indices."""
     end, total = 0, 0
@@ -245,7 +251,7 @@ class JobSummary(msgspec.Struct, frozen=True):
     running: int
     since_s: float
     nodes: tuple[str, ...] = ()
-    parent: str = ""  # the task that submitted it, or empty
+    parent: str = ""  # the task that submitted it, JOB.INDEX, or empty
     reruns: int = 0  # tasks that were sent again because an attempt was lost
     state: str = ""  # of a detached job: a `core.replicated.jobs.JobState`
     driver: str = ""  # the name of the node that drives it, or did last

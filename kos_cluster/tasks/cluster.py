@@ -154,7 +154,8 @@ class Cluster:
     def map(self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any) -> MapResult:
         """Run `fn` on each element (or each tuple of elements) in parallel; gives the results in order.
 
-        All keywords are options, see `submit`; elements may be, or hold, futures.
+        All keywords are options, see `submit`; elements may be, or hold, futures. The iterables are gone through at
+        once, up to the end of the shortest, so one of them has to end.
         """
         spec, payloads, taken = self._submission.mapped("map", fn, iterables, keywords)
         job = self._submission.launch(spec)

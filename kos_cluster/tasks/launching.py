@@ -2,13 +2,15 @@
 
 Rules it keeps:
 - each is one task in a fresh worker; it runs again only if the caller says so, since its output would repeat;
-- the exit code is the program's own; what KOS itself has to say goes to `report`, a sentence at a time;
+- the exit code is the program's own; what KOS itself has to say goes to `report`, a sentence at a time: so why a
+  program has not begun that waits for `TOLD_AFTER_S`;
 - the first interrupt cancels the work everywhere, the second stops waiting for that;
 - files come back only when the program has ended, and never over what the user has changed meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -23,7 +25,7 @@ from kos_cluster.net.local import Environment
 from kos_cluster.tasks import script, serialise
 from kos_cluster.tasks.changes import Merger, MergeReport, describe, left_out_error
 from kos_cluster.tasks.failures import TaskExitedError
-from kos_cluster.tasks.job import JobSpec
+from kos_cluster.tasks.job import Job, JobSpec
 from kos_cluster.tasks.modules import installed_imports
 from kos_cluster.tasks.options import Options
 from kos_cluster.tasks.output import Sink
@@ -33,6 +35,7 @@ from kos_cluster.tasks.workspace import Snapshot, pack, snapshot
 if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
 
+TOLD_AFTER_S = 5.0  # that a program waits for a node
 CANCEL_WAIT_S = 10.0  # for the end of what an interrupt has cancelled
 PYTHONS = ("python", "python3")
 
@@ -67,15 +70,15 @@ def run_script(
     not in the folder, LimitError when the folder is too large to go or to come back.
     """
     program = script_program(argv, folder, report=report, **options)
-    task, result = _run(cluster, program)
+    task, result = _run(cluster, program, report)
     assert program.taken is not None
     merge_files(Merger(program.taken.folder, program.taken.manifest), task, result, report)
     return result.exit_code
 
 
-def run_command(cluster: Cluster, command: str | Sequence[str], **options: Any) -> int:
+def run_command(cluster: Cluster, command: str | Sequence[str], *, report: Report = to_stderr, **options: Any) -> int:
     """Run a command on a node, without any file of the user's; see `command_program`. Returns its exit code."""
-    return _run(cluster, command_program(command, **options))[1].exit_code
+    return _run(cluster, command_program(command, **options), report)[1].exit_code
 
 
 def run_gang(cluster: Cluster, program: Program, ranks: int, restarts: int, report: Report = to_stderr) -> int:
@@ -171,18 +174,29 @@ def _once(options: Mapping[str, Any]) -> Options:
     return Options(**{"retries": 0, **options, "fresh": True})
 
 
-def _run(cluster: Cluster, program: Program) -> tuple[str, CommandResult]:
+def _run(cluster: Cluster, program: Program, report: Report) -> tuple[str, CommandResult]:
     """Launch, wait, and give the task's id with its result. Interrupted, it cancels, and waits for that to be done."""
     job = cluster.launch(program.spec)
     future = job.add(program.payload)
     job.close()
     try:
+        with contextlib.suppress(TimeoutError):  # if it is the task's own it comes again
+            future.result(TOLD_AFTER_S)
+        if not future.done():
+            _tell_why_it_waits(job, report)
         result: CommandResult = future.result()
     except KeyboardInterrupt:
         job.cancel()
         wait_for([future], CANCEL_WAIT_S)  # a second interrupt ends this wait
         raise
     return future.task, result
+
+
+def _tell_why_it_waits(job: Job, report: Report) -> None:
+    """Nothing, when its task is at a node already, or all is over."""
+    standing, counts = job.standing(), job.counts()
+    if standing is not None and counts is not None and not counts.running:
+        report(f"it has not begun: {'; '.join(standing[1])}. 'kos why {job.id}' tells it later, too.")
 
 
 # ---- before

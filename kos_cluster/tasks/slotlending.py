@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
+from kos_cluster.core.records import attempted
 from kos_cluster.net import wire
 from kos_cluster.net.nodelink import NodeLink
 
@@ -37,7 +38,7 @@ class SlotLending:
 
     def _tell(self, parent: str, waiting: bool) -> None:
         here = os.environ.get("KOS_NODE", "")
-        task, _, attempt = parent.partition("/")[2].rpartition("#")
+        task, attempt = attempted(parent)
         for link in self._links().values():
             if link.peer is not None and link.peer.name == here:
-                link.send(wire.Waits(task, int(attempt), waiting))
+                link.send(wire.Waits(task, attempt, waiting))

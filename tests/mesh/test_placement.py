@@ -16,6 +16,7 @@ import kos_cluster as kos
 from kos_cluster.cli.main import run
 from kos_cluster.core.records import AttemptEnd
 from kos_cluster.errors import PlacementError, TaskLostError, UsageError
+from kos_cluster.tasks import launching
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.why import WouldGo
 from tests.mesh.conftest import Mesh, until
@@ -52,6 +53,29 @@ def _stay_and_tell(_: int) -> str:
 def test_what_can_never_run_is_refused_at_once_with_the_arithmetic(mesh: Mesh, options: dict, said: str):
     with pytest.raises(PlacementError, match=said):
         mesh.cluster.submit(where, **options)
+
+
+def test_a_program_that_has_not_begun_after_a_while_says_why(mesh: Mesh, tmp_path: Path, monkeypatch):
+    def hold(gate: str) -> None:
+        while not os.path.exists(gate):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(launching, "TOLD_AFTER_S", 0.2)
+    gate = tmp_path / "gate"
+    held = mesh.cluster.submit(hold, os.fspath(gate), on="node1", cpus=mesh.cluster.nodes()[0]["slots"])
+    until(lambda: mesh.cluster.status()["running"], "node1 has no slot free")
+    said: list[str] = []
+
+    def report(sentence: str) -> None:
+        said.append(sentence)
+        gate.touch()
+
+    assert launching.run_command(mesh.cluster, "exit 3", on="node1", report=report) == 3
+    (sentence,) = said
+    assert sentence.startswith("it has not begun: ") and "'kos why " in sentence and "node1" in sentence
+    held.result(60)
+    assert launching.run_command(mesh.cluster, "sleep 0.5; exit 4", on="node1", report=report) == 4
+    assert said == [sentence]
 
 
 def test_a_declared_resource_is_given_and_comes_back(mesh: Mesh):

@@ -78,6 +78,7 @@ def test_children_are_cancelled_with_their_parent(mesh: Mesh, tmp_path: Path):
 
     future = mesh.cluster.submit(parent, str(tmp_path))
     until(lambda: list(tmp_path.iterdir()), "a child runs")
+    until(lambda: any(job.parent == future.task for job in mesh.cluster.jobs()), "whose children they are is told")
     future.cancel()
     until(lambda: mesh.cluster.status()["running"] == 0, "parent and children have stopped")
 

@@ -92,6 +92,9 @@ class StandInJob:
     def was_cancelled(self) -> bool:
         return self._cancelled.is_set()
 
+    def standing(self) -> None:
+        """Why tasks wait is not known here."""
+
     def close(self) -> None:
         self._waiting.put(None)
 

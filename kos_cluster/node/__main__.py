@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bootstrap", action="append", default=[], metavar="HOST:PORT")
     parser.add_argument("--profile", choices=tuple(PROFILES), default="lan")
     parser.add_argument("--slots", type=int, default=0)
+    parser.add_argument("--share", default="1/1", metavar="K/N")
     parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--resource", action="append", default=[], metavar="NAME=N")
     parser.add_argument("--no-beacon", action="store_true")
@@ -52,10 +53,16 @@ def _start(options: argparse.Namespace) -> Start:
         bootstrap=tuple(options.bootstrap),
         profile=options.profile,
         slots=options.slots or len(os.sched_getaffinity(0)),
+        share=_share(options.share),
         beacon=not options.no_beacon,
         labels=_pairs(options.label),
         resources={name: int(count) for name, count in _pairs(options.resource).items()},
     )
+
+
+def _share(text: str) -> tuple[int, int]:
+    place, _, sharers = text.partition("/")
+    return int(place), int(sharers)
 
 
 def _pairs(words: list[str]) -> dict[str, str]:

@@ -100,6 +100,7 @@ class Start:
     bootstrap: tuple[str, ...]  # HOST:PORT of control ports of others; empty: this node founds the cluster
     profile: str  # how fast failures are detected: a name of `PROFILES`
     slots: int
+    share: tuple[int, int]  # which it is of the nodes that divide the machine's memory and GPUs, and how many these are
     beacon: bool
     labels: Mapping[str, str]
     resources: Mapping[str, int]
@@ -127,9 +128,9 @@ class Daemon:
         self._kept = Kept(start.cluster.node(start.node) / "kept")
         self._owners = Owners(self._owner_ended)
         self._high_water = HighWater()
-        self._capacity = Capacity(
-            machine.memory_bytes(), machine.gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES")), start.resources
-        )
+        place, sharers = start.share
+        gpus = machine.gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        self._capacity = Capacity(machine.memory_bytes() // sharers, gpus[place - 1 :: sharers], start.resources)
         self._member = self._make_member()
         self._gangs = Gangs(self._member.id, self._own_load, lambda event: self._batches.reserve(event))
         self._batches = Batches(

@@ -47,6 +47,7 @@ class NodeStart(msgspec.Struct, frozen=True):
     slots: int = 0  # 0: one a core
     beacon: bool = True
     declared: Declared = Declared()
+    share: tuple[int, int] = (1, 1)  # K of N nodes that divide this machine's memory and GPUs
 
     def arguments(self) -> list[str]:
         words = ["--listen", f"{self.host}:{self.port}"]
@@ -54,6 +55,7 @@ class NodeStart(msgspec.Struct, frozen=True):
         words += [word for address in self.bootstrap for word in ("--bootstrap", address)]
         words += ["--profile", self.profile]
         words += ["--slots", str(self.slots)] if self.slots else []
+        words += ["--share", "{}/{}".format(*self.share)]
         words += [f"--label={name}={value}" for name, value in self.declared.labels.items()]
         words += [f"--resource={name}={count}" for name, count in self.declared.resources.items()]
         return words if self.beacon else [*words, "--no-beacon"]

@@ -66,8 +66,9 @@ def up(
 ) -> Up:
     """Form the embedded cluster, or start what has died of it. Call within `daemons.changing`.
 
-    Each node has what is `declared`, and as many slots as are asked for, or its share of the cores. Raises UsageError
-    when it runs with another number of nodes, or another profile, labels or resources.
+    Each node has what is `declared`, its share of the machine's memory and GPUs, and as many slots as are asked for, or
+    its share of the cores. Raises UsageError when it runs with another number of nodes, or another profile, labels or
+    resources.
     """
     if count is not None and count > NODES_LIMIT:
         raise UsageError(f"{count} nodes on one machine are too many.", f"Use at most {NODES_LIMIT}.")
@@ -136,9 +137,11 @@ def _found(cluster: ClusterHome, nodes: list[str], plan: NodeStart) -> None:
     ports = free_pairs(len(nodes))
     addresses = [f"{LOOPBACK}:{port}" for port in ports]
     found(cluster, nodes, addresses, embedded=True)
-    for node, port in zip(nodes, ports, strict=True):
+    for place, (node, port) in enumerate(zip(nodes, ports, strict=True), 1):
         bootstrap = [] if node == nodes[0] else [address for address in addresses if address != f"{LOOPBACK}:{port}"]
-        write_start(cluster, node, msgspec.structs.replace(plan, port=port, bootstrap=bootstrap))
+        write_start(
+            cluster, node, msgspec.structs.replace(plan, port=port, bootstrap=bootstrap, share=(place, len(nodes)))
+        )
 
 
 def _settled(cluster: ClusterHome, nodes: list[str]) -> bool:

@@ -89,7 +89,8 @@ class FourNodes(Mesh):
 
         def differing(cluster: object, node: str, start: object) -> None:
             labels = {"called": node, "zone": "a" if node in NODES[:2] else "b"}
-            write(cluster, node, embedded.msgspec.structs.replace(start, declared=Declared(labels, {"licence": 1})))
+            own = {"declared": Declared(labels, {"licence": 1}), "share": (1, 1)}  # each is taken for a machine
+            write(cluster, node, embedded.msgspec.structs.replace(start, **own))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(embedded, "write_start", differing)

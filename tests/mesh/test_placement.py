@@ -16,6 +16,7 @@ import kos_cluster as kos
 from kos_cluster.cli.main import run
 from kos_cluster.core.records import AttemptEnd
 from kos_cluster.errors import PlacementError, TaskLostError, UsageError
+from kos_cluster.node import machine
 from kos_cluster.tasks import launching
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.why import WouldGo
@@ -76,6 +77,59 @@ def test_a_program_that_has_not_begun_after_a_while_says_why(mesh: Mesh, tmp_pat
     held.result(60)
     assert launching.run_command(mesh.cluster, "sleep 0.5; exit 4", on="node1", report=report) == 4
     assert said == [sentence]
+
+
+WITH_GPUS = """
+import sys
+
+if "kos_cluster.node" in sys.orig_argv:  # not in workers
+    import os, pathlib
+    from kos_cluster.node import machine
+
+    folder, gpus = pathlib.Path(os.environ["PRETENDED"]), machine.gpus
+    machine.gpus = lambda visible: gpus(folder, folder, visible)
+"""
+
+
+class ThreeGpus(Mesh):
+    """Two nodes of a machine that has three GPUs, as far as files in /dev tell."""
+
+    def _up(self) -> None:
+        pretended = self.folder / "pretended"
+        pretended.mkdir()
+        (pretended / "sitecustomize.py").write_text(WITH_GPUS)
+        for number in range(3):
+            (pretended / f"nvidia{number}").touch()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            patch.setenv("PRETENDED", str(pretended))
+            patch.setenv("PYTHONPATH", str(pretended), prepend=os.pathsep)
+            super()._up()
+
+
+def test_the_nodes_of_one_machine_divide_its_memory_and_gpus():
+    total_bytes = machine.memory_bytes()
+    two = ThreeGpus(2)
+    try:
+        cluster = two.cluster
+        until(lambda: two.alive() == 2, "both are alive")
+        members = {member.name: member for member in cluster.heard().members or ()}
+        assert {name: member.memory_bytes for name, member in members.items()} == {
+            "node1": total_bytes // 2,
+            "node2": total_bytes // 2,
+        }
+        given = {node: cluster.submit(_gpus, on=node, gpus=members[node].gpus).result(60) for node in members}
+        assert given == {"node1": "0,2", "node2": "1"}
+        with pytest.raises(PlacementError, match="needs 3 GPUs, the most are 2 on node1"):
+            cluster.submit(where, gpus=3)
+        with pytest.raises(PlacementError, match=r"needs [\d.]+ GiB, the largest is [\d.]+ GiB on node"):
+            cluster.submit(where, memory=f"{total_bytes * 3 // 4 >> 20}M")
+    finally:
+        two.down()
+
+
+def _gpus() -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def test_a_declared_resource_is_given_and_comes_back(mesh: Mesh):

@@ -125,3 +125,8 @@ CUT = """() => {
     return [...bare, ...[...monitor.querySelectorAll(parts)].filter(seen).filter(cut).map((e) => e.textContent)];
   });
 }"""
+
+# Until nothing fades in or out any more, since a text that is half there has no contrast; what moves for ever may.
+SETTLED = """() => Promise.allSettled(document.getAnimations()
+  .filter((each) => each.effect.getComputedTiming().iterations !== Infinity)
+  .map((each) => each.finished)).then(() => null)"""

@@ -212,6 +212,7 @@ def assert_accessible(notebook: Notebook, cell: int = MONITOR) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     notebook.page.evaluate(probes.HIGH_BODY)
+    notebook.page.evaluate(probes.SETTLED)
     shown = f"[data-windowed-list-index='{cell}'] .kos-monitor"
     found = Axe().run(notebook.page, context=shown, options={"resultTypes": ["violations", "passes"]})
     assert found.violations_count == 0, found.generate_report()

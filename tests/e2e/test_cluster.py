@@ -282,7 +282,7 @@ def test_options_of_run_take_it_to_nodes_and_keep_it_from_them(
             return {n: loads[n][0].running for n in loads} == {nodes["desk"]["id"]: 0, nodes["rack1"]["id"]: 1}
 
         until(heard, "it is known where that runs")
-        (job,) = (job.job for job in cluster.jobs())
+        (job,) = (job.job for job in until(cluster.jobs, "the node that is asked has been told of it"))
         assert cluster.would_go().node == "desk"
 
         def went(*wish: str) -> str:

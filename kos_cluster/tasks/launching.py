@@ -14,18 +14,19 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kos_cluster.errors import GangError, UsageError
+from kos_cluster.core.records import TaskState
+from kos_cluster.errors import GangError, KosError, UsageError
 from kos_cluster.net.local import Environment
 from kos_cluster.tasks import script, serialise
 from kos_cluster.tasks.changes import Merger, MergeReport, describe, left_out_error
 from kos_cluster.tasks.failures import TaskExitedError
-from kos_cluster.tasks.job import Job, JobSpec
+from kos_cluster.tasks.job import JobSpec
 from kos_cluster.tasks.modules import installed_imports
 from kos_cluster.tasks.options import Options
 from kos_cluster.tasks.output import Sink
@@ -35,7 +36,7 @@ from kos_cluster.tasks.workspace import Snapshot, pack, snapshot
 if TYPE_CHECKING:
     from kos_cluster.tasks.cluster import Cluster
 
-TOLD_AFTER_S = 5.0  # that a program waits for a node
+TOLD_AFTER_S = 5.0  # that a program, but no gang, waits to begin
 CANCEL_WAIT_S = 10.0  # for the end of what an interrupt has cancelled
 PYTHONS = ("python", "python3")
 
@@ -182,8 +183,8 @@ def _run(cluster: Cluster, program: Program, report: Report) -> tuple[str, Comma
     try:
         with contextlib.suppress(TimeoutError):  # if it is the task's own it comes again
             future.result(TOLD_AFTER_S)
-        if not future.done():
-            _tell_why_it_waits(job, report)
+        for sentence in () if future.done() else _why_it_waits(cluster, future.task):
+            report(sentence)
         result: CommandResult = future.result()
     except KeyboardInterrupt:
         job.cancel()
@@ -192,11 +193,16 @@ def _run(cluster: Cluster, program: Program, report: Report) -> tuple[str, Comma
     return future.task, result
 
 
-def _tell_why_it_waits(job: Job, report: Report) -> None:
-    """Nothing, when its task is at a node already, or all is over."""
-    standing, counts = job.standing(), job.counts()
-    if standing is not None and counts is not None and not counts.running:
-        report(f"it has not begun: {'; '.join(standing[1])}. 'kos why {job.id}' tells it later, too.")
+def _why_it_waits(cluster: Cluster, task: str) -> Iterator[str]:
+    """A sentence, unless it runs or is over already."""
+    try:
+        rows = cluster.why(task)
+    except KosError as error:
+        yield f"it has not ended, and where it is cannot be told now: {error.message}"
+        return
+    for row in rows:
+        if row.state in (TaskState.WAITING, TaskState.SENT):
+            yield f"it has not begun: {row.why}. Type 'kos why {task}' later to see more."
 
 
 # ---- before

@@ -29,6 +29,7 @@ from kos_cluster.core.capacity import Declared
 from kos_cluster.services import embedded
 from tests.mesh.conftest import Mesh, until
 from tests.mesh.errands import hold, last, made, made_to_stay, memory_of, stay_a_while, where, with_gpus
+from tests.mesh.pretending import pretend
 
 MIB = 1 << 20
 WAIT_S = 60.0
@@ -40,39 +41,31 @@ TREES_LIMIT = 8  # blocks that are handed out until two nodes have asked while o
 KILLS_LIMIT = 8  # likewise, until a node dies in the middle of a transfer
 
 PRETENDED = """
-import sys
+import msgspec
+from kos_cluster.core.linkrates import LinkRates
+from kos_cluster.dmem import sharing
+from kos_cluster.errors import UnreachableError
 
-if "kos_cluster.node" in sys.orig_argv:  # not in workers
-    import os, pathlib
-    import msgspec
-    from kos_cluster.core.linkrates import LinkRates
-    from kos_cluster.dmem import sharing
-    from kos_cluster.errors import UnreachableError
-    from kos_cluster.node import machine
+node = sys.orig_argv[sys.orig_argv.index("--node") + 1]
+sample, measured, shared = machine.LoadMeter.sample, LinkRates.measured, sharing.shared
 
-    folder = pathlib.Path(os.environ["PRETENDED"])
-    node = sys.orig_argv[sys.orig_argv.index("--node") + 1]
-    gpus, sample, measured = machine.gpus, machine.LoadMeter.sample, LinkRates.measured
-    shared = sharing.shared
+def pretended(self, **how):
+    full = folder / f"full-{node}"
+    percent = float(full.read_text()) if full.exists() else 50.0
+    return msgspec.structs.replace(sample(self, **how), memory_percent=percent)
 
-    def pretended(self, **how):
-        full = folder / f"full-{node}"
-        percent = float(full.read_text()) if full.exists() else 50.0
-        return msgspec.structs.replace(sample(self, **how), memory_percent=percent)
+def noted(self, sender, size_bytes, elapsed_s):
+    with open(folder / f"came-{node}", "a") as file:
+        file.write(f"{sender} {size_bytes}\\n")
+    measured(self, sender, size_bytes, elapsed_s)
 
-    def noted(self, sender, size_bytes, elapsed_s):
-        with open(folder / f"came-{node}", "a") as file:
-            file.write(f"{sender} {size_bytes}\\n")
-        measured(self, sender, size_bytes, elapsed_s)
+def together(folder_, block):
+    if not (folder / "together").exists():
+        raise UnreachableError("It is pretended to be on another machine.")
+    return shared(folder_, block)
 
-    def together(folder_, block):
-        if not (folder / "together").exists():
-            raise UnreachableError("It is pretended to be on another machine.")
-        return shared(folder_, block)
-
-    sharing.shared = together
-    machine.gpus = lambda visible: gpus(folder, folder, visible)
-    machine.LoadMeter.sample, LinkRates.measured = pretended, noted
+sharing.shared = together
+machine.LoadMeter.sample, LinkRates.measured = pretended, noted
 """
 
 
@@ -81,10 +74,6 @@ class FourNodes(Mesh):
 
     def _up(self) -> None:
         self.pretended = self.folder / "pretended"
-        self.pretended.mkdir(exist_ok=True)
-        (self.pretended / "sitecustomize.py").write_text(PRETENDED)
-        for number in range(4):
-            (self.pretended / f"nvidia{number}").touch()
         write = embedded.write_start
 
         def differing(cluster: object, node: str, start: object) -> None:
@@ -96,8 +85,7 @@ class FourNodes(Mesh):
             patch.setattr(embedded, "write_start", differing)
             patch.setenv("KOS_ARENA", f"{ARENA_MIB}M")
             patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-            patch.setenv("PRETENDED", str(self.pretended))
-            patch.setenv("PYTHONPATH", str(self.pretended), prepend=os.pathsep)
+            pretend(patch, self.pretended, 4, PRETENDED)
             embedded.up(self.home, self.count, slots=SLOTS)
 
     def fill(self, node: str, percent: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -21,10 +22,8 @@ from kos_cluster.tasks import launching
 from kos_cluster.tasks.cluster import Cluster
 from kos_cluster.tasks.why import WouldGo
 from tests.mesh.conftest import Mesh, until
-
-
-def where() -> str:
-    return os.environ["KOS_NODE"]
+from tests.mesh.errands import hold, where, with_gpus
+from tests.mesh.pretending import pretend
 
 
 def test_labels_and_nodes_lead_to_nodes_and_away_from_them(mesh: Mesh):
@@ -56,54 +55,52 @@ def test_what_can_never_run_is_refused_at_once_with_the_arithmetic(mesh: Mesh, o
         mesh.cluster.submit(where, **options)
 
 
-def test_a_program_that_has_not_begun_after_a_while_says_why(mesh: Mesh, tmp_path: Path, monkeypatch):
-    def hold(gate: str) -> None:
-        while not os.path.exists(gate):
-            time.sleep(0.01)
+HOLDER = """
+import kos_cluster as kos
+from tests.mesh.errands import hold
+kos.connect().submit(hold, {mark!r}, {go!r}, on="node1", cpus={slots}).result()
+"""
 
+
+@pytest.mark.parametrize(
+    ("elsewhere", "why"),
+    [
+        (False, "it needs 1 slot, the node node1. node1: all {0} slots hold work of this owner; node2: "),
+        (True, "it is queued until a slot is free ({0} of {0} busy, "),
+    ],
+    ids=["behind its own", "behind another program's"],
+)
+def test_a_program_that_has_not_begun_after_a_while_says_why(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool, why: str
+):
     monkeypatch.setattr(launching, "TOLD_AFTER_S", 0.2)
-    gate = tmp_path / "gate"
-    held = mesh.cluster.submit(hold, os.fspath(gate), on="node1", cpus=mesh.cluster.nodes()[0]["slots"])
-    until(lambda: mesh.cluster.status()["running"], "node1 has no slot free")
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    mark, go = str(tmp_path / "mark"), str(tmp_path / "go")
+    slots = next(node["slots"] for node in mesh.cluster.nodes() if node["name"] == "node1")
+    if elsewhere:
+        mesh.program(HOLDER.format(mark=mark, go=go, slots=slots))
+    else:
+        mesh.cluster.submit(hold, mark, go, on="node1", cpus=slots)
+    until(lambda: os.path.exists(mark), "the slots of node1 are taken")
     said: list[str] = []
 
     def report(sentence: str) -> None:
         said.append(sentence)
-        gate.touch()
+        Path(go).touch()
 
     assert launching.run_command(mesh.cluster, "exit 3", on="node1", report=report) == 3
     (sentence,) = said
-    assert sentence.startswith("it has not begun: ") and "'kos why " in sentence and "node1" in sentence
-    held.result(60)
-    assert launching.run_command(mesh.cluster, "sleep 0.5; exit 4", on="node1", report=report) == 4
-    assert said == [sentence]
-
-
-WITH_GPUS = """
-import sys
-
-if "kos_cluster.node" in sys.orig_argv:  # not in workers
-    import os, pathlib
-    from kos_cluster.node import machine
-
-    folder, gpus = pathlib.Path(os.environ["PRETENDED"]), machine.gpus
-    machine.gpus = lambda visible: gpus(folder, folder, visible)
-"""
+    assert sentence.startswith(f"it has not begun: {why.format(slots)}")
+    assert re.search(r"\. Type 'kos why \w+\.0' later to see more\.$", sentence)
 
 
 class ThreeGpus(Mesh):
     """Two nodes of a machine that has three GPUs, as far as files in /dev tell."""
 
     def _up(self) -> None:
-        pretended = self.folder / "pretended"
-        pretended.mkdir()
-        (pretended / "sitecustomize.py").write_text(WITH_GPUS)
-        for number in range(3):
-            (pretended / f"nvidia{number}").touch()
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-            patch.setenv("PRETENDED", str(pretended))
-            patch.setenv("PYTHONPATH", str(pretended), prepend=os.pathsep)
+            pretend(patch, self.folder / "pretended", 3)
             super()._up()
 
 
@@ -118,7 +115,9 @@ def test_the_nodes_of_one_machine_divide_its_memory_and_gpus():
             "node1": total_bytes // 2,
             "node2": total_bytes // 2,
         }
-        given = {node: cluster.submit(_gpus, on=node, gpus=members[node].gpus).result(60) for node in members}
+        given = {
+            node: cluster.submit(with_gpus, 0.0, on=node, gpus=members[node].gpus).result(60)[0] for node in members
+        }
         assert given == {"node1": "0,2", "node2": "1"}
         with pytest.raises(PlacementError, match="needs 3 GPUs, the most are 2 on node1"):
             cluster.submit(where, gpus=3)
@@ -126,10 +125,6 @@ def test_the_nodes_of_one_machine_divide_its_memory_and_gpus():
             cluster.submit(where, memory=f"{total_bytes * 3 // 4 >> 20}M")
     finally:
         two.down()
-
-
-def _gpus() -> str:
-    return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def test_a_declared_resource_is_given_and_comes_back(mesh: Mesh):

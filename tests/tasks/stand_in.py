@@ -27,6 +27,7 @@ from kos_cluster.tasks import environment, failures, serialise
 from kos_cluster.tasks.context import here
 from kos_cluster.tasks.futures import Future, Outcome
 from kos_cluster.tasks.job import JobSpec
+from kos_cluster.tasks.why import Why
 
 WORKERS = 2
 _SIZE = struct.Struct("<Q")
@@ -48,6 +49,10 @@ class StandIn:
         """Two nodes, of one slot each."""
         nodes = [types.SimpleNamespace(slots=1, state=MemberState.ALIVE) for _ in range(WORKERS)]
         return types.SimpleNamespace(members=nodes)
+
+    def why(self, id: str) -> list[Why]:
+        """Nothing waits here."""
+        return []
 
     def stop(self) -> None:
         """End what still runs."""
@@ -91,9 +96,6 @@ class StandInJob:
     @property
     def was_cancelled(self) -> bool:
         return self._cancelled.is_set()
-
-    def standing(self) -> None:
-        """Why tasks wait is not known here."""
 
     def close(self) -> None:
         self._waiting.put(None)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kos_cluster.errors import LimitError, UsageError
+from kos_cluster.core.records import TaskState
+from kos_cluster.errors import LimitError, UnreachableError, UsageError
+from kos_cluster.tasks import launching
 from kos_cluster.tasks.launching import run_command, run_script
+from kos_cluster.tasks.why import Why
 from tests.tasks.stand_in import StandIn, StandInJob
 
 
@@ -119,6 +122,42 @@ def test_commands_take_no_files_along(cluster: StandIn, home: Path, tmp_path: Pa
         run_command(cluster, [])
     with pytest.raises(UsageError, match="No command"):
         run_command(cluster, "")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (TaskState.SENT, ["it has not begun: that is why. Type 'kos why j0.0' later to see more."]),
+        (TaskState.RUNNING, []),
+    ],
+)
+def test_what_lasts_is_told_of_only_if_it_has_not_begun(
+    cluster: StandIn, home: Path, monkeypatch: pytest.MonkeyPatch, state: TaskState, said: list[str]
+) -> None:
+    monkeypatch.setattr(launching, "TOLD_AFTER_S", 0.05)
+    go, told = home / "go", []
+
+    def why(task: str) -> list[Why]:
+        go.touch()
+        return [Why(task, 1, state, "n0", "that is why")]
+
+    monkeypatch.setattr(cluster, "why", why)
+    command = f"until test -e {go}; do sleep 0.01; done; exit 6"
+    assert run_command(cluster, command, report=told.append) == 6
+    assert told == said
+
+
+def test_where_it_is_may_not_be_known(cluster: StandIn, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "TOLD_AFTER_S", 0.05)
+    go, told = home / "go", []
+
+    def why(task: str) -> list[Why]:
+        go.touch()
+        raise UnreachableError("No node answers.")
+
+    monkeypatch.setattr(cluster, "why", why)
+    assert run_command(cluster, f"until test -e {go}; do sleep 0.01; done", report=told.append) == 0
+    assert told == ["it has not ended, and where it is cannot be told now: No node answers."]
 
 
 def test_an_interrupt_cancels_and_a_second_one_stops_waiting(

@@ -294,7 +294,7 @@ class Job:
         self.spec = replace(self.spec, fn=b"", parts={})
 
     def payloads(self, runs: Runs) -> list[bytes]:
-        """The payloads of these tasks; empty for those that are final already."""
+        """The payloads of these tasks; empty for those that are final already. Only this thread takes any out."""
         return [self._payloads.get(index, b"") for index in indices_of(runs)]
 
     def bind(self, index: int, inputs: Inputs) -> int | None:

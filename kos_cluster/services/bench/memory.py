@@ -28,6 +28,7 @@ from kos_cluster.net.jointoken import JoinToken
 from kos_cluster.services import membership
 from kos_cluster.services.bench import reports
 from kos_cluster.services.bench.fleet import fleet, scratch
+from kos_cluster.services.bench.plan import SETTLE_S
 from kos_cluster.services.bench.reports import Report, circumstances, report_of, target_of
 from kos_cluster.services.ports import LOOPBACK, free_pairs
 from kos_cluster.tasks.cluster import Cluster
@@ -37,7 +38,6 @@ NODES = 4
 PUT_BYTES = 1 << 30
 RESULT_BYTES = 100 << 20
 BROADCAST_BYTES = 256 << 20
-SETTLE_S = 4  # what nodes import after their start takes the cores
 PROBE_TIMEOUT_S = 300
 NAME = "bench"  # of the cluster of two homes
 TOKEN_TTL_S = 60.0
@@ -209,10 +209,10 @@ def _on_two_homes() -> dict[str, float]:
 
 
 def _probe(source: str, environ: dict[str, str]) -> dict[str, float]:
-    sizes = [str(size) for size in (PUT_BYTES, RESULT_BYTES, BROADCAST_BYTES, SETTLE_S)]
+    words = [str(number) for number in (PUT_BYTES, RESULT_BYTES, BROADCAST_BYTES, SETTLE_S)]
     try:
         done = subprocess.run(
-            [sys.executable, "-c", source, *sizes],
+            [sys.executable, "-c", source, *words],
             env=environ,
             capture_output=True,
             text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 MIB = 1 << 20
+SETTLE_S = 4  # after a start, on each system alike: what nodes import then takes the cores
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -24,7 +25,7 @@ class Plan(msgspec.Struct, frozen=True):
     reduce_bytes: int
     sleeps: int  # on each daemon
     daemons: tuple[int, ...]  # of "scaling"; each is among `figures.SLEEPS`
-    settle_s: float = 0.0  # after the start, on each system alike: what nodes import then takes the cores
+    settle_s: float = 0.0
 
 
 FULL = Plan(
@@ -42,7 +43,7 @@ FULL = Plan(
     reduce_bytes=64 * MIB,
     sleeps=200,
     daemons=(1, 2, 4, 8, 16),
-    settle_s=4.0,
+    settle_s=SETTLE_S,
 )
 QUICK = Plan(
     sync_s=0.3,
@@ -59,5 +60,5 @@ QUICK = Plan(
     reduce_bytes=4 * MIB,
     sleeps=20,
     daemons=(1, 4),
-    settle_s=4.0,
+    settle_s=SETTLE_S,
 )

@@ -16,7 +16,7 @@ from kos_cluster.core.replicated import commands, replies
 from kos_cluster.core.replicated.identities import Identity
 from kos_cluster.core.roles import Role
 from kos_cluster.core.voters import change_refused
-from kos_cluster.errors import NoSuchNodeError, StateError, UnreachableError
+from kos_cluster.errors import NoSuchNodeError, RevokedError, StateError, UnreachableError
 from kos_cluster.net.administration import LeaveCluster
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.locks import HeldLock, LockReleased, LockRenewed, LockState, LockWanted
@@ -100,7 +100,10 @@ class Administration:
             await self._consensus.moved(left_s)
 
     async def _ask_to_be_removed(self) -> None:
-        """The coordinator removes this node; it says when that is done, as it is not told here any more."""
+        """The coordinator removes this node; it says when that is done, as it is not told here any more.
+
+        What this node says meanwhile may be answered by that it is expelled, and the link be over before that word.
+        """
         deadline = time.monotonic() + LEAVE_TIMEOUT_S
         while (leader := self._consensus.leader) is None or self._consensus.leads:
             if time.monotonic() > deadline:
@@ -108,6 +111,8 @@ class Administration:
             await self._consensus.moved(deadline - time.monotonic())
         try:
             reply = await self._control.peers.ask(leader, LeaveCluster(), LEAVE_TIMEOUT_S)
+        except RevokedError:
+            return
         except TimeoutError:
             raise UnreachableError("The coordinator does not answer.", "Try again in a few seconds.") from None
         if reply.error is not None:

@@ -86,7 +86,7 @@ class Peers:
         self._ways: dict[str, _Way] = {}  # by address
         self._addresses: dict[str, str] = {}  # id -> address
         self._found: dict[str, str] = {}  # id -> the address that a look-up has proved, while it works
-        self._asked: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._asked: dict[int, tuple[str, asyncio.Future[wire.Reply]]] = {}  # id of the node, and its answer
         self._next = 1
         self._turned_away = TurnedAway()
 
@@ -206,10 +206,13 @@ class Peers:
             self.send(id_, message)
 
     async def ask(self, id_: str, question: wire.Asked, timeout_s: float) -> wire.Reply:
-        """Ask a node something, and wait for its answer. Raises TimeoutError."""
+        """Ask a node something, and wait for its answer.
+
+        Raises TimeoutError; RevokedError when that node holds this one to be removed, perhaps by what was asked.
+        """
         number, self._next = self._next, self._next + 1
         answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
+        self._asked[number] = id_, answer
         try:
             self.send(id_, wire.Request(number, question))
             return await asyncio.wait_for(answer, timeout_s)
@@ -217,7 +220,7 @@ class Peers:
             del self._asked[number]
 
     def answered(self, reply: wire.Reply) -> None:
-        answer = self._asked.get(reply.id)
+        _, answer = self._asked.get(reply.id, ("", None))
         if answer is not None and not answer.done():
             answer.set_result(reply)
 
@@ -251,9 +254,12 @@ class Peers:
         if way is None or way.link is not link:
             return
         way.waiting.clear()
+        id_ = way.id or (link.peer.id if link.peer is not None else "")
         if isinstance(link.failure, RevokedError) and link.shown == self._credentials.peer.serial:
             self._turned_away.refuse(link.address, time.monotonic())
-        id_ = way.id or (link.peer.id if link.peer is not None else "")
+            for asked, answer in self._asked.values():
+                if asked == id_ and not answer.done():
+                    answer.set_exception(link.failure)
         if id_:
             self._give_up(id_, link.address)
             self._listener.node_unreachable(id_, link.address)

@@ -439,6 +439,40 @@ def test_leave_is_for_good(lab: Lab, machine: Any, until: Callable[..., Any]) ->
     assert machine.kos("nodes").returncode == 3
 
 
+LATE = """
+import sys
+
+if "kos_cluster.node" in sys.orig_argv:
+    import asyncio
+    from kos_cluster.node.administering import Administration
+
+    leave = Administration.leave
+
+    async def late(self, peer, own_id):
+        goes_on = await leave(self, peer, own_id)
+        if peer.id != own_id:
+            await asyncio.sleep(1)  # in which the other one says something, and is expelled
+        return goes_on
+
+    Administration.leave = late
+"""
+
+
+def test_who_leaves_may_be_expelled_before_it_is_told_that_it_is_done(
+    machine_of: Callable[..., Any], machine: Any, until: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    founder, address = machine_of(), f"127.0.0.1:{free_port()}"
+    founder.ok("cluster", "create", "lab", "--listen", address, "--name", "desk", PYTHONPATH=str(tmp_path))
+    token = founder.ok("cluster", "token").strip()
+    machine.ok("cluster", "join", "lab", address, "--token", token, "--listen", f"127.0.0.1:{free_port()}")
+    done = machine.kos("cluster", "leave")
+    assert (done.returncode, done.stderr) == (0, "")
+    until(lambda: sorted(states(founder).values()) == ["alive", "left"], "the cluster marks it as left")
+    founder.ok("down")
+    founder.end()
+
+
 # ---- two hosts on a network of their own
 
 

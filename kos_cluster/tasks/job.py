@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOT_YET: Any = object()  # in place of an outcome, which may be None
 TAKERS_LIMIT = 100_000  # tasks of one job of which it is remembered whose results they take, the newest
 CAUSES_LIMIT = 200  # failed tasks of one job of which it is remembered here what they raised, the first
 ARGUMENT_LIMIT_BYTES = 256 << 20  # of one call's pickled arguments
@@ -94,6 +95,7 @@ class Job:
         self._made_of: dict[int, tuple[Origin, ...]] = {}  # of tasks that are not final: the results that they take
         self._blocks: dict[int, str] = {}  # of tasks that run again: the names of the blocks that they are to make
         self._outcomes: dict[int, Settled] = {}
+        self._awaited: set[int] = set()  # those that somebody waits for, to take them
         self._causes: dict[int, str] = {}  # what failed tasks have raised
         self._when_over: list[Callable[[], None]] = []
 
@@ -179,9 +181,17 @@ class Job:
 
     def take(self, index: int, timeout_s: float | None = None) -> Settled:
         """Wait for a task's outcome and take it away. Raises TimeoutError."""
+        outcome = self._outcomes.pop(index, _NOT_YET)  # without the lock, as most are there: this is one step
+        return self._wait(index, timeout_s) if outcome is _NOT_YET else outcome
+
+    def _wait(self, index: int, timeout_s: float | None) -> Settled:
         with self._changed:
-            if not self._changed.wait_for(lambda: index in self._outcomes, timeout_s):
-                raise TimeoutError(f"Task {self.id}.{index} had no result after {timeout_s} s.")
+            self._awaited.add(index)
+            try:
+                if not self._changed.wait_for(lambda: index in self._outcomes, timeout_s):
+                    raise TimeoutError(f"Task {self.id}.{index} had no result after {timeout_s} s.")
+            finally:
+                self._awaited.discard(index)
             return self._outcomes.pop(index)
 
     def failures(self) -> list[BaseException]:
@@ -377,7 +387,7 @@ class Job:
             over: list[Callable[[], None]] = []
             if not self._payloads:
                 over, self._when_over = self._when_over, over
-            if self._outcomes:
+            if any(index in self._outcomes for index in self._awaited):
                 self._changed.notify_all()
         for taker, outcome in asked:  # without the lock: callbacks may add tasks
             taker.settle(outcome)

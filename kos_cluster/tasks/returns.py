@@ -20,8 +20,9 @@ from kos_cluster.net.bulk import get_result
 from kos_cluster.net.identity import Credentials
 from kos_cluster.net.nodelink import NodeLink
 
-RELEASE_AFTER_S = 0.05
-RELEASES_LIMIT = 64  # serials that wait for one node
+RELEASE_AFTER_S = 0.2
+RELEASES_LIMIT = 256  # serials that wait for one node
+RELEASES_LIMIT_BYTES = 8 << 20  # of the outcomes that one node keeps meanwhile
 
 Payloads = list[Any]  # bytes-like, in the order of the result's runs
 Accept = Callable[[str, wire.Result, Payloads], None]

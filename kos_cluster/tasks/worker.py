@@ -47,7 +47,7 @@ from kos_cluster.tasks.framing import Segments
 from kos_cluster.tasks.interrupts import Interrupts
 from kos_cluster.tasks.yielding import GENERATORS, Yielding
 
-FLUSH_S = 0.020  # an outcome waits no longer than this for the next task's
+FLUSH_S = 0.100  # an outcome waits no longer than this for the next task's
 NOT_TINY_S = 0.010  # after a task of this length, sending its outcome at once costs nothing that counts
 FLUSH_BYTES = 4 << 20  # of outcomes in one Done; a control message holds 16 MiB
 CAUSES_LIMIT = 100  # failed tasks in one Done that are told with what they raised

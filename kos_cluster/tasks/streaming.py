@@ -286,7 +286,7 @@ class Streams:
 
     def _put(self, link: NodeLink, message: Item, inflow: Inflow, payload: Payload) -> None:
         inflow.put(message.position, payload)
-        self._returns.release(link, message.serial)
+        self._returns.release(link, message.serial, len(payload))
         if inflow.news:
             self.tell(inflow)
         elif inflow.complete >= inflow.told:

@@ -135,7 +135,7 @@ def _locate(name: str) -> tuple[str, bool] | None:
         return (file, hasattr(module, "__path__")) if isinstance(file, str) and _is_local_source(file) else None
     if spec.origin is None:
         folders = list(spec.submodule_search_locations or ())
-        return ("", True) if folders and all(not _is_installed(folder) for folder in folders) else None
+        return ("", True) if folders and all(not is_installed(folder) for folder in folders) else None
     if not _is_local_source(spec.origin):
         return None
     return spec.origin, spec.submodule_search_locations is not None
@@ -156,11 +156,12 @@ def _found_beside(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _is_local_source(file: str) -> bool:
-    return file.endswith(".py") and not _is_installed(file) and os.path.isfile(file)
+    return file.endswith(".py") and not is_installed(file) and os.path.isfile(file)
 
 
 @functools.lru_cache(CACHED_FILES)
-def _is_installed(path: str) -> bool:
+def is_installed(path: str) -> bool:
+    """Whether a file is Python's or an installed package's, be it in an environment within the script's folder."""
     real = os.path.realpath(path)
     if any(folder in real.split(os.sep) for folder in _INSTALLED_FOLDERS):
         return True

@@ -9,13 +9,14 @@ Rules: what a worker writes while it is being set up stays with it; otherwise al
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kos_cluster.tasks import context, failures
+from kos_cluster.tasks import context, failures, sharedobjects
 from kos_cluster.tasks.changes import Tracker, describe
 from kos_cluster.tasks.workspace import workspace_around
 
@@ -34,11 +35,28 @@ class ItemReport(NamedTuple):
 def set_up(
     variables: Mapping[str, bytes], initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
 ) -> None:
-    """Set this worker up for a pool. `variables` are globals of the script, each pickled by itself."""
-    for name, data in variables.items():
-        setattr(sys.modules["__main__"], name, pickle.loads(data))
+    """Set this worker up for a pool. `variables` are globals of the script, and attributes of these, as
+    `scriptglobals` names and pickles them."""
+    main = sys.modules["__main__"]
+    for path, data in variables.items():
+        owner, _, name = path.rpartition(".")
+        if not owner:
+            _bind(main, name, data)
+        elif hasattr(main, owner):
+            with contextlib.suppress(AttributeError, TypeError):  # there are classes that refuse, as loading made them
+                _bind(getattr(main, owner), name, data)
     if initializer is not None:
         initializer(*initargs)
+
+
+def _bind(owner: object, name: str, data: bytes) -> None:
+    """Unless it is bound to an equal value, which others here may have taken already, as their defaults, say."""
+    try:
+        unchanged = sharedobjects.dumps(getattr(owner, name)) == data
+    except Exception:  # it has no such name, or a value that cannot be compared so
+        unchanged = False
+    if not unchanged:
+        setattr(owner, name, pickle.loads(data))
 
 
 def run_item(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ItemReport:

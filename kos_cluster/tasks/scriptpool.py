@@ -45,7 +45,7 @@ from kos_cluster.tasks.job import Job, JobSpec, part_hash
 from kos_cluster.tasks.modules import installed_imports
 from kos_cluster.tasks.options import Options
 from kos_cluster.tasks.script import GIVEN_VARIABLES
-from kos_cluster.tasks.scriptglobals import ForkedGlobals
+from kos_cluster.tasks.scriptglobals import ForkedGlobals, UnsentGlobalError
 from kos_cluster.tasks.scriptitems import ItemReport, run_item, set_up
 from kos_cluster.tasks.workspace import pack, snapshot, workspace_around
 
@@ -133,6 +133,7 @@ class ClusterPool(concurrent.futures.Executor):
         self._initargs = tuple(initargs)
         self._serves = max_tasks_per_child or 0
         self._lock = threading.Lock()
+        self._forked = scriptglobals.NONE  # what processes that were forked would have, once the pool has begun
         self._job: Job | None = None
         self._local: concurrent.futures.Executor | None = None  # takes the calls once the pool must stay here
         self._local_ends: threading.Thread | None = None
@@ -155,6 +156,9 @@ class ClusterPool(concurrent.futures.Executor):
             payload = self._dumps(((fn, args, kwargs), {}))
         except sharedobjects.SharedObjectError as found:
             tell(f"a call has a {found}, which its processes share")
+            return self._stay_here().submit(fn, *args, **kwargs)
+        except UnsentGlobalError as found:
+            tell(str(found))
             return self._stay_here().submit(fn, *args, **kwargs)
         except Exception as error:  # whatever pickling raises is the task's failure, as with the original
             future.set_exception(error)
@@ -216,11 +220,15 @@ class ClusterPool(concurrent.futures.Executor):
     # ---- what kinds of pools do in their own way
 
     def _dumps(self, value: Any) -> bytes:
-        return sharedobjects.dumps(value)
+        """Raises SharedObjectError, UnsentGlobalError, and what pickling raises."""
+        referred: set[str] = set()
+        data = sharedobjects.dumps(value, referred)
+        self._forked.check(referred)
+        return data
 
     def _prepared(self) -> tuple[bytes, str]:
         """What sets a worker up (nothing: empty), or as a clause why this pool must stay here."""
-        forked = self._forked_globals()
+        forked = self._forked = self._forked_globals()
         if forked.obstacle:
             return b"", forked.obstacle
         if self._initializer is None and not forked.pickled:
@@ -229,6 +237,8 @@ class ClusterPool(concurrent.futures.Executor):
             return self._dumps((set_up, (forked.pickled, self._initializer, self._initargs))), ""
         except sharedobjects.SharedObjectError as found:
             return b"", f"its processes share the {found} in its initargs"
+        except UnsentGlobalError as found:
+            return b"", str(found)
         except Exception as error:
             if not self._forks():
                 raise

@@ -171,6 +171,9 @@ class _Connection:
                     self._give(protocol.Shared(serial, segment.size_bytes, keepers), segment)
         except KosError as error:
             self._send(protocol.Refused(message.serial, type(error).__name__, error.message, error.hint))
+        except Exception:  # a defect: the loop reports it, and the process must not wait for ever
+            self.close()
+            raise
 
     def _give(self, answer: protocol.Given | protocol.Shared, segment: Segment) -> None:
         if self._open:  # else it holds nothing any more, and the descriptor may be another's

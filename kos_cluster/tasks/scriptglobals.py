@@ -10,7 +10,7 @@ the `__main__` guard or by a function, has to be sent: the globals that function
     what can be pickled, by reference               that; in place of an equal one it has nothing new
     what cannot, and loading binds it alone         what loading gives it: its own open file, its own thread's lock
     what cannot, bound since; what refers to        nothing: a call that reaches it runs in a process of the machine
-    a function or class that was defined since      itself (`ForkedGlobals.lacked`)
+    a function or class that was defined since      itself (`ForkedGlobals.check`)
 
 Rules. Each is pickled by itself, at the moment of `taken`. What only processes of one machine can share, wherever it
 hangs, and more than `GLOBALS_LIMIT_BYTES` together, keep the whole pool on its machine (`obstacle`).

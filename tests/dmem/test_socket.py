@@ -88,6 +88,20 @@ def test_a_name_is_taken_once_and_a_size_is_something(served: Served) -> None:
         served.attach().write(name(), [])
 
 
+def test_a_defect_in_the_node_lets_nobody_wait_for_ever(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    reported: list[BaseException | None] = []
+    loop = served.store._loop
+    loop.call_soon_threadsafe(loop.set_exception_handler, lambda _, told: reported.append(told.get("exception")))
+    monkeypatch.setattr(served.store, "create", fail)
+    with pytest.raises(UnreachableError):
+        served.another().write(name(), [b"x"])
+    gc.collect()
+    until(lambda: [type(each) for each in reported] == [ZeroDivisionError], "the loop has reported it")
+
+
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path

@@ -53,6 +53,14 @@ def test_it_measures_a_cluster(
         == 0
     )
     figures = json.loads((tmp_path / "figures.json").read_bytes())["figures"]
-    assert [figure["name"] for figure in figures] == ["onto", "copy", "put", "result", "apart", "broadcast"]
+    assert [figure["name"] for figure in figures] == [
+        "onto",
+        "copy",
+        "put",
+        "result",
+        "result_apart",
+        "broadcast",
+        "broadcast_apart",
+    ]
     assert all(figure["repeats"][0] > 0 for figure in figures)
     assert "Dask with TLS is not installed" in capsys.readouterr().out

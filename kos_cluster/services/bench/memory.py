@@ -5,7 +5,8 @@ for it; KOS and Dask alternate. A figure is bytes a second of what was moved, as
 until the result is there. Dask's cluster has as many worker processes, and encrypts (`Security.temporary`).
 
 Nodes of one KOS_HOME share the memory of blocks, so between them nothing is moved, while Dask sends it over TCP. What
-KOS does between machines is measured on two nodes with homes of their own, which send each other blocks over TLS.
+KOS does between machines is measured on nodes with homes of their own, which send each other blocks over TLS. Each
+measure is preceded by one of `WARM_BYTES` that does not count, so that no worker imports numpy in it.
 
 Rules: data goes to stdout, progress to stderr. An aim that was not reached is printed as such.
 """
@@ -38,15 +39,17 @@ NODES = 4
 PUT_BYTES = 1 << 30
 RESULT_BYTES = 100 << 20
 BROADCAST_BYTES = 256 << 20
+WARM_BYTES = 1 << 20
 PROBE_TIMEOUT_S = 300
-NAME = "bench"  # of the cluster of two homes
+NAME = "bench"  # of the cluster whose nodes have homes of their own
 TOKEN_TTL_S = 60.0
 DASK = ("dask", "distributed")
 DASK_TLS = "Dask with TLS"
+OVER_TLS = "the same over TLS, as between machines"
 
 _PROBE = """
 import concurrent.futures, json, os, sys, time, numpy, kos_cluster as kos
-put_bytes, result_bytes, broadcast_bytes, settle_s = map(int, sys.argv[1:])
+put_bytes, result_bytes, broadcast_bytes, warm_bytes, settle_s = map(int, sys.argv[1:])
 cluster = kos.connect()
 time.sleep(settle_s)
 names = [node["name"] for node in cluster.nodes()]
@@ -60,10 +63,19 @@ def make(size):
     return numpy.ones(size, dtype=numpy.uint8)
 def use(array):
     return int(array[-1])
-def result():
-    future = cluster.submit(make, result_bytes, on=names[0])
+def result(size):
+    future = cluster.submit(make, size, on=names[0])
     concurrent.futures.wait([future])
-    return rate(result_bytes, lambda: cluster.submit(use, future, on=names[1]).result())
+    return rate(size, lambda: cluster.submit(use, future, on=names[1]).result())
+def broadcast(size):
+    array = numpy.ones(size, dtype=numpy.uint8)
+    def passed():
+        ref = cluster.put(array)
+        return ref, cluster.gather([cluster.submit(use, ref, on=name) for name in names])
+    return rate(size, passed)
+def moved():
+    result(warm_bytes), broadcast(warm_bytes)
+    return {"result": result(result_bytes), "broadcast": broadcast(broadcast_bytes)}
 """
 
 KOS_PROBE = f"""{_PROBE}
@@ -72,22 +84,16 @@ figures = {{"copy": rate(put_bytes, array.copy), "put": rate(put_bytes, lambda: 
 had = array.copy()
 figures["onto"] = rate(put_bytes, lambda: numpy.copyto(had, array))
 del array, had
-figures["result"] = result()
-array = numpy.ones(broadcast_bytes, dtype=numpy.uint8)
-def broadcast():
-    ref = cluster.put(array)
-    return ref, cluster.gather([cluster.submit(use, ref, on=name) for name in names])
-figures["broadcast"] = rate(broadcast_bytes, broadcast)
-print(json.dumps(figures))
+print(json.dumps(figures | moved()))
 """
 
 APART_PROBE = f"""{_PROBE}
-print(json.dumps({{"apart": result()}}))
+print(json.dumps({{name + "_apart": figure for name, figure in moved().items()}}))
 """
 
 DASK_PROBE = """
 import json, sys, time, numpy, distributed
-put_bytes, result_bytes, broadcast_bytes, settle_s = map(int, sys.argv[1:])
+put_bytes, result_bytes, broadcast_bytes, warm_bytes, settle_s = map(int, sys.argv[1:])
 def rate(size, work):
     began = time.perf_counter()
     kept = work()
@@ -104,12 +110,15 @@ def main():
         time.sleep(settle_s)
         workers = list(client.scheduler_info(n_workers=-1)["workers"])
         client.gather([client.submit(abs, -number, workers=[worker]) for number, worker in enumerate(workers)])
-        future = client.submit(make, result_bytes, workers=[workers[0]])
-        distributed.wait(future)
-        figures = {"result": rate(result_bytes, lambda: client.submit(use, future, workers=[workers[1]]).result())}
-        array = numpy.ones(broadcast_bytes, dtype=numpy.uint8)
-        figures["broadcast"] = rate(broadcast_bytes, lambda: client.scatter(array, broadcast=True))
-    print(json.dumps(figures))
+        def result(size):
+            future = client.submit(make, size, workers=[workers[0]])
+            distributed.wait(future)
+            return rate(size, lambda: client.submit(use, future, workers=[workers[1]]).result())
+        def broadcast(size):
+            array = numpy.ones(size, dtype=numpy.uint8)
+            return rate(size, lambda: client.scatter(array, broadcast=True))
+        result(warm_bytes), broadcast(warm_bytes)
+        print(json.dumps({"result": result(result_bytes), "broadcast": broadcast(broadcast_bytes)}))
 main()
 """
 
@@ -149,7 +158,7 @@ def measured(repeats: int) -> list[Figure]:
     installed = all(importlib.util.find_spec(name) for name in DASK)
     for number in range(1, repeats + 1):
         print(f"measuring, round {number} of {repeats}", file=sys.stderr, flush=True)
-        ours.append(_on_kos() | _on_two_homes())
+        ours.append(_on_kos() | _on_homes())
         if installed:
             dask.append(_probe(DASK_PROBE, dict(os.environ)))
     moved = {name: [figures[name] for figures in dask] for name in ("result", "broadcast")}
@@ -169,8 +178,9 @@ def measured(repeats: int) -> list[Figure]:
             result,
             2.0,
         ),
-        Figure("apart", "the same over TLS, as between machines", RESULT_BYTES, own["apart"], DASK_TLS, result, 2.0),
+        Figure("result_apart", OVER_TLS, RESULT_BYTES, own["result_apart"], DASK_TLS, result, 2.0),
         Figure("broadcast", f"an array to {NODES} nodes", BROADCAST_BYTES, own["broadcast"], scatter, broadcast, 2.0),
+        Figure("broadcast_apart", OVER_TLS, BROADCAST_BYTES, own["broadcast_apart"], scatter, broadcast, 2.0),
     ]
 
 
@@ -194,22 +204,23 @@ def _on_kos() -> dict[str, float]:
         return _probe(KOS_PROBE, own.environ)
 
 
-def _on_two_homes() -> dict[str, float]:
-    """With a node in each, as on two machines."""
+def _on_homes() -> dict[str, float]:
+    """With a node in each, as on machines of their own."""
     with scratch() as folder:
-        first, second = Home(folder / "a"), Home(folder / "b")
-        port, other_port = free_pairs(2)
+        first, *others = (Home(folder / name) for name in "abcd"[:NODES])
+        port, *ports = free_pairs(NODES)
         membership.create(first, NAME, (LOOPBACK, port), "a")
         mesh = Mesh(ClusterHome(first, NAME))
         mesh.start()
         with Cluster(mesh) as cluster:
-            token = JoinToken.parse(cluster.mint_token("node", TOKEN_TTL_S))
-        membership.join(second, NAME, [(LOOPBACK, port)], token, (LOOPBACK, other_port), "b")
+            for home, own_port in zip(others, ports, strict=True):
+                token = JoinToken.parse(cluster.mint_token("node", TOKEN_TTL_S))
+                membership.join(home, NAME, [(LOOPBACK, port)], token, (LOOPBACK, own_port), home.path.name)
         return _probe(APART_PROBE, {**os.environ, "KOS_HOME": str(first.path), "KOS_CLUSTER": NAME})
 
 
 def _probe(source: str, environ: dict[str, str]) -> dict[str, float]:
-    words = [str(number) for number in (PUT_BYTES, RESULT_BYTES, BROADCAST_BYTES, SETTLE_S)]
+    words = [str(number) for number in (PUT_BYTES, RESULT_BYTES, BROADCAST_BYTES, WARM_BYTES, SETTLE_S)]
     try:
         done = subprocess.run(
             [sys.executable, "-c", source, *words],

@@ -35,6 +35,7 @@ class BatchRow:
     attempt: int
     sent_s: float
     heard_s: float  # when it was sent, or its newest outcome came
+    chosen: str = ""  # what spoke for its node
     asked_s: float = -math.inf  # when its node was asked for what has not begun
     started_s: float | None = None
     ended_s: float | None = None
@@ -84,7 +85,7 @@ class BatchRow:
         end = self.ends.get(index, AttemptEnd.OPEN if index in self.left else AttemptEnd.DONE)
         started = self.started_s if end is not AttemptEnd.RETURNED else None
         cause = self.cause if end not in (AttemptEnd.DONE, AttemptEnd.OPEN) else ""
-        return Attempt(self.attempt, node, self.sent_s, started, self.ended_s, end, cause)
+        return Attempt(self.attempt, node, self.sent_s, started, self.ended_s, end, cause, chosen=self.chosen)
 
 
 @dataclass(slots=True)

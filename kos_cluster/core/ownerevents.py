@@ -205,6 +205,7 @@ class Dispatch(msgspec.Struct, frozen=True):
     job: str
     runs: Runs
     attempt: int
+    chosen: str = ""  # what spoke for the node
 
 
 class Commit(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 
+from kos_cluster.core import reasons
 from kos_cluster.core.jobrows import DONE, FAILED, SENT, WAITING, BatchRow, JobRow, holds
 from kos_cluster.core.linkrates import LINKS_LIMIT
 from kos_cluster.core.ownerevents import (
@@ -202,7 +203,8 @@ class Ownership(OwnerTables):
         for batch, node in self._speculation.wanted(now):
             runs = batch.owes(batch.runs)
             attempt = batch.job.next_attempt(runs[0][0], batch.attempt)
-            effects.append(self._sent(batch.job, self._nodes[node], runs, attempt, now))
+            to = self._nodes[node]
+            effects.append(self._sent(batch.job, to, runs, attempt, now, reasons.why_there(to.view)))
             self._speculation.paired(batch, self._batches[self._next_batch - 1])
         return effects
 
@@ -513,14 +515,15 @@ class Ownership(OwnerTables):
         ready = job.waiting - len(job.held)
         alone = job.spec.single or job.next_reads is not None
         size = 1 if alone else job.durations.batch_size(ready, self._index.slots, each_bytes)
+        chosen = reasons.why_there(node.view, self._relations.leaning(job, now))
         runs, attempt = job.take(size)
-        return self._sent(job, node, runs, attempt, now)
+        return self._sent(job, node, runs, attempt, now, chosen)
 
-    def _sent(self, job: JobRow, node: KnownNode, runs: Runs, attempt: int, now: float) -> Dispatch:
+    def _sent(self, job: JobRow, node: KnownNode, runs: Runs, attempt: int, now: float, chosen: str) -> Dispatch:
         """Note what goes to a node as the next batch."""
         view = node.view
         number, self._next_batch = self._next_batch, self._next_batch + 1
-        batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now, now)
+        batch = BatchRow(number, job, view.id, runs, set(indices_of(runs)), attempt, now, now, chosen)
         self._batches[number] = job.batches[number] = batch
         self._caps.sent(job)
         node.batches.add(number)
@@ -528,7 +531,7 @@ class Ownership(OwnerTables):
         self._index.changed(view.id)
         node.pause_s = REFUSED_PAUSE_S if now >= view.refused_until_s + REFUSED_PAUSE_MOST_S else node.pause_s
         job.sent_to(view.id)
-        return Dispatch(number, view.id, job.spec.job, runs, attempt)
+        return Dispatch(number, view.id, job.spec.job, runs, attempt, chosen)
 
 
 def _join(a: Runs, b: Runs) -> Runs:

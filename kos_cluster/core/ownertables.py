@@ -55,7 +55,7 @@ class OwnerTables:
         known = self._batches.get(batch)
         if known is None:
             return None
-        return Dispatch(batch, known.node, known.job.spec.job, runs_of(sorted(known.left)), known.attempt)
+        return Dispatch(batch, known.node, known.job.spec.job, runs_of(sorted(known.left)), known.attempt, known.chosen)
 
     def batches_of(self, job_id: str) -> list[tuple[int, str, int]]:
         """The batches of a job at nodes: number, the node's id, the first task."""

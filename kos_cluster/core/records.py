@@ -199,7 +199,8 @@ END_OF_CAUSE = {
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One try at one task. `started_s` is None when it is not known to have started. Times are Unix seconds.
+    """One try at one task. `started_s` is None when it is not known to have started. Times are Unix seconds. What spoke
+    for its node (`chosen`) is as its owner judged it then.
 
     Bytes are known to the node alone: the task's share of what its batch brought there and gave back, and the most
     memory that its worker's process has held by then.
@@ -215,6 +216,7 @@ class Attempt(msgspec.Struct, frozen=True):
     received_bytes: int = 0
     returned_bytes: int = 0
     peak_memory_bytes: int = 0
+    chosen: str = ""
 
 
 INPUTS_TOLD_LIMIT = 16  # of one task in its story

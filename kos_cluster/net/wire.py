@@ -142,6 +142,7 @@ class Exec(msgspec.Struct, frozen=True, omit_defaults=True, tag="EXEC"):
     gang: bool = False  # it is a rank of a gang whose slots are reserved in the name of its job
     priority: int = 0  # of its job among those of its user
     stays: dict[int, str] | None = None  # large results stay there, those of these tasks as blocks of these names
+    chosen: str = ""  # what spoke for the node, for `kos why`
 
 
 class Missing(msgspec.Struct, frozen=True, tag="MISSING"):

@@ -36,7 +36,7 @@ from kos_cluster.net.streams import Item, ItemsWanted
 from kos_cluster.net.takingback import Returned
 from kos_cluster.net.transport import Payload
 from kos_cluster.node.batch import Batch, spec_of
-from kos_cluster.node.history import BatchRecord, History
+from kos_cluster.node.history import CHOSEN_LIMIT_CHARACTERS, BatchRecord, History
 from kos_cluster.node.owners import OUTBOX_LIMIT_BYTES, Owners, OwnerState, Returning
 from kos_cluster.node.parts import Parts
 from kos_cluster.node.workers import Last, Workers
@@ -132,6 +132,7 @@ class Batches:
             message.attempt,
             time.time(),
             earlier=message.history,
+            chosen=message.chosen[:CHOSEN_LIMIT_CHARACTERS],
         )
         record.received_bytes = len(payload)
         order = list(indices_of(message.runs))

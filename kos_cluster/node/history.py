@@ -27,6 +27,7 @@ BATCHES_LIMIT = 8192
 LOGS_LIMIT = 2048
 TAKERS_LIMIT = 20_000  # tasks of which it is remembered whose results they take
 CAUSES_LIMIT = 2048  # failed tasks of which it is remembered what they raised
+CHOSEN_LIMIT_CHARACTERS = 240  # of what an owner tells of a batch
 LOG_TAIL_BYTES = 16 << 10
 STORIES_LIMIT = 10_000  # told in one answer
 
@@ -50,6 +51,7 @@ class BatchRecord:
     peak_memory_bytes: int = 0  # of its worker's process
     earlier: dict[int, list[Attempt]] = field(default_factory=dict)  # attempts on other nodes, told by the owner
     waits: str = ""  # for what, while it runs
+    chosen: str = ""  # what spoke for this node, as the owner told
 
     def attempt_of(self, index: int, node: str) -> Attempt:
         end = self.ends.get(index, AttemptEnd.DONE if self.done else AttemptEnd.OPEN)
@@ -66,6 +68,7 @@ class BatchRecord:
             received_bytes=self.received_bytes // count,
             returned_bytes=self.returned_bytes // count,
             peak_memory_bytes=self.peak_memory_bytes,
+            chosen=self.chosen,
         )
 
 

@@ -91,6 +91,7 @@ class Outgoing:
             gang=job.spec.in_place is not None,
             priority=options.priority,
             stays=job.blocks(dispatch.runs) if job.spec.stays else None,
+            chosen=dispatch.chosen,
         )
         link.send(message, _encode(payloads))
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from kos_cluster.core.capacity import gib, gpus_told, slots_told
-from kos_cluster.core.records import HeldTasks, JobSummary, Layout, Needs, Story, TaskState, runs_of
+from kos_cluster.core.records import Attempt, HeldTasks, JobSummary, Layout, Needs, Story, TaskState, runs_of
 from kos_cluster.core.replicated.jobs import JobState
 
 NOTEBOOK = "a notebook"  # how a process of one is called
@@ -102,14 +102,19 @@ def _of_story(story: Story, nodes: Sequence[Mapping[str, Any]], now: float) -> t
     tries = f", attempt {last.number}" if last.number > 1 else ""
     if story.state is TaskState.RUNNING:
         since = f" for {now - last.started_s:.0f} s" if last.started_s else ""
-        return last.node, f"it runs{tries}{since}" + (f"; {last.cause}" if last.cause else "")
+        return last.node, f"it runs{tries}{since}" + (f"; {last.cause}" if last.cause else "") + _chosen(last)
     if story.state is TaskState.SENT:
         load = next(
             (f" ({n['running']} of {n['slots']} busy, {n['queued']} queued)" for n in nodes if n["name"] == last.node),
             "",
         )
-        return last.node, f"it is queued until a slot is free{load}{tries}"
+        return last.node, f"it is queued until a slot is free{load}{tries}" + _chosen(last)
     return last.node, f"it is over: {last.end}" + (f", {last.cause}" if last.cause else "")
+
+
+def _chosen(attempt: Attempt) -> str:
+    """What spoke for the node when the task was sent there, as far as that is known here."""
+    return f"; the node was chosen with {attempt.chosen}" if attempt.chosen else ""
 
 
 def _why_waiting(

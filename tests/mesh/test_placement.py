@@ -15,7 +15,7 @@ import pytest
 
 import kos_cluster as kos
 from kos_cluster.cli.main import run
-from kos_cluster.core.records import AttemptEnd
+from kos_cluster.core.records import AttemptEnd, TaskState
 from kos_cluster.errors import PlacementError, TaskLostError, UsageError
 from kos_cluster.node import machine
 from kos_cluster.tasks import launching
@@ -92,6 +92,30 @@ def test_a_program_that_has_not_begun_after_a_while_says_why(
     (sentence,) = said
     assert sentence.startswith(f"it has not begun: {why.format(slots)}")
     assert re.search(r"\. Type 'kos why \w+\.0' later to see more\.$", sentence)
+
+
+def test_why_tells_what_spoke_for_the_node_of_a_task_that_runs(mesh: Mesh, tmp_path: Path):
+    mark, go = str(tmp_path / "mark"), tmp_path / "go"
+    slots = next(node["slots"] for node in mesh.cluster.nodes() if node["name"] == "node2")
+    ref = mesh.cluster.submit(made, 2 << 20, on="node2").result()
+    future = mesh.cluster.submit(hold_with, ref, mark, str(go))
+    until(lambda: os.path.exists(mark), "it runs")
+    (row,) = mesh.cluster.why(future.task)
+    go.touch()
+    assert future.result() == 2 << 20
+    assert (row.node, row.state) == ("node2", TaskState.RUNNING)
+    chosen = f"; the node was chosen with {slots} of {slots} slots free, 2 MiB of 2 MiB of its inputs are there"
+    assert re.sub(r" for \d+ s", "", row.why) == f"it runs{chosen}"
+
+
+def made(size_bytes: int) -> kos.BlockRef:
+    return kos.stay(bytes(size_bytes))
+
+
+def hold_with(content: bytes, mark: str, go: str) -> int:
+    """As `hold`, with something to read."""
+    hold(mark, go)
+    return len(content)
 
 
 class ThreeGpus(Mesh):

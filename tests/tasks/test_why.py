@@ -30,14 +30,14 @@ def told(*args: Any) -> list[tuple[str, int, str, str]]:
 
 def test_what_runs_is_queued_and_is_over_is_told_by_its_node() -> None:
     stories = [
-        story(0, TaskState.RUNNING, started_s=101.0, number=2),
+        story(0, TaskState.RUNNING, started_s=101.0, number=2, chosen="2 of 2 slots free"),
         story(1, TaskState.SENT),
         story(2, TaskState.SENT),
         story(5, TaskState.SENT),
         story(7, TaskState.FAILED, end=AttemptEnd.OUT_OF_MEMORY, cause="the kernel ended it"),
     ]
     assert told("j", job(5, running=4, failed=1), stories, NODES, None, 110.0) == [
-        ("j.0", 1, "one", "it runs, attempt 2 for 9 s"),
+        ("j.0", 1, "one", "it runs, attempt 2 for 9 s; the node was chosen with 2 of 2 slots free"),
         ("j.1-2,5", 3, "one", "it is queued until a slot is free (2 of 2 busy, 3 queued)"),
         ("j.7", 1, "one", "it is over: out-of-memory, the kernel ended it"),
     ]

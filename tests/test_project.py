@@ -118,6 +118,21 @@ def test_one_command_runs_the_demo_the_checks_and_every_test() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 
+def test_one_command_measures_everything_and_then_writes_the_documentation() -> None:
+    """Each file is of a whole run: of all systems and works, at the size that the tables tell."""
+    steps = recipe("bench").splitlines()
+    runs = [found for line in steps if (found := re.search(r"/kos bench(?: (\w+))? (.*)", line))]
+    written = {re.findall(r"--json (\S+)", run[2])[0]: run[1] or "all systems" for run in runs}
+    assert written == {
+        "docs/figures.json": "all systems",
+        "docs/figures-memory.json": "memory",
+        "docs/figures-queued.json": "queued",
+        "docs/figures-engines.json": "engines",
+    }
+    assert not [run[0] for run in runs if re.search(r"--(quick|only|peers|tasks)\b", run[2])]
+    assert steps[-1].endswith("-m docs.tables")
+
+
 def plain(requirement: str) -> str:
     """The normalised name in a requirement."""
     return re.split(r"[\[<>=~! ]", requirement, maxsplit=1)[0].lower().replace("_", "-").replace(".", "-")

@@ -200,6 +200,21 @@ def test_limits_refuse_with_the_number():
     assert isinstance(too_wide, q.Refuse) and "3 slots" in too_wide.reason
 
 
+def test_a_full_queue_refuses_every_owner_until_a_batch_has_ended():
+    node = Node(1)
+    owners = [(f"u{number}", "1") for number in range(q.QUEUE_LIMIT // q.OWNER_LIMIT)]
+    for owner in owners:
+        for number in range(q.OWNER_LIMIT):
+            assert not [e for e in node.arrive(spec(number, owner)) if isinstance(e, q.Refuse)]
+    late = spec(0, ("one more", "1"))
+    for refused in (late, spec(q.OWNER_LIMIT, owners[0])):
+        (refusal,) = node.arrive(refused)
+        assert refusal == q.Refuse(refused.key, f"the node's queue is full ({q.QUEUE_LIMIT} batches)")
+    node.finish()
+    assert not [e for e in node.arrive(late) if isinstance(e, q.Refuse)]
+    assert node.queue.running + node.queue.queued == q.QUEUE_LIMIT
+
+
 def test_many_environments_do_not_keep_many_workers():
     node = Node(1)
     for number in range(30):

@@ -1,4 +1,5 @@
-"""The batches of a node, with a test as their one worker: what is told of its scoreboard, and of what it sends."""
+"""The batches of a node, with a test as their one worker: what is told of its scoreboard, and of what it sends; and
+that an owner has to take it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from kos_cluster.net import local, wire
 from kos_cluster.net.channel import Channel
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.scoreboard import SIZE_BYTES, Scoreboard
-from kos_cluster.node import workers
+from kos_cluster.node import batches, workers
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.history import History
 from kos_cluster.node.owners import OwnerState
@@ -95,20 +96,28 @@ class Node:
     def results(self) -> list[tuple[Runs, list[bytes]]]:
         return [(m.runs, msgspec.msgpack.decode(data)) for _, m, data in self.told if isinstance(m, wire.Result)]
 
-    async def give(self, name: str) -> None:
-        """A batch of this owner, its first one, comes to the worker."""
-        message = wire.Exec(1, "job", "f", [(0, TASKS)], 1, "", "", [], Needs())
+    def ask(self, name: str, number: int = 1) -> None:
+        """A batch of this owner arrives."""
+        message = wire.Exec(number, "job", "f", [(0, TASKS)], 1, "", "", [], Needs())
         self.batches.execute(self._owners[name], message, _encode([b""] * TASKS))
+
+    async def give(self, name: str, number: int = 1) -> None:
+        """One does, and comes to the worker."""
+        self.ask(name, number)
         await until(lambda: self.channel.wait(0))
         header, _ = self.channel.receive()
-        assert msgspec.msgpack.decode(header, type=local.ToWorker).batch == 1  # type: ignore[union-attr]
+        assert msgspec.msgpack.decode(header, type=local.ToWorker).batch == number  # type: ignore[union-attr]
+
+    def release(self, name: str, result: wire.Result) -> None:
+        """The owner has it."""
+        self.batches.release(self._owners[name], [result.serial])
 
     def tick(self, times: int) -> None:
         for _ in range(times):
             self.batches.tick(time.monotonic())
 
-    def done(self, runs: Runs, outcomes: list[bytes], *, last: bool = False) -> None:
-        self.channel.send(_encode(local.Done(1, runs, [], {}, 0.1, last)), _encode(outcomes))
+    def done(self, runs: Runs, outcomes: list[bytes], *, last: bool = False, number: int = 1) -> None:
+        self.channel.send(_encode(local.Done(number, runs, [], {}, 0.1, last)), _encode(outcomes))
 
     def die(self) -> None:
         self._server.send(_encode(local.Exited(1, signal.SIGKILL, False)))
@@ -209,6 +218,29 @@ def test_what_a_worker_did_in_a_batch_of_another_owner_with_the_same_number_says
         await until(lambda: node.of(wire.Lost))
         (lost,) = node.of(wire.Lost)
         assert (lost.ran, lost.untouched, lost.cause) == ([(0, 1)], [(1, TASKS - 1)], Cause.WORKER_DIED)
+
+    play(scene)
+
+
+def test_an_owner_that_leaves_its_results_lying_gets_no_more_work_until_it_has_taken_them(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    async def scene(node: Node) -> None:
+        outcomes = [b"12345", b"", b"", b""]
+        monkeypatch.setattr(batches, "OUTBOX_LIMIT_BYTES", len(_encode(outcomes)))
+        for number in (1, 2):  # the first fills the outbox, the second is one too many
+            await node.give("ada", number)
+            node.done([(0, TASKS)], outcomes, last=True, number=number)
+            await until(lambda count=number: len(node.results()) == count)
+        node.ask("ada", 3)
+        (refused,) = node.of(wire.Refused)
+        assert (refused.batch, refused.reason) == (3, "results of this owner wait to be taken")
+        await node.give("eve")
+        node.done([(0, TASKS)], outcomes, last=True)
+        await until(lambda: len(node.results()) == 3)
+        node.release("ada", node.of(wire.Result)[0])
+        await node.give("ada", 3)
+        assert node.of(wire.Refused) == [refused]
 
     play(scene)
 

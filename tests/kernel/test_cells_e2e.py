@@ -121,6 +121,21 @@ def test_a_syntax_error_submits_nothing(connected: Kernel, on: str) -> None:
     assert cell.text() == ""
 
 
+@pytest.mark.parametrize("how", ["--distribute", "--distribute --over pair --out both", "--gang 2"])
+def test_labels_that_contradict_each_other_are_refused_in_a_sentence_and_submit_nothing(
+    connected: Kernel, how: str
+) -> None:
+    own = "sorted(job.job for job in __import__('kos_cluster').connect().own_jobs())"
+    ok(connected.run("pair = [1, 2]"))
+    before = connected.value(own)
+    cell = connected.run(f"%%kos run {how} --label zone=a --label zone=b\nassigned = 1")
+    said = "No task can be where zone is a and where it is b. Leave out one of the two."
+    assert (cell.error["ename"], cell.error["evalue"]) == ("PlacementError", said)
+    assert cell.shown() == cell.error["traceback"] and len(cell.error["traceback"]) == 1
+    assert connected.value(own) == before
+    assert connected.value("'assigned' in globals() or 'both' in globals()") == "False"
+
+
 def test_what_cannot_come_back_is_named_and_the_rest_comes(connected: Kernel, on: str) -> None:
     cell = ok(connected.run(f"%%kos run --distribute{on}\nimport threading\nlock = threading.Lock()\nrest = 4"))
     assert "'lock' (_thread.lock, " in cell.text("stderr")

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from kos_cluster.tasks.why import WouldGo
 from tests.mesh.conftest import Mesh, until
 from tests.mesh.errands import hold, where, with_gpus
 from tests.mesh.pretending import pretend
+
+
+def jobs_of(mesh: Mesh) -> set[str]:
+    """The ids of all jobs of this process."""
+    return {job.job for job in mesh.cluster.own_jobs()}
 
 
 def test_labels_and_nodes_lead_to_nodes_and_away_from_them(mesh: Mesh):
@@ -53,6 +59,44 @@ def _stay_and_tell(_: int) -> str:
 def test_what_can_never_run_is_refused_at_once_with_the_arithmetic(mesh: Mesh, options: dict, said: str):
     with pytest.raises(PlacementError, match=said):
         mesh.cluster.submit(where, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"near": "web", "apart": "web"}, "be near job web and apart from it"),
+        ({"on": "node1", "away_from": ["node2", "node1"]}, "be on node1 and away from it"),
+        ({"labels": ["site=here", "site=there"]}, "be where site is here and where it is there"),
+    ],
+)
+def test_wishes_that_contradict_each_other_are_refused_and_no_job_appears(mesh: Mesh, options: dict, said: str):
+    """Before anybody is asked: it is not said that no job is called web."""
+    before = jobs_of(mesh)
+    calls: list[Callable[[], object]] = [
+        lambda: mesh.cluster.submit(where, **options),
+        lambda: mesh.cluster.map(where, range(2), **options),
+        lambda: mesh.cluster.would_go(**options),
+    ]
+    for call in calls:
+        with pytest.raises(PlacementError) as refused:
+            call()
+        assert str(refused.value) == f"No task can {said}. Leave out one of the two."
+    assert jobs_of(mesh) <= before
+
+
+@pytest.mark.parametrize("more", [[], ["--distribute"], ["--detach"], ["--gang", "2"]], ids=" ".join)
+def test_a_command_that_is_to_be_on_a_node_and_away_from_it_is_refused_and_runs_nowhere(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text("open('ran', 'w')\n")
+    before = jobs_of(mesh)
+    out, err = io.StringIO(), io.StringIO()
+    words = ["run", *more, "--on", "node1", "--away-from", "node1", "script.py"]
+    assert run(words, out, err) == PlacementError.exit_code
+    assert err.getvalue() == "kos: No task can be on node1 and away from it. Leave out one of the two.\n"
+    assert out.getvalue() == "" and jobs_of(mesh) <= before
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 HOLDER = """

@@ -113,18 +113,39 @@ def test_a_priority_takes_nothing_from_another_user_nor_do_many_jobs(mesh: Mesh,
     assert program.wait(60) == 0
 
 
-def test_separate_submits_travel_together(mesh: Mesh, monkeypatch: pytest.MonkeyPatch):
-    count, sent = 2_000, []
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tasks each batch has that this process sends."""
+    counts: list[int] = []
 
     def counted(outgoing: Outgoing, link: NodeLink, job: Job, dispatch: Dispatch, *more: Any) -> None:
-        sent.append(count_of(dispatch.runs))
+        counts.append(count_of(dispatch.runs))
         send(outgoing, link, job, dispatch, *more)
 
     send = Outgoing.send
     monkeypatch.setattr(Outgoing, "send", counted)
+    return counts
+
+
+def test_separate_submits_travel_together(mesh: Mesh, sent: list[int]):
+    count = 2_000
     futures = [mesh.cluster.submit(abs, -number) for number in range(count)]
     assert [future.result(60) for future in futures] == list(range(count))
     assert sum(sent) >= count and len(sent) < count / 10, f"{len(sent)} messages"
+
+
+def test_short_tasks_of_a_map_travel_together_once_some_were_measured(mesh: Mesh, sent: list[int]):
+    count = 2_000
+    assert list(mesh.cluster.map(abs, range(-count, 0))) == list(range(count, 0, -1))
+    assert sent[0] == 1, "nothing was known of them"
+    assert sum(sent) >= count and len(sent) < count / 10, f"{len(sent)} messages"
+
+
+def test_tasks_of_a_map_that_last_travel_alone(mesh: Mesh, sent: list[int]):
+    """So that none waits behind another while a slot is free, and all slots end together."""
+    count = 80
+    assert list(mesh.cluster.map(time.sleep, [FLOOD_TASK_S] * count)) == [None] * count
+    assert set(sent) == {1} and len(sent) >= count
 
 
 def test_tasks_that_wait_at_their_owner_take_no_memory_of_the_nodes(mesh: Mesh):

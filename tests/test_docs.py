@@ -69,13 +69,12 @@ def not_reached() -> set[str]:
 
 
 def told_as_not_reached() -> set[str]:
-    """What the hand-written table names. A `result` between machines is what `kos bench memory` calls `apart`."""
+    """What the hand-written table names."""
     document = (tables.DOCS / "benchmarks.md").read_text()
     _, _, after = document.partition("\n### What was not reached\n")
     rows = after.partition("\n### ")[0].partition("\n|---")[2].splitlines()[1:]
     aims = [row.split("|")[1] for row in rows if row.startswith("|")]
-    names = [(re.findall(r"`(\w+)`", aim)[0], aim) for aim in aims]
-    return {"apart" if name == "result" and "between machines" in aim else name for name, aim in names}
+    return {re.findall(r"`(\w+)`", aim)[0] for aim in aims}
 
 
 def test_what_was_not_reached_is_told_and_nothing_else_is() -> None:

@@ -37,7 +37,7 @@ from kos_cluster.net.takingback import Returned
 from kos_cluster.net.transport import Payload
 from kos_cluster.node.batch import Batch, spec_of
 from kos_cluster.node.history import CHOSEN_LIMIT_CHARACTERS, BatchRecord, History
-from kos_cluster.node.owners import OUTBOX_LIMIT_BYTES, Owners, OwnerState, Returning
+from kos_cluster.node.owners import Owners, OwnerState, Returning, files_of
 from kos_cluster.node.parts import Parts
 from kos_cluster.node.workers import Last, Workers
 
@@ -121,7 +121,7 @@ class Batches:
         if key in self._batches or message.batch in owner.kept_batches:
             return
         owner.submitted(message.job)
-        if owner.outbox_bytes > OUTBOX_LIMIT_BYTES:
+        if owner.full:
             self._send(owner, wire.Refused(message.batch, "results of this owner wait to be taken"))
             return
         missing = set(self._parts.missing(message.parts))
@@ -270,7 +270,7 @@ class Batches:
             if owner.peer.id != identity:
                 continue
             for (message, _), _ in owner.outbox.values():
-                if name in _files_of(message):
+                if name in (each for each, _ in files_of(message)):
                     return self._spool / name
         return None
 
@@ -549,7 +549,7 @@ class Batches:
         self._send(owner, message, payload)
 
     def _discard(self, message: Returning) -> None:
-        for name in _files_of(message):
+        for name, _ in files_of(message):
             (self._spool / name).unlink(missing_ok=True)
 
     @property
@@ -588,10 +588,3 @@ class Batches:
         for worker, (owner, output, data) in list(self._unsent.items()):
             if self._owners.get(owner.owner) is not owner or self._send(owner, output, data):
                 del self._unsent[worker]
-
-
-def _files_of(message: Returning) -> list[str]:
-    """The files in the spool that go with a message."""
-    if isinstance(message, wire.Result):
-        return [name for name, _ in message.large.values()]
-    return [message.large[0]] if isinstance(message, Item) and message.large else []

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from kos_cluster.core.queue import Owner
@@ -27,7 +27,8 @@ from kos_cluster.node import machine
 log = logging.getLogger(__name__)
 
 OWNER_LEASE_S = 600.0
-OUTBOX_LIMIT_BYTES = 64 << 20  # results kept for one owner; beyond it the node takes no more of its work
+OUTBOX_LIMIT_BYTES = 64 << 20  # results kept in memory for one owner; beyond it the node takes no more of its work
+SPOOLED_LIMIT_BYTES = 8 << 30  # and in files
 OWNERS_LIMIT = 512  # owners known at once
 REPEAT_AFTER_S = 2.0  # a result that was not released by then is sent again
 
@@ -55,6 +56,7 @@ class OwnerState:
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT_JOBS))  # jobs of its newest batches
     outbox: dict[int, tuple[Kept, float]] = field(default_factory=dict)  # serial -> (message, last sent)
     outbox_bytes: int = 0
+    spooled_bytes: int = 0  # of the files that messages in the outbox name
     kept_batches: dict[int, int] = field(default_factory=dict)  # batch -> how many of its messages are in the outbox
 
     @property
@@ -74,6 +76,12 @@ class OwnerState:
         self.outbox[message.serial] = ((message, payload), now)
         self.kept_batches[message.batch] = self.kept_batches.get(message.batch, 0) + 1
         self.outbox_bytes += len(payload)
+        self.spooled_bytes += sum(size_bytes for _, size_bytes in files_of(message))
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is kept for it that it has to take some before it gets more work."""
+        return self.outbox_bytes > OUTBOX_LIMIT_BYTES or self.spooled_bytes > SPOOLED_LIMIT_BYTES
 
     def release(self, serials: list[int]) -> list[Returning]:
         """Forget what the owner has; returns it, so that its large outcomes can be removed."""
@@ -86,6 +94,7 @@ class OwnerState:
                 if count > 1:
                     self.kept_batches[message.batch] = count - 1
                 self.outbox_bytes -= len(payload)
+                self.spooled_bytes -= sum(size_bytes for _, size_bytes in files_of(message))
                 released.append(message)
         return released
 
@@ -95,6 +104,13 @@ class OwnerState:
             if now - sent_s >= REPEAT_AFTER_S:
                 self.outbox[serial] = (kept, now)
                 yield kept
+
+
+def files_of(message: Returning) -> Collection[tuple[str, int]]:
+    """The files in the spool that go with a message, with their sizes in bytes."""
+    if isinstance(message, wire.Result):
+        return message.large.values()
+    return [message.large] if isinstance(message, Item) and message.large else ()
 
 
 class Owners:

@@ -25,7 +25,7 @@ from kos_cluster.net import local, wire
 from kos_cluster.net.channel import Channel
 from kos_cluster.net.identity import Peer
 from kos_cluster.net.scoreboard import SIZE_BYTES, Scoreboard
-from kos_cluster.node import batches, workers
+from kos_cluster.node import owners, workers
 from kos_cluster.node.batches import Batches
 from kos_cluster.node.history import History
 from kos_cluster.node.owners import OwnerState
@@ -227,7 +227,7 @@ def test_an_owner_that_leaves_its_results_lying_gets_no_more_work_until_it_has_t
 ):
     async def scene(node: Node) -> None:
         outcomes = [b"12345", b"", b"", b""]
-        monkeypatch.setattr(batches, "OUTBOX_LIMIT_BYTES", len(_encode(outcomes)))
+        monkeypatch.setattr(owners, "OUTBOX_LIMIT_BYTES", len(_encode(outcomes)))
         for number in (1, 2):  # the first fills the outbox, the second is one too many
             await node.give("ada", number)
             node.done([(0, TASKS)], outcomes, last=True, number=number)

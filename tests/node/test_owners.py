@@ -14,6 +14,7 @@ from kos_cluster.core.records import Cause
 from kos_cluster.core.roles import Role
 from kos_cluster.net import wire
 from kos_cluster.net.identity import Peer
+from kos_cluster.net.streams import Item
 from kos_cluster.node import machine, owners
 from kos_cluster.node.owners import Owners, OwnerState
 
@@ -45,6 +46,31 @@ def test_an_owner_is_its_identity_and_instance_whatever_the_route() -> None:
         assert known.hello(EVE, b"eve", hello("one"), 1.0, on_this_machine=True) is not state
         assert known.hello(ADA, b"two", hello("two"), 1.0, on_this_machine=True) is not state
         assert len(list(known)) == 3
+
+    scene(play)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Result(1, 1, [(0, 2)], [], {0: ("a", 600), 1: ("b", 500)}, 0.1, True),
+        Item(1, 1, 0, ("a", 1100)),
+    ],
+    ids=["a result", "an item"],
+)
+def test_files_that_an_owner_does_not_take_are_too_many_at_some_time(
+    message: wire.Result | Item, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "SPOOLED_LIMIT_BYTES", 1000)
+
+    async def play(known: Owners, ended: list[OwnerState]) -> None:
+        state = known.hello(ADA, b"route", hello("one"), 0.0, on_this_machine=True)
+        assert state is not None
+        assert not state.full
+        state.keep(message, b"", 0.0)
+        assert state.full
+        assert state.release([1]) == [message]
+        assert (state.full, state.spooled_bytes) == (False, 0)
 
     scene(play)
 

@@ -62,3 +62,8 @@ def memory_of(array: Any) -> tuple[str, int]:
 def last(array: Any) -> int:
     """The last byte."""
     return int(array[-1])
+
+
+def total(array: Any) -> tuple[str, int]:
+    """The node, and the sum of all bytes."""
+    return where(), int(array.sum())

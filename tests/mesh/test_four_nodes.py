@@ -1,13 +1,14 @@
 """Four nodes that differ: where tasks are drawn, and how large blocks move when memory is scarce or a node dies.
 
 Theory of operation. Each node has three slots, labels of its own and an arena of `ARENA_MIB`. What this machine may
-lack is pretended in the daemons: two GPUs, how full the memory is, which a test writes into a file, and that each node
-is on a machine of its own, so that blocks are sent, unless a test puts them together. Each daemon also notes which node
-sent it a block.
+lack is pretended in the daemons: two GPUs, how full the memory is, which a test writes into a file, that each node
+is on a machine of its own, so that blocks are sent, unless a test puts them together, and how slow its links are. Each
+daemon also notes which node sent it a block.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import itertools
 import os
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,12 @@ import kos_cluster as kos
 from kos_cluster import errors
 from kos_cluster.cli.main import run
 from kos_cluster.core.capacity import Declared
+from kos_cluster.core.placement import UNMEASURED_S
+from kos_cluster.core.records import TaskState
+from kos_cluster.home import EMBEDDED_NAME, ClusterHome
 from kos_cluster.services import embedded
 from tests.mesh.conftest import Mesh, until
-from tests.mesh.errands import hold, last, made, made_to_stay, memory_of, stay_a_while, where, with_gpus
+from tests.mesh.errands import hold, last, made, made_to_stay, memory_of, stay_a_while, total, where, with_gpus
 from tests.mesh.pretending import pretend
 
 MIB = 1 << 20
@@ -39,6 +44,8 @@ ARENA_MIB = 120
 LARGE_BYTES = 48 * MIB  # two of them fit into an arena
 TREES_LIMIT = 8  # blocks that are handed out until two nodes have asked while others were served
 KILLS_LIMIT = 8  # likewise, until a node dies in the middle of a transfer
+FREE_MIB = 4  # of an arena that is full otherwise
+SLOW_BYTES_S = 1e6  # of a link that is pretended to be slow
 
 PRETENDED = """
 import msgspec
@@ -48,6 +55,7 @@ from kos_cluster.errors import UnreachableError
 
 node = sys.orig_argv[sys.orig_argv.index("--node") + 1]
 sample, measured, shared = machine.LoadMeter.sample, LinkRates.measured, sharing.shared
+told = LinkRates.told
 
 def pretended(self, **how):
     full = folder / f"full-{node}"
@@ -64,6 +72,11 @@ def together(folder_, block):
         raise UnreachableError("It is pretended to be on another machine.")
     return shared(folder_, block)
 
+def slow(self):
+    file = folder / "slow"
+    return told(self) | ({file.read_text(): SLOW_BYTES_S} if file.exists() else {})
+
+LinkRates.told = slow
 sharing.shared = together
 machine.LoadMeter.sample, LinkRates.measured = pretended, noted
 """
@@ -85,7 +98,7 @@ class FourNodes(Mesh):
             patch.setattr(embedded, "write_start", differing)
             patch.setenv("KOS_ARENA", f"{ARENA_MIB}M")
             patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-            pretend(patch, self.pretended, 4, PRETENDED)
+            pretend(patch, self.pretended, 4, PRETENDED.replace("SLOW_BYTES_S", str(SLOW_BYTES_S)))
             embedded.up(self.home, self.count, slots=SLOTS)
 
     def fill(self, node: str, percent: float) -> None:
@@ -102,6 +115,31 @@ class FourNodes(Mesh):
             mark.touch()
         yield
         mark.unlink(missing_ok=True)
+
+    @contextmanager
+    def slow_from(self, node: str) -> Iterator[None]:
+        """What comes from this node takes long meanwhile, as far as the others tell and this process has heard."""
+        (id_,) = [member.id for member in self.cluster.heard().members or () if member.name == node]
+        file, mesh = self.pretended / "slow", self.cluster._mesh
+
+        def slow() -> list[str]:
+            known = mesh.ask(lambda: list(mesh._core._nodes.values()))
+            return sorted(each.view.name for each in known if each.view.links.get(id_) == SLOW_BYTES_S)
+
+        part = file.with_name("part-slow")
+        part.write_text(id_)
+        part.rename(file)
+        try:
+            until(lambda: slow() == sorted(NODES), f"it is heard that the links from {node} are slow")
+            yield
+        finally:
+            file.unlink()
+        until(lambda: slow() == [], f"it is heard that the links from {node} are as before")
+
+    def spool(self, node: str) -> list[str]:
+        """The files of outcomes that this node has on its disk."""
+        folder = ClusterHome(self.home, EMBEDDED_NAME).run(node) / "spool"
+        return [path.name for path in folder.iterdir() if path.is_file()]
 
     def came(self, node: str) -> list[str]:
         """From which nodes blocks have come to this one, in turn."""
@@ -354,6 +392,28 @@ def full_of_pinned(four: FourNodes, together: bool) -> None:
     assert len(memory) == (1 if together else 2), "it is the same where both are on one machine"
 
 
+def test_a_large_result_without_room_beside_pinned_blocks_comes_to_its_owner_and_goes_on_to_other_nodes(
+    four: FourNodes,
+) -> None:
+    four.quiet()
+    rest_mib = ARENA_MIB - 2 * LARGE_BYTES // MIB - FREE_MIB
+    sizes = [LARGE_BYTES, LARGE_BYTES, rest_mib * MIB]
+    pinned = [four.cluster.put(np.zeros(size, dtype=np.uint8), pin=True) for size in sizes]
+    home = pinned[0].node_name
+    away = next(node for node in NODES if node != home)
+    before = four.cluster.memory()
+    assert before[home].blocks == 3 and 0 < before[home].limit_bytes - before[home].used_bytes <= FREE_MIB * MIB
+    future = four.cluster.submit(made, 2 * FREE_MIB * MIB, 3, on=home)
+    taken = [four.cluster.submit(total, future, on=node) for node in (away, home)]
+    value = future.result(WAIT_S)
+    assert value.shape == (2 * FREE_MIB * MIB,) and (value == 3).all()
+    assert [task.result(WAIT_S) for task in taken] == [(node, 3 * value.size) for node in (away, home)]
+    assert four.cluster.memory() == before, "no arena has it, nor was anything moved to the disk for it"
+    until(lambda: four.spool(home) == [], "the node has removed the file that the result came as")
+    del pinned
+    four.quiet()
+
+
 def test_a_put_or_read_finds_the_room_of_what_was_dropped_just_before(four: FourNodes) -> None:
     array = np.ones((ARENA_MIB * 6 // 10) << 20, dtype=np.uint8)
     for _ in range(5):
@@ -410,6 +470,66 @@ def test_a_block_that_many_want_goes_down_a_tree(four: FourNodes) -> None:
         return set(senders) != {"node2"}
 
     assert any(passed_on() for _ in range(TREES_LIMIT))
+
+
+HOLDER = """
+import kos_cluster as kos
+from tests.mesh.errands import hold
+for future in [kos.connect().submit(hold, mark, go, on="node2") for mark, go in {calls!r}]:
+    future.result()
+"""
+
+
+@contextmanager
+def all_in_use(four: FourNodes, folder: Path, elsewhere: bool) -> Iterator[Callable[[], None]]:
+    """The slots of node2 meanwhile, by tasks of this or of another program; what is given frees one of them."""
+    calls = [(str(folder / f"{number}"), str(folder / f"go{number}")) for number in range(SLOTS)]
+    if elsewhere:
+        program = four.program(HOLDER.format(calls=calls))
+        end: Callable[[], object] = program.wait
+    else:
+        futures = [four.cluster.submit(hold, *call, on="node2") for call in calls]
+        end = partial(concurrent.futures.wait, futures)
+    try:
+        until(lambda: all(os.path.exists(mark) for mark, _ in calls), "all slots of node2 are in use")
+        until(lambda: four.heard_running(node2=SLOTS), "that is heard")
+        yield Path(calls[0][1]).touch
+    finally:
+        for _, go in calls:
+            Path(go).touch()
+        end()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["own tasks", "another program's"])
+def test_a_task_waits_for_a_slot_where_its_block_is_if_that_takes_longer_to_move(
+    four: FourNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """Beside it, one that reads a block of a few KiB there does not wait."""
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    four.quiet()
+    sizes = (8 << 10, LARGE_BYTES)
+    small, large = (four.cluster.submit(made_to_stay, size, on="node2").result(WAIT_S) for size in sizes)
+    before = {node: len(four.came(node)) for node in NODES}
+
+    def moved() -> dict[str, list[str]]:
+        return {node: came for node in NODES if (came := four.came(node)[before[node] :])}
+
+    with four.slow_from("node2"), all_in_use(four, tmp_path, elsewhere) as free_one:
+        waits = four.cluster.submit(memory_of, large)
+        (row,) = four.cluster.why(waits.task)
+        assert (row.state, row.node) == (TaskState.WAITING, "")
+        assert row.why.startswith(
+            "it needs 1 slot. 48 MiB of its inputs are on node2: moving them takes "
+            f"{LARGE_BYTES / SLOW_BYTES_S:.1f} s, waiting there about {UNMEASURED_S / SLOTS:.1f} s; node1: 3 of 3 slots"
+        )
+        node, _ = four.cluster.submit(memory_of, small).result(WAIT_S)
+        assert node != "node2", "its few bytes are moved at once"
+        assert not waits.done(), "while all slots of node2 are in use"
+        free_one()
+        assert waits.result(WAIT_S)[0] == "node2"
+    until(lambda: moved() == {node: ["node2"]}, "the small block was moved, and the large one was not")
+    del small, large
+    four.quiet()
 
 
 def halted(four: FourNodes) -> tuple[kos.Future, list[kos.Future]]:

@@ -20,6 +20,7 @@ import re
 import secrets
 import time
 import weakref
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,7 +185,16 @@ def let_go(hold_s: float = 0.0) -> None:
     Where no node does, as the work is an engine's, each block is held for `hold_s` after it was written.
     """
     before_s = time.monotonic() - hold_s
-    blocks = [block for block, written_s in _staying.items() if written_s <= before_s]
+    _pass_on([block for block, written_s in _staying.items() if written_s <= before_s])
+
+
+def let_go_unnamed(named: Collection[str]) -> None:
+    """The work is over, whose results name these: the others are of no use to anybody, as of a task that failed."""
+    if _staying:
+        _pass_on([block for block in _staying if block not in named])
+
+
+def _pass_on(blocks: Sequence[str]) -> None:
     for block in blocks:
         del _staying[block]
     try:

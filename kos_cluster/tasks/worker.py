@@ -106,6 +106,7 @@ class Worker:
         self._environment: str | None = None  # hash of the one that is applied
         self._serves = 0  # tasks before it retires; 0: no limit
         self._served = 0
+        self._named: set[str] = set()  # blocks that the results of this batch refer to
         self._interrupts = Interrupts()
         self._pid = os.getpid()
         self._streams = (sys.stdout, sys.stderr)
@@ -208,6 +209,7 @@ class Worker:
         here.attempt, here.batch = run.attempt, run.batch
         self._interrupts.seen = False
         blocks.let_go(run.hold_s)
+        self._named.clear()
         self._scoreboard.take()  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
         refusal = self._prepare(run)
@@ -460,6 +462,7 @@ class Worker:
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         items = out.yielding.count if out.yielding is not None else 0
         named = blocks.take_departed()
+        self._named.update(named)
         done = local.Done(
             batch,
             _runs(out.indices),
@@ -477,6 +480,8 @@ class Worker:
         )
         self._send(done, self._encode(out.data))
         self._scoreboard.sent()
+        if last:
+            blocks.let_go_unnamed(self._named)
 
     def _flush_streams(self) -> None:
         for stream in self._streams:

@@ -204,7 +204,8 @@ def test_results_that_stay_go_with_what_refers_to_them(mesh: Mesh) -> None:
 
     with pytest.raises(ValueError, match="after all"):
         mesh.cluster.submit(fails, on="node1").result(WAIT_S)
-    mesh.cluster.submit(int, on="node1").result(WAIT_S)
+    assert mesh.cluster.submit(lambda: len(repr(kos.stay(b"x"))) > 0, on="node2").result(WAIT_S)
+    wait_until_empty(mesh)  # no further task has come there
     assert mesh.cluster.cancel("nosuchid") is False
     untaken = mesh.cluster.submit(made, 1000)
     until(untaken.done, "it is done", WAIT_S)

@@ -132,8 +132,6 @@ def wait_for_memory(scene: Scene) -> None:
     """What the dead one had put or held is freed at a daemon that is alive."""
     if "client" in scene.alive:
         until(lambda: scene.blocks() == ({PUT, RESULT, HALF}, {HALF}), "what the worker had is released", WAIT_S)
-    elif "worker" in scene.alive:  # what a task let stay and did not return its worker holds until it goes on
-        until(lambda: scene.blocks()[0] <= {KEPT}, "what the client had put is freed, and its result", WAIT_S)
     else:
         until(lambda: scene.blocks() == (set(), set()), "all of it is free", WAIT_S)
     if "worker" not in scene.alive:

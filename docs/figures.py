@@ -108,7 +108,7 @@ def _medians(report: Report, *, spread: bool) -> str:
         of = {figure.system: figure for figure in report.figures if figure.work is work}
         cells = [_cell(of[system], spread) if system in of else "" for system in systems]
         ratio = report.ratios[work]
-        told = f"{ratio.ratio:.2g} x {_title(ratio.best_peer)}" if ratio.ratio and ratio.best_peer else ""
+        told = f"{_times(ratio.ratio)} x {_title(ratio.best_peer)}" if ratio.ratio and ratio.best_peer else ""
         rows.append([f"`{work}`, {UNITS[work]}", *cells, *([] if spread else [told])])
     return table(rows)
 
@@ -153,6 +153,11 @@ def _taken(report: Report) -> str:
     told += [f"Not measured: {_title(system)} ({why})." for system, why in report.skipped.items()]
     told += [f"Trouble: {text}." for text in report.failures]
     return " ".join(told).replace("|", "\\|").replace("\n", " ")
+
+
+def _times(ratio: float) -> str:
+    """Two digits, and no exponent."""
+    return f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:.0f}"
 
 
 def _title(system: str) -> str:

@@ -102,7 +102,11 @@ def test_the_package_is_what_was_promised() -> None:
 
 def recipe(target: str) -> str:
     return subprocess.run(
-        ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "--always-make", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
 

@@ -89,6 +89,12 @@ class Attachment:
             raise failures[0] if len(failures) == len(self._links) else self.unreachable()
         await self._until(lambda: bool(self._views) and self._all_linked(), ALL_NODES_TIMEOUT_S)
 
+    async def more_linked(self, timeout_s: float) -> bool:
+        """Wait until every member that is alive is linked, unless its link has failed; whether some came to it."""
+        before = set(self.by_node)
+        await self._until(self._all_linked, timeout_s)
+        return not before >= self.by_node.keys()
+
     def links(self) -> list[NodeLink]:
         return list(self._links.values())
 

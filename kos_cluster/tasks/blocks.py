@@ -188,10 +188,11 @@ def let_go(hold_s: float = 0.0) -> None:
     _pass_on([block for block, written_s in _staying.items() if written_s <= before_s])
 
 
-def let_go_unnamed(named: Collection[str]) -> None:
-    """The work is over, whose results name these: the others are of no use to anybody, as of a task that failed."""
+def let_go_unnamed(named: Collection[str], since_s: float) -> None:
+    """The work is over that has begun then (monotonic), and whose results name these: what else was laid in it is of no
+    use to anybody, as what a task laid that failed."""
     if _staying:
-        _pass_on([block for block in _staying if block not in named])
+        _pass_on([block for block, written_s in _staying.items() if written_s >= since_s and block not in named])
 
 
 def _pass_on(blocks: Sequence[str]) -> None:

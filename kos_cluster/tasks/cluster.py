@@ -398,7 +398,9 @@ class Cluster:
         """Cancel a job or task by id, whoever submitted it. False when no node knows it."""
         if self._mesh.request(CancelDetached(id), bool, timeout_s=detached.AGREED_TIMEOUT_S):
             return True
-        return any(self._mesh.request_all(wire.CancelWork(id), bool).values())
+        if any(self._mesh.request_all(wire.CancelWork(id), bool).values()):
+            return True
+        return self._mesh.more_linked() and any(self._mesh.request_all(wire.CancelWork(id), bool).values())
 
     def mint_token(self, role: str, ttl_s: float) -> str:
         """A join token, for one use. Needs the role admin."""

@@ -194,6 +194,10 @@ class Mesh:
         answers = self.run_there(self._asking.all(question, enough_s))
         return {name: msgspec.msgpack.decode(raw, type=kind) for name, raw in answers.items()}
 
+    def more_linked(self) -> bool:
+        """Wait for the links to nodes that are alive and were not linked yet; whether there are more now."""
+        return self.run_there(self._attachment.more_linked(REQUEST_TIMEOUT_S))
+
     def run_there(self, work: Coroutine[Any, Any, T]) -> T:
         """Run this in the mesh thread and wait for it. Raises StateError when the connection is closed meanwhile."""
         answer: Answer[T] = Answer()

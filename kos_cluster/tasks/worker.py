@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import msgspec
@@ -107,6 +107,7 @@ class Worker:
         self._serves = 0  # tasks before it retires; 0: no limit
         self._served = 0
         self._named: set[str] = set()  # blocks that the results of this batch refer to
+        self._began_s = 0.0  # this batch
         self._interrupts = Interrupts()
         self._pid = os.getpid()
         self._streams = (sys.stdout, sys.stderr)
@@ -210,6 +211,7 @@ class Worker:
         self._interrupts.seen = False
         blocks.let_go(run.hold_s)
         self._named.clear()
+        self._began_s = monotonic()
         self._scoreboard.take()  # set-up runs user code too, and may end the process
         indices = list(indices_of(run.runs))
         refusal = self._prepare(run)
@@ -481,7 +483,7 @@ class Worker:
         self._send(done, self._encode(out.data))
         self._scoreboard.sent()
         if last:
-            blocks.let_go_unnamed(self._named)
+            blocks.let_go_unnamed(self._named, self._began_s)
 
     def _flush_streams(self) -> None:
         for stream in self._streams:

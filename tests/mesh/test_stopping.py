@@ -14,7 +14,10 @@ import pytest
 import kos_cluster as kos
 from kos_cluster import errors
 from kos_cluster.home import EMBEDDED_NAME, ClusterHome
+from kos_cluster.net import wire
 from kos_cluster.net.administration import ClusterStatus, Status
+from kos_cluster.net.nodelink import NodeLink
+from kos_cluster.net.transport import Payload
 from kos_cluster.tasks.mesh import Mesh as Connection
 from tests.mesh.conftest import Mesh, until
 
@@ -42,6 +45,39 @@ def test_cancel_stops_a_running_task(mesh: Mesh, tmp_path: Path):
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(10)
     until(lambda: mesh.cluster.status()["running"] == 0, "its slot is free")
+
+
+LINKED_LATE = """
+import asyncio
+import kos_cluster as kos
+from kos_cluster.tasks.attachment import Attachment
+welcome = Attachment._welcome
+def late(self, link, message):
+    delay_s = 1.0 if message.member.name == "node2" else 0.0
+    asyncio.get_running_loop().call_later(delay_s, welcome, self, link, message)
+Attachment._welcome = late
+kos.tasks.attachment.ALL_NODES_TIMEOUT_S = 0.0
+print(kos.connect().cancel({job!r}), kos.connect().cancel("nosuchid"))
+"""
+
+
+def test_who_asks_before_it_is_linked_to_the_node_that_knows_the_work_is_not_told_that_nobody_does(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+):
+    """node1 has not heard of the job, which is on node2, and the one that cancels reaches node1 first."""
+    send = NodeLink.send
+
+    def unheard(link: NodeLink, message: wire.Message, payload: Payload = b"") -> bool:
+        to_node1 = link.peer is not None and link.peer.name == "node1"
+        return (to_node1 and isinstance(message, wire.OwnerBeat)) or send(link, message, payload)
+
+    monkeypatch.setattr(NodeLink, "send", unheard)
+    future = mesh.cluster.submit(time.sleep, 60, on="node2")
+    until(lambda: mesh.cluster.stories(future.task), "node2 has it")
+    program = mesh.program(LINKED_LATE.format(job=future.job))
+    assert program.communicate(timeout=60) == ("True False\n", "")
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(10)
 
 
 def test_an_interrupt_stops_remote_work_within_a_second(mesh: Mesh, tmp_path: Path):

@@ -14,7 +14,6 @@ import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-_GUARD = "__name__"
 _OWN_SCOPE = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -72,9 +71,10 @@ class _Binder(ast.NodeVisitor):
 
     def visit(self, node: ast.AST) -> None:
         match node:
-            case ast.If(test=ast.Compare(left=ast.Name(_GUARD), ops=[ast.Eq() | ast.NotEq() as op])):
-                self._run(node.body, guarded=isinstance(op, ast.Eq))
-                self._run(node.orelse, guarded=isinstance(op, ast.NotEq))
+            case ast.If(test=test, body=body, orelse=others) if _is_guard(test):
+                turned = isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.NotEq)
+                self._run(body, guarded=not turned)
+                self._run(others, guarded=turned)
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 self._bind(node.name)
                 self._look_into(node)
@@ -119,6 +119,11 @@ class _Binder(ast.NodeVisitor):
         match node:
             case ast.Attribute(value=ast.Name(id=root), attr=attribute, ctx=ast.Store()):
                 self.attributes.add((root, attribute))
+
+
+def _is_guard(test: ast.expr) -> bool:
+    """Whether a condition asks for the name of the module, whatever else it asks for."""
+    return any(isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(test))
 
 
 def _uses(module: types.CodeType) -> dict[str, frozenset[str]]:

@@ -36,17 +36,17 @@ CLIENT = f"""
     def write_half(fd, pieces):
         write_all(fd, [memoryview(piece).cast("B")[: memoryview(piece).nbytes // 2] for piece in pieces])
         print("half of it is written", flush=True)
-        time.sleep(600)
+        signal.pause()
     def hold(block, mark):
         kept = kos.stay(array({KEPT}))
         semaphore = multiprocessing.get_context("spawn").Lock()
         tracker = multiprocessing.resource_tracker._resource_tracker
         os.kill(tracker._pid, signal.SIGKILL)  # else it may remove the semaphore in KOS's place
-        sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+        sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
         child = subprocess.Popen(sleeper, start_new_session=True)
         pathlib.Path(mark + ".part").write_text(str(os.getpid()))
         os.rename(mark + ".part", mark)
-        time.sleep(600)
+        signal.pause()
     cluster = kos.connect()
     ref = cluster.put(array({PUT}))
     stays = cluster.submit(array, {RESULT})

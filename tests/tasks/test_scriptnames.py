@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+import pytest
+
 from kos_cluster.tasks.scriptnames import ScriptNames, read
 
 
@@ -49,6 +51,20 @@ def test_what_loading_binds_is_told_from_what_stands_under_the_guard() -> None:
     assert names.comes_by_loading("f")
     assert not names.comes_by_loading("late")
     assert not names.comes_by_loading("unheard_of")
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        '"__main__" == __name__',
+        '__name__ == "__main__" and sys.argv',
+        'not __name__ != "__main__"',
+        "(__name__ == '__main__')",
+    ],
+)
+def test_a_guard_is_known_in_each_form(guard: str) -> None:
+    names = names_of(f"import sys\nif {guard}:\n    late = 1\nelse:\n    loaded = 1")
+    assert (names.loaded, names.later) == ({"sys", "loaded"}, {"late"})
 
 
 def test_what_a_function_declares_global_may_be_bound_later() -> None:

@@ -11,6 +11,7 @@ What is looked into without pickling it is looked into up to `LOOKED_AT_LIMIT` o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import io
@@ -42,19 +43,16 @@ class SharedObjectError(Exception):
     """What was to be pickled holds an object that only one machine's processes share; the text is its kind."""
 
 
-def kind_of(value: object) -> str | None:
-    """The name of such an object's kind; None for any other."""
-    return _kind(value, _loaded_types())
-
-
 def held_by(value: object) -> str | None:
     """The kind of such an object in a value, which need not be one that can be pickled; of a function in its defaults
     and what it encloses, of a class in its attributes. None when there is none."""
     shared, seen, waiting = _loaded_types(), set[int](), deque([value])
     while waiting and len(seen) < LOOKED_AT_LIMIT:
         each = waiting.popleft()
-        if id(each) not in seen:
-            seen.add(id(each))
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        with contextlib.suppress(Exception):  # looking into it runs its own code, as of one that stands for another
             kind = _kind(each, shared)
             if kind is not None:
                 return kind

@@ -183,6 +183,10 @@ class Mesh:
         with suppress(RuntimeError):  # the connection is being closed
             self._loop.call_soon_threadsafe(call)
 
+    def announce(self) -> None:
+        """Let the nodes list new jobs of this process soon, be they on an engine. Any thread."""
+        self.wake(self._beat.announce)
+
     def renew(self) -> float:
         """Have this machine's client certificate renewed; when it ends then (Unix seconds). Raises KosError."""
         self._check_open()

@@ -16,6 +16,7 @@ import pytest
 from kos_cluster.cli import main as command
 from kos_cluster.core.jobrows import STATES
 from kos_cluster.core.records import TaskState
+from kos_cluster.tasks.beat import Beat
 from kos_kernel import output
 from tests.engines.stand_in import StandIn
 from tests.mesh.conftest import Mesh, until
@@ -41,6 +42,27 @@ def go(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "go").touch()
 
 
+CANCELS = """
+import time
+import kos_cluster as kos
+cluster = kos.connect()
+while not any(known.job == "{job}" for known in cluster.jobs()):  # nodes hear of a job a moment after it has begun
+    time.sleep(0.01)
+print(cluster.cancel("{job}.0"))
+"""
+
+
+def test_nodes_hear_of_a_job_before_the_next_beat(
+    mesh: Mesh, engine: StandIn, go: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[Beat] = []
+    monkeypatch.setattr(Beat, "announce", lambda beat: announced.append(beat))
+    future = mesh.cluster.on_engine("stand-in").map(_waits_for, [str(go)]).futures[0]
+    until(lambda: announced, "it is to be told")
+    go.touch()
+    future.result(RESULT_S)
+
+
 def test_they_are_listed_and_can_be_cancelled_by_others(mesh: Mesh, engine: StandIn, go: Path) -> None:
     futures = mesh.cluster.on_engine("stand-in").map(_waits_for, [str(go)] * 3).futures
     job = futures[0].task.partition(".")[0]
@@ -59,7 +81,7 @@ def test_they_are_listed_and_can_be_cancelled_by_others(mesh: Mesh, engine: Stan
     assert [STATES[code] for code in mesh.cluster.states(job)] == [TaskState.SENT] * 3
     assert [story.state for story in mesh.cluster.own_stories(job, [0, 2])] == [TaskState.RUNNING, TaskState.SENT]
 
-    program = mesh.program(f"import kos_cluster as kos; print(kos.connect().cancel('{job}.0'))")
+    program = mesh.program(CANCELS.format(job=job))
     assert program.communicate(timeout=RESULT_S)[0] == "True\n"
     with pytest.raises(CancelledError):
         futures[0].result(RESULT_S)

@@ -82,6 +82,7 @@ class EngineOwner:
         atexit.register(self.close)
         mesh.jobs.elsewhere.append(self)
         self._listed = mesh.jobs.elsewhere
+        self._announce = mesh.announce
         _owners.add(self)
 
     @property
@@ -210,6 +211,7 @@ class EngineOwner:
         if job.spec.group:
             group = self._groups.setdefault(job.spec.group, group)
         self._tables[job.id] = Table(job.id, job.spec.name, self._user, self.engine, job, group)
+        self._announce()
 
     def _add(self, job: Job, count: int) -> None:
         table = self._tables[job.id]

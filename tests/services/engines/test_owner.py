@@ -70,7 +70,9 @@ def engine() -> Engine:
 def owner(engine: Engine) -> Iterator[EngineOwner]:
     blocks = SimpleNamespace(used=lambda _: None, unused=lambda _: None)
     credentials = SimpleNamespace(peer=SimpleNamespace(name="user"))
-    mesh = SimpleNamespace(blocks=blocks, credentials=credentials, jobs=SimpleNamespace(elsewhere=[]))
+    mesh = SimpleNamespace(
+        blocks=blocks, credentials=credentials, jobs=SimpleNamespace(elsewhere=[]), announce=lambda: None
+    )
     made = EngineOwner("night", 1, cast(Connection, engine), cast(Mesh, mesh))
     yield made
     made.close()
